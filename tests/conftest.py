@@ -1,0 +1,30 @@
+"""Shared fixtures: where the real data is, and one hypothesis profile for all."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("gmix", deadline=None, derandomize=True, max_examples=30)
+settings.load_profile("gmix")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets: `GMIX_DATA`, or `../shared/data` beside the checkout."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    path = Path(os.environ.get("GMIX_DATA", default))
+    if not (path / "voc_animals").is_dir():
+        pytest.skip(f"real data not found at {path}: set GMIX_DATA to run this test")
+    return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="no CUDA device on this machine")
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(skip)
