@@ -1,0 +1,72 @@
+"""gmix: semi-supervised semantic segmentation. A few masks, many images, one better model.
+
+The parts are imported when they are first asked for, so that `gmix --help` need not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gmix import functional, methods
+    from gmix.decoupler import SoftDecoupler
+    from gmix.losses import GuidedMixLoss
+    from gmix.mitrans import MITransBlock, NonLocalBlock
+    from gmix.mixer import LabeledUnlabeledMixer, Mixed
+    from gmix.network import GuidedMixNet
+    from gmix.pairing import RandomPairSelector, SimilarPairSelector
+    from gmix.reference import LabeledReference
+    from gmix.teacher import EMATeacher
+    from gmix.unet import GuidedMixUnet
+    from gmix.views import CutMix, Pasted, StrongColor
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CutMix",
+    "EMATeacher",
+    "GuidedMixLoss",
+    "GuidedMixNet",
+    "GuidedMixUnet",
+    "LabeledReference",
+    "LabeledUnlabeledMixer",
+    "MITransBlock",
+    "Mixed",
+    "NonLocalBlock",
+    "Pasted",
+    "RandomPairSelector",
+    "SimilarPairSelector",
+    "SoftDecoupler",
+    "StrongColor",
+    "functional",
+    "methods",
+]
+
+_HOMES = {
+    "CutMix": "views",
+    "EMATeacher": "teacher",
+    "GuidedMixLoss": "losses",
+    "GuidedMixNet": "network",
+    "GuidedMixUnet": "unet",
+    "LabeledReference": "reference",
+    "LabeledUnlabeledMixer": "mixer",
+    "MITransBlock": "mitrans",
+    "Mixed": "mixer",
+    "NonLocalBlock": "mitrans",
+    "Pasted": "views",
+    "RandomPairSelector": "pairing",
+    "SimilarPairSelector": "pairing",
+    "SoftDecoupler": "decoupler",
+    "StrongColor": "views",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("functional", "methods"):
+        return import_module(f"gmix.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gmix' has no attribute {name!r}")
+    return getattr(import_module(f"gmix.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,166 @@
+"""The training objective of GuidedMix-Net, every term under its own name (Eq. 9-12)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gmix import functional as G
+
+__all__ = ["GuidedMixLoss"]
+
+Objective = Literal["squared_error", "cross_entropy"]
+
+
+class GuidedMixLoss(nn.Module):
+    r"""The sum of up to four terms, each returned by name.
+
+    $$L = L_{sup} + w_{cla} L_{cla} + \omega(t)\,(w_{usup} L_{usup} + w_{dec} L_{dec})$$
+
+    | name | equation | what |
+    |---|---|---|
+    | `supervised` | Eq. 1 | cross-entropy of the labeled images; 255 ignored |
+    | `classification` | Sec. 3.1.1 | multi-label BCE: which classes occur in each labeled image |
+    | `unsupervised` | Eq. 10 | the prediction on unlabeled images towards their pseudo masks (detached here) |
+    | `decoupling` | Eq. 11-12 | squared error of a decoupled labeled pair towards its known part (detached here) |
+
+    $\omega(t) = \exp(-5(1-t/T)^2)$ until `ramp_length` of the training is done
+    ([`ramp_up`][gmix.functional.ramp_up]). A term whose inputs are left out is not in the result. The terms
+    come back unweighted, `total` holds the weighted sum: what is logged is what is learnt.
+
+    Two readings of the unsupervised term: `"squared_error"` towards the whole distribution (the paper), or
+    `"cross_entropy"` towards its most probable class at pixels where that class has at least `threshold`
+    (FixMatch); the mean is over all valid pixels, so few confident pixels give a small loss.
+
+    Args:
+        objective: `"squared_error"` or `"cross_entropy"`, for the unsupervised term.
+        threshold: Least confidence of a pixel that counts, in [0, 1]; for `"cross_entropy"`.
+        classification: Weight $w_{cla}$.
+        unsupervised: Weight $w_{usup}$.
+        decoupling: Weight $w_{dec}$.
+        ramp_length: Share of the training over which $\omega$ rises to 1, in [0, 1]; 0 for no ramp. The paper
+            gives no value.
+        ignore_index: Mask value without a class.
+
+    Shape:
+        - `logits_labeled` `(N, K, H, W)` and `y_labeled` `(N, H, W)` int64
+        - `class_logits` `(N, K)`
+        - `logits_unlabeled`, `pseudo` (probabilities): `(M, K, H, W)`; `valid` `(M, H, W)` bool, False on padding
+        - `probs_decoupled`, `decoupled_target`: `(N, K, H, W)`; `valid_decoupled` `(N, H, W)`
+
+    Returns:
+        Named float32 scalars and `"total"`.
+
+    Raises:
+        ValueError: A term has one of its two inputs only, a weight is negative, or shapes do not fit.
+
+    Reference:
+        GuidedMix-Net, Eq. 1 and 9-12.
+
+    Example:
+        >>> import torch
+        >>> criterion = GuidedMixLoss(ramp_length=0.3)
+        >>> y = torch.zeros(1, 4, 4, dtype=torch.long)
+        >>> losses = criterion(torch.zeros(1, 3, 4, 4), y, class_logits=torch.zeros(1, 3))
+        >>> {name: round(value.item(), 4) for name, value in losses.items()}
+        {'supervised': 1.0986, 'classification': 0.6931, 'total': 1.7918}
+    """
+
+    def __init__(
+        self,
+        *,
+        objective: Objective = "squared_error",
+        threshold: float = 0.0,
+        classification: float = 1.0,
+        unsupervised: float = 1.0,
+        decoupling: float = 1.0,
+        ramp_length: float = 0.3,
+        ignore_index: int = 255,
+    ) -> None:
+        super().__init__()
+        if objective not in ("squared_error", "cross_entropy"):
+            raise ValueError(
+                f"`objective` must be 'squared_error' or 'cross_entropy', got {objective!r}"
+            )
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"`threshold` is a probability in [0, 1], got {threshold}")
+        if min(classification, unsupervised, decoupling) < 0:
+            raise ValueError(
+                "the weights `classification`, `unsupervised` and `decoupling` must be at least 0, "
+                f"got {classification}, {unsupervised} and {decoupling}"
+            )
+        if not 0 <= ramp_length <= 1:
+            raise ValueError(
+                f"`ramp_length` is a share of the training in [0, 1], got {ramp_length}"
+            )
+        self.objective = objective
+        self.threshold = threshold
+        self.classification = classification
+        self.unsupervised = unsupervised
+        self.decoupling = decoupling
+        self.ramp_length = ramp_length
+        self.ignore_index = ignore_index
+
+    def forward(
+        self,
+        logits_labeled: Tensor,
+        y_labeled: Tensor,
+        *,
+        class_logits: Tensor | None = None,
+        logits_unlabeled: Tensor | None = None,
+        pseudo: Tensor | None = None,
+        valid: Tensor | None = None,
+        probs_decoupled: Tensor | None = None,
+        decoupled_target: Tensor | None = None,
+        valid_decoupled: Tensor | None = None,
+        progress: float = 1.0,
+    ) -> dict[str, Tensor]:
+        _together("logits_unlabeled", logits_unlabeled, "pseudo", pseudo)
+        _together("probs_decoupled", probs_decoupled, "decoupled_target", decoupled_target)
+        losses = {
+            "supervised": G.cross_entropy(logits_labeled, y_labeled, ignore_index=self.ignore_index)
+        }
+        total = losses["supervised"]
+        if class_logits is not None:
+            present = G.present_classes(
+                y_labeled, class_logits.shape[1], ignore_index=self.ignore_index
+            )
+            losses["classification"] = F.binary_cross_entropy_with_logits(
+                class_logits.float(), present
+            )
+            total = total + self.classification * losses["classification"]
+        omega = G.ramp_up(progress, self.ramp_length)
+        if logits_unlabeled is not None and pseudo is not None:
+            losses["unsupervised"] = self._unsupervised(logits_unlabeled, pseudo.detach(), valid)
+            total = total + omega * self.unsupervised * losses["unsupervised"]
+        if probs_decoupled is not None and decoupled_target is not None:
+            losses["decoupling"] = G.squared_error(
+                probs_decoupled, decoupled_target.detach(), valid=valid_decoupled
+            )
+            total = total + omega * self.decoupling * losses["decoupling"]
+        losses["total"] = total
+        return losses
+
+    def _unsupervised(self, logits: Tensor, pseudo: Tensor, valid: Tensor | None) -> Tensor:
+        if self.objective == "squared_error":
+            return G.squared_error(G.probabilities(logits), pseudo, valid=valid)
+        confidence, labels = G.most_probable(pseudo)
+        if valid is not None:
+            labels = labels.masked_fill(~valid, self.ignore_index)
+        return G.cross_entropy(
+            logits, labels, weight=confidence >= self.threshold, ignore_index=self.ignore_index
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"objective={self.objective!r}, threshold={self.threshold}, "
+            f"classification={self.classification}, unsupervised={self.unsupervised}, "
+            f"decoupling={self.decoupling}, ramp_length={self.ramp_length}"
+        )
+
+
+def _together(name_a: str, a: object, name_b: str, b: object) -> None:
+    if (a is None) != (b is None):
+        raise ValueError(f"`{name_a}` and `{name_b}` belong together: pass both or neither")

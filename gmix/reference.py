@@ -1,0 +1,183 @@
+"""What the labeled images say about a pixel of another image: guidance across images."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gmix import functional as G
+
+__all__ = ["LabeledReference"]
+
+
+class LabeledReference(nn.Module):
+    r"""Weigh predictions by what labeled pixels with similar features are.
+
+    A memory keeps features $f_j$ of recent labeled images with the classes $y_j$ of their **true** masks. For a
+    feature $f$ of another image, attention over the memory gives the classes of similar labeled pixels, and
+    dividing by how common each class is turns them into a likelihood:
+
+    $$a = \mathrm{softmax}_j(\cos(f, f_j) / T)\,y_j, \qquad
+      r_k = a_k / \pi_k \propto p(f \mid k), \qquad
+      P'_k \propto P_k\,(r_k + \epsilon)^s$$
+
+    This is Bayes' rule with the network as prior and a kernel density estimate as likelihood; dividing by $\pi$
+    keeps frequent classes from crowding out rare ones. The features come from a frozen copy of the encoder *as
+    it is when this module is built*: a pretrained encoder knows how alike two animals are long before a network
+    trained on a few masks does, and frozen features never go stale in the memory. It is the non-local block's
+    idea (Eq. 4) with keys and values from another image, and values that are known to be right.
+
+    Args:
+        encoder: An encoder as in SMP: images to a list of feature maps, deepest last. Deep-copied and frozen. Its
+            last two maps are used, at the resolution of the finer one.
+        classes: Number of logit channels K; 1 is binary.
+        capacity: Number of labeled feature positions the memory holds; the oldest are replaced.
+        positions: At most this many positions per labeled image are kept, spread evenly.
+        temperature: $T$, above 0.
+        strength: $s$, at least 0; 0 leaves predictions as they are.
+        floor: $\epsilon$, above 0: no class is ever ruled out.
+
+    Shape:
+        - `add(x (N, C, H, W), y (N, H, W))`: remember labeled images
+        - `forward(probs (N, K, H, W), x (N, C, H, W))`: `(N, K, H, W)` guided probabilities, float32
+
+    Raises:
+        ValueError: Options out of range, an encoder of unusual output, or shapes that do not fit.
+
+    Example:
+        >>> import segmentation_models_pytorch as smp
+        >>> _ = torch.manual_seed(0)
+        >>> encoder = smp.Unet("resnet18", encoder_weights=None).encoder
+        >>> reference = LabeledReference(encoder, classes=2)
+        >>> reference.add(torch.randn(2, 3, 64, 64), torch.randint(2, (2, 64, 64)))
+        >>> guided = reference(torch.full((1, 2, 64, 64), 0.5), torch.randn(1, 3, 64, 64))
+        >>> guided.shape, bool((guided.sum(1) - 1).abs().max() < 1e-6)
+        (torch.Size([1, 2, 64, 64]), True)
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        classes: int,
+        *,
+        capacity: int = 4096,
+        positions: int = 64,
+        temperature: float = 0.05,
+        strength: float = 1.0,
+        floor: float = 0.05,
+    ) -> None:
+        super().__init__()
+        if capacity < 1 or positions < 1 or temperature <= 0 or strength < 0 or floor <= 0:
+            raise ValueError(
+                "`capacity`, `positions`, `temperature` and `floor` must be above 0 and `strength` "
+                f"at least 0, got {capacity}, {positions}, {temperature}, {floor} and {strength}"
+            )
+        self.encoder: Any = copy.deepcopy(encoder).requires_grad_(False)
+        self.classes = classes
+        self.capacity = capacity
+        self.positions = positions
+        self.temperature = temperature
+        self.strength = strength
+        self.floor = floor
+        self._widths = [int(width) for width in self.encoder.out_channels[-2:]]
+        self.keys: Tensor
+        self.values: Tensor
+        self.written: Tensor
+        self.register_buffer("keys", torch.zeros(capacity, sum(self._widths)))
+        # Per position, the share of each class; all zero marks an empty slot.
+        self.register_buffer("values", torch.zeros(capacity, max(classes, 2)))
+        self.register_buffer("written", torch.zeros((), dtype=torch.int64))
+        self.eval()
+
+    @torch.no_grad()
+    def add(self, x: Tensor, y: Tensor, *, ignore_index: int = 255) -> None:
+        """Remember labeled images `x (N, C, H, W)` with their masks `y (N, H, W)`."""
+        if y.shape != (len(x), *x.shape[2:]):
+            raise ValueError(
+                "`y` must have shape (N, H, W) for images `x` (N, C, H, W), "
+                f"got {tuple(y.shape)} and {tuple(x.shape)}"
+            )
+        features = self._features(x)
+        shares = class_shares(y, self.values.shape[1], features.shape[-2:], ignore_index)
+        keys = features.flatten(2).transpose(1, 2)
+        values = shares.flatten(2).transpose(1, 2)
+        keep = min(self.positions, keys.shape[1], max(self.capacity // len(x), 1))
+        spread = torch.arange(keep, device=x.device) * keys.shape[1] // keep
+        keys = keys[:, spread].flatten(0, 1)[: self.capacity]
+        values = values[:, spread].flatten(0, 1)[: self.capacity]
+        slots = (self.written + torch.arange(len(keys), device=x.device)) % self.capacity
+        self.keys[slots] = keys
+        self.values[slots] = values
+        self.written += len(keys)
+
+    @torch.no_grad()
+    def likelihood(self, x: Tensor) -> Tensor:
+        """$r_k$ of images `(N, C, H, W)`: `(N, max(K, 2), h, w)` on the grid of the features."""
+        filled = self.values.sum(1) > 0
+        share = filled.float() / filled.sum().clamp(min=1)
+        centre = share @ self.keys
+        features = self._features(x)
+        n, _, h, w = features.shape
+        with torch.autocast(x.device.type, enabled=False):
+            query = self._normalise(features.flatten(2).transpose(1, 2), centre)
+            # A large negative number rather than -inf: with nothing remembered the softmax stays finite.
+            nowhere = torch.where(filled, 0.0, -1e4)
+            classes = F.scaled_dot_product_attention(
+                query.flatten(0, 1)[None],
+                self._normalise(self.keys, centre)[None],
+                self.values[None],
+                attn_mask=nowhere[None, None],
+                scale=1 / self.temperature,
+            )[0]
+            classes = classes / classes.sum(1, keepdim=True).clamp(min=1e-6)
+            frequency = self.values.sum(0) / self.values.sum().clamp(min=1e-6)
+            # A class never seen says nothing: ratio 1.
+            ratio = torch.where(frequency > 0, classes / frequency.clamp(min=1e-3), 1.0)
+        return ratio.view(n, h, w, -1).permute(0, 3, 1, 2)
+
+    def forward(self, probs: Tensor, x: Tensor) -> Tensor:
+        if probs.shape[0] != x.shape[0] or probs.shape[2:] != x.shape[2:]:
+            raise ValueError(
+                "`probs` (N, K, H, W) and `x` (N, C, H, W) must belong to the same images, "
+                f"got {tuple(probs.shape)} and {tuple(x.shape)}"
+            )
+        ratio = F.interpolate(self.likelihood(x), size=probs.shape[2:], mode="bilinear")
+        return G.reweigh(probs, (ratio + self.floor) ** self.strength)
+
+    def train(self, mode: bool = True) -> LabeledReference:
+        """A frozen encoder never trains, whatever its owner does."""
+        return super().train(False)
+
+    def _features(self, x: Tensor) -> Tensor:
+        finer, deepest = self.encoder(x)[-2:]
+        deepest = F.interpolate(deepest, size=finer.shape[-2:], mode="bilinear")
+        return torch.cat([finer, deepest], 1).float()
+
+    def _normalise(self, features: Tensor, centre: Tensor) -> Tensor:
+        """Centre, then bring each of the two maps to the same length: both have a say."""
+        parts = (features - centre).split(self._widths, dim=-1)
+        return torch.cat([F.normalize(part, dim=-1) for part in parts], -1) / len(parts) ** 0.5
+
+    def extra_repr(self) -> str:
+        return (
+            f"capacity={self.capacity}, temperature={self.temperature}, "
+            f"strength={self.strength}, floor={self.floor}"
+        )
+
+
+def class_shares(
+    y: Tensor, classes: int, size: tuple[int, int] | torch.Size, ignore_index: int = 255
+) -> Tensor:
+    """The share of each class in each cell of a grid: `(N, H, W)` -> `(N, classes, *size)`.
+
+    Example:
+        >>> class_shares(torch.tensor([[[0, 1], [255, 1]]]), classes=2, size=(1, 1)).flatten()
+        tensor([0.2500, 0.5000])
+    """
+    slots = torch.where(y == ignore_index, classes, y)
+    one_hot = F.one_hot(slots, classes + 1)[..., :classes].permute(0, 3, 1, 2).float()
+    return F.adaptive_avg_pool2d(one_hot, size)

@@ -1,0 +1,367 @@
+"""The equations, against naive loops, other libraries and what must always hold."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gmix import functional as G
+
+seeds = st.integers(0, 2**31 - 1)
+
+
+def random_probs(seed: int, n: int = 2, k: int = 4, h: int = 3, w: int = 5) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(n, k, h, w, generator=g, dtype=torch.float64).mul(3).softmax(1)
+
+
+# --- Eq. 2: mix -------------------------------------------------------------------------------
+
+
+@given(seeds)
+def test_mix_is_the_equation(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    a, b = torch.randn(2, 3, 2, 4, 5, generator=g)
+    lam = torch.rand(3, generator=g)
+    out = G.mix(a, b, lam)
+    for i in range(3):
+        expected = lam[i].item() * a[i].numpy() + (1 - lam[i].item()) * b[i].numpy()
+        np.testing.assert_allclose(out[i].numpy(), expected, atol=1e-6)
+
+
+@given(seeds)
+def test_mix_with_lambda_0_is_the_unlabeled_image_bit_for_bit(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    a, b = torch.randn(2, 3, 2, 4, 5, generator=g)
+    copies = a.clone(), b.clone()
+    assert torch.equal(G.mix(a, b, torch.zeros(3)), b)
+    assert torch.equal(G.mix(a, b, torch.ones(3)), a)
+    assert torch.equal(a, copies[0]) and torch.equal(b, copies[1])  # never in place
+
+
+def test_lambda_at_alpha_1_has_the_distribution_of_redrawing_until_below_the_cap() -> None:
+    rng = np.random.default_rng(0)
+    redrawn: list[float] = []
+    while len(redrawn) < 20000:
+        b = rng.beta(1, 1)
+        lam = min(b, 1 - b)
+        if lam < 0.3:
+            redrawn.append(lam)
+    drawn = G.sample_lambda(20000, max_lambda=0.3, generator=torch.Generator().manual_seed(0))
+    quantiles = np.linspace(0.05, 0.95, 19)
+    np.testing.assert_allclose(
+        np.quantile(drawn.numpy(), quantiles), np.quantile(redrawn, quantiles), atol=0.006
+    )
+
+
+@given(seeds, st.sampled_from([0.2, 0.5, 1.0, 4.0]), st.sampled_from([0.1, 0.3, 0.5]))
+def test_lambda_stays_under_its_cap_and_follows_its_generator(
+    seed: int, alpha: float, cap: float
+) -> None:
+    def draw() -> Tensor:
+        g = torch.Generator().manual_seed(seed)
+        return G.sample_lambda(50, alpha=alpha, max_lambda=cap, generator=g)
+
+    lam = draw()
+    assert lam.shape == (50,) and lam.min() >= 0 and lam.max() <= cap
+    assert torch.equal(lam, draw())
+
+
+def test_lambda_for_other_alpha_is_a_folded_beta() -> None:
+    lam = G.sample_lambda(20000, alpha=0.4, generator=torch.Generator().manual_seed(0))
+    b = np.random.default_rng(0).beta(0.4, 0.4, 20000)
+    quantiles = np.linspace(0.1, 0.9, 9)
+    np.testing.assert_allclose(
+        np.quantile(lam.numpy(), quantiles),
+        np.quantile(np.minimum(b, 1 - b), quantiles),
+        atol=0.012,
+    )
+
+
+# --- Eq. 3: pairs -----------------------------------------------------------------------------
+
+
+@given(seeds, st.sampled_from(["euclidean", "cosine"]), st.booleans())
+def test_nearest_is_the_double_loop(seed: int, metric: str, exclude_self: bool) -> None:
+    g = torch.Generator().manual_seed(seed)
+    key = torch.randn(6, 4, generator=g)
+    query = key if exclude_self else torch.randn(5, 4, generator=g)
+    index = G.nearest(query, key, metric=metric, exclude_self=exclude_self)  # type: ignore[arg-type]
+    for i, q in enumerate(query):
+        distances = []
+        for j, k in enumerate(key):
+            d = (q - k).norm() if metric == "euclidean" else 1 - F.cosine_similarity(q, k, dim=0)
+            distances.append(math.inf if exclude_self and i == j else d.item())
+        assert index[i] == int(np.argmin(distances))
+
+
+@given(seeds)
+def test_nearest_is_permutation_equivariant(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    query, key = torch.randn(5, 4, generator=g), torch.randn(7, 4, generator=g)
+    p, q = torch.randperm(5, generator=g), torch.randperm(7, generator=g)
+    index = G.nearest(query, key)
+    assert torch.equal(G.nearest(query[p], key), index[p])  # queries reordered
+    assert torch.equal(q[G.nearest(query, key[q])], index)  # keys reordered, with replacement
+
+
+def test_nearest_carries_no_gradient() -> None:
+    query = torch.randn(2, 3, requires_grad=True)
+    assert not G.nearest(query, torch.randn(2, 3)).requires_grad
+
+
+# --- Eq. 6-8: decoupling ----------------------------------------------------------------------
+
+
+@given(seeds)
+def test_decoupling_a_linear_predictor_gives_the_unlabeled_prediction(seed: int) -> None:
+    p_l, p_u = random_probs(seed), random_probs(seed + 1)
+    lam = torch.rand(2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) / 2
+    p_mix = G.mix(p_l, p_u, lam)
+    for normalize in ("renormalize", "rescale"):
+        out = G.decouple(p_mix, p_l, lam, normalize=normalize)  # type: ignore[arg-type]
+        torch.testing.assert_close(out, p_u.float(), atol=1e-5, rtol=1e-4)
+    literal = G.decouple(p_mix, p_l, lam, normalize="none")
+    torch.testing.assert_close(literal, ((1 - lam).view(2, 1, 1, 1) * p_u).float())
+
+
+@given(seeds, st.sampled_from(["soft", "hard"]))
+def test_renormalised_decoupling_is_always_a_distribution(seed: int, mode: str) -> None:
+    lam = torch.tensor([0.0, 0.5])
+    out = G.decouple(random_probs(seed), random_probs(seed + 1), lam, mode=mode)  # type: ignore[arg-type]
+    assert out.min() >= 0
+    torch.testing.assert_close(out.sum(1), torch.ones(2, 3, 5))
+
+
+@given(seeds)
+def test_renormalised_decoupling_is_the_naive_loop(seed: int) -> None:
+    p_mix, p_l = random_probs(seed), random_probs(seed + 1)
+    lam = [0.1, 0.45]
+    out = G.decouple(p_mix, p_l, torch.tensor(lam))
+    for n in range(2):
+        for y in range(3):
+            for x in range(5):
+                left = [
+                    max(p_mix[n, k, y, x].item() - lam[n] * p_l[n, k, y, x].item(), 0)
+                    for k in range(4)
+                ]
+                expected = torch.tensor([v / sum(left) for v in left])
+                torch.testing.assert_close(out[n, :, y, x], expected, atol=1e-5, rtol=1e-4)
+
+
+@given(seeds, st.sampled_from(["soft", "hard"]), st.sampled_from(["none", "renormalize"]))
+def test_binary_decoupling_is_the_two_class_case(seed: int, mode: str, normalize: str) -> None:
+    a, b = random_probs(seed, k=2), random_probs(seed + 1, k=2)
+    lam = torch.tensor([0.2, 0.5])
+    options = {"mode": mode, "normalize": normalize}
+    two = G.decouple(a, b, lam, **options)  # type: ignore[arg-type]
+    one = G.decouple(a[:, 1:], b[:, 1:], lam, **options)  # type: ignore[arg-type]
+    torch.testing.assert_close(one, two[:, 1:])
+
+
+def test_literal_hard_decoupling_sums_to_0_and_equal_images_leave_a_uniform_target() -> None:
+    a, b = random_probs(0), random_probs(1)
+    lam = torch.tensor([0.2, 0.5])
+    literal = G.decouple(a, b, lam, mode="hard", normalize="none")
+    torch.testing.assert_close(literal.sum(1), torch.zeros(2, 3, 5), atol=1e-6, rtol=0)
+    same = G.decouple(a, a, lam, mode="hard")
+    torch.testing.assert_close(same, torch.full_like(same, 0.25))
+
+
+@given(seeds)
+def test_literal_target_acts_as_label_smoothing_with_epsilon_lambda(seed: int) -> None:
+    """The gradient of the squared error towards (1-lam) q and towards (1-lam) q + lam/K is one."""
+    q, lam = random_probs(seed), 0.37
+    g = torch.Generator().manual_seed(seed)
+    gradients = []
+    for target in ((1 - lam) * q, (1 - lam) * q + lam / 4):
+        logits = torch.randn(
+            2, 4, 3, 5, generator=g.manual_seed(seed), dtype=torch.float64, requires_grad=True
+        )
+        (logits.softmax(1) - target).square().sum().backward()
+        gradients.append(logits.grad)
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-12, rtol=1e-9)
+
+
+def test_subtracting_in_probability_space_does_not_invent_a_class_as_logits_do() -> None:
+    p_mix = torch.tensor([0.90, 0.0999, 1e-4]).view(1, 3, 1, 1)
+    p_l = torch.tensor([0.9, 0.1, 1e-8]).view(1, 3, 1, 1)
+    ours = G.decouple(p_mix, p_l, torch.tensor([0.5])).flatten()
+    in_logits = (p_mix.log() - 0.5 * p_l.log()).softmax(1).flatten()
+    assert ours[2] < 0.001 < 0.4 < in_logits[2]
+
+
+# --- losses -----------------------------------------------------------------------------------
+
+
+@given(seeds)
+def test_cross_entropy_is_the_naive_loop(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 3, 4, 4, generator=g)
+    target = torch.randint(4, (2, 4, 4), generator=g)
+    target[target == 3] = 255
+    weight = torch.rand(2, 4, 4, generator=g)
+    total, weighted, count = 0.0, 0.0, 0
+    for n, y, x in np.ndindex(2, 4, 4):
+        if target[n, y, x] != 255:
+            loss = -logits[n, :, y, x].log_softmax(0)[target[n, y, x]].item()
+            total, weighted = total + loss, weighted + loss * weight[n, y, x].item()
+            count += 1
+    assert G.cross_entropy(logits, target).item() == pytest.approx(total / count, rel=1e-5)
+    assert G.cross_entropy(logits, target, weight=weight).item() == pytest.approx(
+        weighted / count, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_nothing_to_learn_from_gives_0_and_a_zero_gradient(channels: int) -> None:
+    logits = torch.randn(2, channels, 4, 4, requires_grad=True)
+    loss = G.cross_entropy(logits, torch.full((2, 4, 4), 255))
+    loss.backward()
+    assert loss.item() == 0 and logits.grad is not None and not logits.grad.any()
+    nothing = torch.zeros(2, 4, 4, dtype=torch.bool)
+    assert G.squared_error(logits.detach(), logits.detach() + 1, valid=nothing).item() == 0
+
+
+@given(seeds)
+def test_binary_cross_entropy_is_the_two_class_case(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    logit = torch.randn(2, 1, 4, 4, generator=g)
+    target = torch.tensor([0, 1, 255])[torch.randint(3, (2, 4, 4), generator=g)]
+    two = torch.cat([torch.zeros_like(logit), logit], 1)
+    torch.testing.assert_close(G.cross_entropy(logit, target), G.cross_entropy(two, target))
+
+
+def test_squared_error_sums_over_classes_and_is_k_times_mse_loss() -> None:
+    a, b = random_probs(0), random_probs(1)
+    assert G.squared_error(a, b).item() == pytest.approx(4 * F.mse_loss(a, b).item(), rel=1e-5)
+
+
+@given(seeds)
+def test_squared_error_skips_padding_and_treats_binary_as_two_classes(seed: int) -> None:
+    a, b = random_probs(seed, k=2), random_probs(seed + 1, k=2)
+    valid = torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(seed)) < 0.5
+    values = [
+        ((a[n, :, y, x] - b[n, :, y, x]) ** 2).sum().item()
+        for n, y, x in np.ndindex(2, 3, 5)
+        if valid[n, y, x]
+    ]
+    expected = sum(values) / max(len(values), 1)
+    assert G.squared_error(a, b, valid=valid).item() == pytest.approx(expected, rel=1e-5)
+    one = G.squared_error(a[:, 1:], b[:, 1:], valid=valid)
+    assert one.item() == pytest.approx(expected, rel=1e-5)
+
+
+@given(seeds)
+def test_present_classes_is_a_set(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    mask = torch.randint(7, (3, 2, 2), generator=g)
+    mask[mask == 6] = 255
+    out = G.present_classes(mask, 6)
+    for n in range(3):
+        expected = set(mask[n].flatten().tolist()) - {255}
+        assert set(out[n].nonzero().flatten().tolist()) == expected
+    binary = torch.tensor([[[0, 0]], [[1, 0]], [[255, 255]]])
+    assert G.present_classes(binary, 1).tolist() == [[0.0], [1.0], [0.0]]
+
+
+def test_ramp_up_is_laine_and_aila() -> None:
+    for t in (0.0, 0.1, 0.29):
+        assert G.ramp_up(t, 0.3) == pytest.approx(math.exp(-5 * (1 - t / 0.3) ** 2))
+    assert G.ramp_up(0.3, 0.3) == G.ramp_up(1.0, 0.3) == G.ramp_up(0.0, 0.0) == 1.0
+
+
+@given(seeds, st.integers(1, 4))
+def test_reweigh_is_bayes(seed: int, k: int) -> None:
+    probs = random_probs(seed, k=max(k, 2))
+    weights = torch.rand(2, max(k, 2), 3, 5, generator=torch.Generator().manual_seed(seed)) + 0.1
+    out = G.reweigh(probs if k > 1 else probs[:, 1:], weights)
+    p, w = probs.numpy(), weights.numpy()
+    expected = p * w / (p * w).sum(1, keepdims=True)
+    np.testing.assert_allclose(out.numpy(), expected if k > 1 else expected[:, 1:], rtol=1e-4)
+
+
+def test_fill_in_and_most_probable() -> None:
+    p = random_probs(0, n=1, k=3, h=1, w=3)
+    mask = torch.tensor([[[2, 255, 0]]])
+    filled = G.fill_in(p, mask)
+    assert filled[0, :, 0, 0].tolist() == [0, 0, 1] and filled[0, :, 0, 2].tolist() == [1, 0, 0]
+    assert torch.equal(filled[0, :, 0, 1], p[0, :, 0, 1])
+    binary = G.fill_in(torch.tensor([0.3, 0.6, 0.9]).view(1, 1, 1, 3), torch.tensor([[[0, 1, 255]]]))
+    torch.testing.assert_close(binary.flatten(), torch.tensor([0.0, 1.0, 0.9]))
+    confidence, labels = G.most_probable(torch.tensor([0.3, 0.6]).view(1, 1, 1, 2))
+    torch.testing.assert_close(confidence.flatten(), torch.tensor([0.7, 0.6]))
+    assert labels.flatten().tolist() == [0, 1]
+
+
+# --- all of them ------------------------------------------------------------------------------
+
+
+def test_gradients_are_right_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The functions compute in float32 on purpose; gradcheck needs more, so here float() keeps float64.
+    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
+    logits = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    q, lam = random_probs(3, k=3, h=2, w=2), torch.tensor([0.2, 0.4], dtype=torch.float64)
+    target = torch.tensor([0, 255])[torch.randint(2, (2, 2, 2))]
+    weights = torch.rand(2, 3, 2, 2, dtype=torch.float64) + 0.5
+
+    check = torch.autograd.gradcheck
+    assert check(lambda z: G.cross_entropy(z, target), (logits,))
+    assert check(lambda z: G.squared_error(z.softmax(1), q), (logits,))
+    assert check(lambda z: G.reweigh(z.softmax(1), weights), (logits,))
+    assert check(lambda z: G.mix(z, q, lam), (logits,))
+    for normalize in ("none", "rescale"):
+        assert check(lambda z, n=normalize: G.decouple(z.softmax(1), q, lam, normalize=n), (logits,))
+    assert check(lambda z: G.decouple(G.mix(q, z.softmax(1), lam), q, lam), (logits,))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_inputs_are_computed_in_float32(dtype: torch.dtype) -> None:
+    logits = torch.randn(2, 3, 4, 4)
+    half = logits.to(dtype)
+    target = torch.randint(3, (2, 4, 4))
+    with torch.autocast("cpu", torch.bfloat16):
+        probs = G.probabilities(half)
+        assert probs.dtype == torch.float32
+        torch.testing.assert_close(probs, half.float().softmax(1))
+        out = G.decouple(probs.to(dtype), probs.to(dtype), torch.tensor([0.1, 0.2]))
+        assert out.dtype == torch.float32
+        assert G.cross_entropy(half, target).dtype == torch.float32
+        assert G.squared_error(probs.to(dtype), out).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: G.mix(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 5), torch.zeros(2)), "shape"),
+        (lambda: G.mix(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4), torch.zeros(1)), "`lam`"),
+        (lambda: G.nearest(torch.zeros(2, 3), torch.zeros(2, 4)), "length"),
+        (lambda: G.nearest(torch.zeros(1, 3), torch.zeros(1, 3), exclude_self=True), "two or more"),
+        (lambda: G.nearest(torch.zeros(1, 3), torch.zeros(1, 3), metric="l1"), "`metric`"),  # type: ignore[arg-type]
+        (lambda: G.sample_lambda(1, max_lambda=0.6), "`max_lambda`"),
+        (lambda: G.sample_lambda(1, alpha=0), "`alpha`"),
+        (lambda: G.cross_entropy(torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 5)), "`target`"),
+        (lambda: G.squared_error(torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 4, 4)), "`probs`"),
+        (lambda: G.reweigh(torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 4, 4)), "`weights`"),
+        (
+            lambda: G.decouple(torch.zeros(2, 21, 8, 8), torch.zeros(2, 19, 8, 8), torch.zeros(2)),
+            "(2, 21, 8, 8) and (2, 19, 8, 8)",
+        ),
+        (
+            lambda: G.decouple(
+                torch.zeros(1, 2, 1, 1), torch.zeros(1, 2, 1, 1), torch.zeros(1),
+                mode="hard", normalize="rescale",
+            ),
+            "cannot be rescaled",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_in_one_sentence(call, words: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError) as error:
+        call()
+    assert words in str(error.value) and "\n" not in str(error.value)
