@@ -1,0 +1,150 @@
+"""Map-style data sets of images with and without masks."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from gmix.data.classes import Classes
+from gmix.data.images import read_image, read_mask
+
+T = TypeVar("T")
+Size = tuple[int, int]
+
+
+class Sample(NamedTuple):
+    """An image with its mask.
+
+    Attributes:
+        image: uint8 `(3, H, W)`.
+        mask: int64 `(H, W)`, class ids and 255.
+    """
+
+    image: tv_tensors.Image
+    mask: tv_tensors.Mask
+
+
+class SegmentationDataset(Dataset[Sample]):
+    """Images with masks, read when asked for.
+
+    Args:
+        images: Image files.
+        masks: Mask files in the same order.
+        classes: Class names and label map.
+        size: Height and width to resize to (image bilinear, mask nearest); `None` keeps each
+            image's own size, as evaluation wants it.
+
+    Raises:
+        ValueError: If the lists differ in length or are empty; when an item is read: if a file
+            is broken, the two sizes differ, or the mask holds an id that is no class.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Path],
+        masks: Sequence[Path],
+        classes: Classes,
+        size: Size | None = None,
+    ) -> None:
+        if len(images) != len(masks) or not images:
+            raise ValueError(
+                f"expected one mask per image and at least one image, got {len(images)} images "
+                f"and {len(masks)} masks"
+            )
+        self.images = list(images)
+        self.masks = list(masks)
+        self.classes = classes
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        image = read_image(self.images[index])
+        mask = read_mask(self.masks[index], self.classes)
+        if image.shape[-2:] != mask.shape[-2:]:
+            (h, w), (mask_h, mask_w) = image.shape[-2:], mask.shape[-2:]
+            raise ValueError(
+                f"image {self.images[index]} is {h}x{w} (HxW) but its mask {self.masks[index]} is "
+                f"{mask_h}x{mask_w}: they must have the same size"
+            )
+        if self.size is not None:
+            image = v2.functional.resize(image, list(self.size), antialias=True)
+            # As a plain tensor: for a Mask, older torchvision takes NEAREST, half a pixel off.
+            pixels = v2.functional.resize(
+                mask.as_subclass(torch.Tensor)[None],
+                list(self.size),
+                interpolation=v2.InterpolationMode.NEAREST_EXACT,
+            )
+            mask = tv_tensors.Mask(pixels[0])
+        return Sample(image, mask)
+
+
+class ImageDataset(Dataset[tv_tensors.Image]):
+    """Images alone, read when asked for; no mask is ever looked for.
+
+    Args:
+        images: Image files.
+        size: Height and width to resize to; `None` keeps each image's own size.
+
+    Raises:
+        ValueError: If there is no image; when an item is read: if the file is broken.
+    """
+
+    def __init__(self, images: Sequence[Path], size: Size | None = None) -> None:
+        if not images:
+            raise ValueError("expected at least one image, got none")
+        self.images = list(images)
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tv_tensors.Image:
+        image = read_image(self.images[index])
+        if self.size is not None:
+            image = v2.functional.resize(image, list(self.size), antialias=True)
+        return image
+
+
+class Cached(Dataset[T]):
+    """Reads every item of a data set once, now, and serves it from memory as 8-bit arrays.
+
+    For data sets that fit into memory: `4 * H * W` bytes per labeled image. Items are equal to
+    those of the wrapped data set. A broken file shows up here, before any training.
+
+    Args:
+        dataset: A `SegmentationDataset` or `ImageDataset` (or one with the same items).
+    """
+
+    def __init__(self, dataset: Dataset[T]) -> None:
+        length = len(dataset)  # type: ignore[arg-type]
+        # Decoding frees the GIL. The arrays are numpy's, because each tensor handed to a loader
+        # worker would cost a file descriptor.
+        with ThreadPoolExecutor() as pool:
+            self._items = list(pool.map(lambda index: _pack(dataset[index]), range(length)))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> T:
+        image, mask = self._items[index]
+        item: Any = tv_tensors.Image(torch.from_numpy(image))
+        if mask is not None:
+            item = Sample(item, tv_tensors.Mask(torch.from_numpy(mask).long()))
+        result: T = item
+        return result
+
+
+def _pack(item: Any) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
+    if isinstance(item, tuple):
+        image, mask = item
+        return image.numpy(), mask.to(torch.uint8).numpy()
+    return item.numpy(), None

@@ -1,0 +1,197 @@
+"""Which files make up a data set: folders, masks by name, VOC layout and list files."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")  # lossless ones only
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """Image files directly inside a folder, sorted by name.
+
+    Args:
+        folder: The folder; sub-folders and hidden files are not looked at. File types: jpg,
+            jpeg, png, bmp, tif, tiff, webp, in any case.
+
+    Raises:
+        ValueError: If the folder is missing or holds no image.
+    """
+    return _list_folder(Path(folder), IMAGE_SUFFIXES, "image")
+
+
+def match_masks(
+    images: Sequence[Path], mask_folder: str | Path
+) -> tuple[list[Path], list[Path], list[Path]]:
+    """Splits images into those with a mask of the same stem and the rest.
+
+    Args:
+        images: Image files.
+        mask_folder: Folder of png, bmp or tif masks, named like their image.
+
+    Returns:
+        Images with a mask, their masks (same order), and the images without one.
+
+    Raises:
+        ValueError: If the folder is missing or empty, two files share a stem, or no image has
+            a mask.
+    """
+    masks = _by_stem(_list_folder(Path(mask_folder), MASK_SUFFIXES, "mask"))
+    stems = _by_stem(images)
+    labeled = [image for stem, image in stems.items() if stem in masks]
+    if not labeled:
+        raise ValueError(
+            f"no mask in {mask_folder} is named like an image: expected e.g. "
+            f"{next(iter(stems), 'NAME')}.png"
+        )
+    rest = [image for stem, image in stems.items() if stem not in masks]
+    return labeled, [masks[image.stem] for image in labeled], rest
+
+
+def pair_masks(images: Sequence[Path], mask_folder: str | Path) -> list[Path]:
+    """The mask of every image, by stem, in the order of the images.
+
+    Raises:
+        ValueError: As `match_masks`, and if any image has no mask (the first one is named).
+    """
+    _, masks, rest = match_masks(images, mask_folder)
+    if rest:
+        raise ValueError(
+            f"{rest[0]} has no mask: expected {Path(mask_folder) / rest[0].stem}.png "
+            f"({len(rest)} of {len(images)} images have none)"
+        )
+    return masks
+
+
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
+    """Keeps `count` items at even distances, the first one always.
+
+    Every k-th item where some k gives exactly `count` of them, else item `floor(i * len / count)`.
+
+    Raises:
+        ValueError: If `count` is not in `1..len(items)`.
+
+    Example:
+        >>> evenly_spaced(range(10), 4), evenly_spaced(range(10), 6)
+        ([0, 3, 6, 9], [0, 1, 3, 5, 6, 8])
+    """
+    total = len(items)
+    if not 1 <= count <= total:
+        raise ValueError(f"cannot keep {count} of {total} labeled images: ask for 1 to {total}")
+    step = -(-total // count)
+    if len(range(0, total, step)) == count:
+        return [items[i] for i in range(0, total, step)]
+    return [items[i * total // count] for i in range(count)]
+
+
+def read_list(path: str | Path) -> list[tuple[str, ...]]:
+    """Entries of a list file: `(id,)` or `(image, mask)` for each line that is not blank.
+
+    Windows line ends, blank lines and a missing last newline are fine.
+
+    Raises:
+        ValueError: If the file is missing, empty, or a line has more than two parts.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the list file {path}: {error}") from None
+    entries = []
+    for number, line in enumerate(text.splitlines(), 1):
+        parts = tuple(line.split())
+        if len(parts) > 2:
+            raise ValueError(
+                f"{path}, line {number}: expected an id or `image mask`, got {line.strip()!r}"
+            )
+        if parts:
+            entries.append(parts)
+    if not entries:
+        raise ValueError(f"the list file {path} names no image")
+    return entries
+
+
+def voc_images(root: str | Path, listing: str | Path) -> list[Path]:
+    """Image files of a list in a PASCAL VOC folder; masks are neither needed nor looked for.
+
+    Args:
+        root: Folder with `JPEGImages`, a mask folder and `ImageSets/Segmentation`.
+        listing: A name in `ImageSets/Segmentation` (with or without `.txt`), or a file. A line
+            is an id, or an `image mask` pair of paths relative to `root`.
+
+    Raises:
+        ValueError: If the list or a file of it is missing, or an entry leads out of `root`.
+    """
+    root = Path(root)
+    return [
+        _find(root, "JPEGImages", entry[0], IMAGE_SUFFIXES, "image")
+        for entry in read_list(_list_file(root, listing))
+    ]
+
+
+def voc_masks(root: str | Path, listing: str | Path) -> list[Path]:
+    """Mask files of a list in a PASCAL VOC folder, in the order of `voc_images`.
+
+    `SegmentationClassAug` is used where it exists, else `SegmentationClass`.
+
+    Raises:
+        ValueError: As `voc_images`.
+    """
+    root = Path(root)
+    folder = "SegmentationClassAug"
+    if not (root / folder).is_dir():
+        folder = "SegmentationClass"
+    return [
+        _find(root, folder, entry[-1], MASK_SUFFIXES, "mask")
+        for entry in read_list(_list_file(root, listing))
+    ]
+
+
+def _list_folder(folder: Path, suffixes: Sequence[str], what: str) -> list[Path]:
+    if not folder.is_dir():
+        raise ValueError(f"the {what} folder {folder} does not exist")
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
+    )
+    if not files:
+        kinds = ", ".join(suffix[1:] for suffix in suffixes)
+        raise ValueError(f"the {what} folder {folder} holds no {what} ({kinds})")
+    return files
+
+
+def _by_stem(paths: Iterable[Path]) -> dict[str, Path]:
+    stems: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in stems:
+            raise ValueError(
+                f"{stems[path.stem]} and {path} have the same stem, so masks cannot be matched "
+                "by name: rename one"
+            )
+        stems[path.stem] = path
+    return stems
+
+
+def _list_file(root: Path, listing: str | Path) -> Path:
+    folder = root / "ImageSets" / "Segmentation"
+    for path in (folder / listing, folder / f"{listing}.txt", Path(listing)):
+        if path.is_file():
+            return path
+    raise ValueError(f"the list {listing} is neither in {folder} nor a file")
+
+
+def _find(root: Path, folder: str, entry: str, suffixes: Sequence[str], what: str) -> Path:
+    # Checked by name, not by resolving: a data set may well be a folder of links.
+    relative = Path(entry.lstrip("/\\"))
+    if ".." in re.split(r"[/\\]", entry) or relative.is_absolute() or relative.drive:
+        raise ValueError(f"the list entry {entry!r} leads out of {root}: remove it")
+    for base in (root / folder, root):
+        for suffix in ("", *suffixes):
+            path = base / f"{relative}{suffix}"
+            if path.suffix.lower() in suffixes and path.is_file():
+                return path
+    raise ValueError(f"no {what} for the list entry {entry!r} in {root / folder}")

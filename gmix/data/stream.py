@@ -1,0 +1,159 @@
+"""Batches of labeled and unlabeled images: batch t is a pure function of (seed, t)."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from gmix.data.classes import IGNORE
+from gmix.data.datasets import Sample
+
+Transform = Callable[[Any, Any], tuple[Tensor, Tensor]]
+"""`(image, mask) -> (image, mask)`: `train_transform(...)` or any torchvision v2 transform."""
+
+
+class Batch(NamedTuple):
+    """One training batch.
+
+    Attributes:
+        x_labeled: float `(N, C, H, W)`.
+        y_labeled: int64 `(N, H, W)`, 255 where padded or ignored.
+        x_unlabeled: float `(M, C, H, W)`, or `None` without unlabeled images.
+        valid_unlabeled: bool `(M, H, W)`, `False` exactly on padding, or `None`.
+    """
+
+    x_labeled: Tensor
+    y_labeled: Tensor
+    x_unlabeled: Tensor | None = None
+    valid_unlabeled: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on another device."""
+        moved: Any = (t if t is None else t.to(device, non_blocking=True) for t in self)
+        return Batch(*moved)
+
+
+class TwoStream(Dataset[Batch]):
+    """A map-style data set whose item t *is* batch t, for every t >= 0.
+
+    Each stream walks through its images in a new order every epoch, without dropping any; a batch
+    may reach into the next epoch, and may be larger than the data set. Order and augmentation
+    depend on `(seed, stream, position)` alone: not on the number of workers, not on where the run
+    was resumed, and the labeled stream not on whether there is an unlabeled one. An image is
+    augmented anew at each visit.
+
+    Use it with `DataLoader(stream, batch_size=None, sampler=range(start, steps), num_workers=w)`.
+
+    Args:
+        labeled: Data set of `Sample` (image, mask).
+        unlabeled: Data set of images, or `None`.
+        batch_labeled: Labeled images per batch.
+        batch_unlabeled: Unlabeled images per batch.
+        labeled_transform: `(image, mask) -> (image, mask)`; must give one size for all.
+        unlabeled_transform: The same for unlabeled images; it gets a mask of zeros, and where it
+            pads that mask with 255 the pixel is marked as not valid.
+        seed: Any whole number.
+
+    Raises:
+        ValueError: If a data set is empty or a batch size is not positive.
+
+    Example:
+        >>> from gmix.data import train_transform
+        >>> image = tv_tensors.Image(torch.zeros(3, 8, 8, dtype=torch.uint8))
+        >>> mask = tv_tensors.Mask(torch.zeros(8, 8, dtype=torch.int64))
+        >>> transform = train_transform(crop=(8, 8))
+        >>> stream = TwoStream([Sample(image, mask)], [image] * 5, 2, 3, transform, transform, 0)
+        >>> batch = stream[1000]
+        >>> batch.x_labeled.shape, batch.valid_unlabeled.shape
+        (torch.Size([2, 3, 8, 8]), torch.Size([3, 8, 8]))
+        >>> stream.indices(0)[1], stream.indices(1)[1]
+        ([0, 1, 3], [4, 2, 1])
+    """
+
+    def __init__(
+        self,
+        labeled: Dataset[Sample] | Sequence[Sample],
+        unlabeled: Dataset[tv_tensors.Image] | Sequence[tv_tensors.Image] | None,
+        batch_labeled: int,
+        batch_unlabeled: int,
+        labeled_transform: Transform,
+        unlabeled_transform: Transform,
+        seed: int,
+    ) -> None:
+        self.labeled = cast(Any, labeled)  # torch's Dataset knows no length
+        self.unlabeled = cast(Any, unlabeled)
+        self.batch_labeled = batch_labeled
+        self.batch_unlabeled = batch_unlabeled
+        self.labeled_transform = labeled_transform
+        self.unlabeled_transform = unlabeled_transform
+        self.seed = seed
+        _check("labeled", len(self.labeled), batch_labeled)
+        if self.unlabeled is not None:
+            _check("unlabeled", len(self.unlabeled), batch_unlabeled)
+
+    def indices(self, step: int) -> tuple[list[int], list[int]]:
+        """Which labeled and which unlabeled images make up batch `step`."""
+        labeled = self._order("labeled", len(self.labeled), self.batch_labeled, step)
+        if self.unlabeled is None:
+            return labeled, []
+        return labeled, self._order("unlabeled", len(self.unlabeled), self.batch_unlabeled, step)
+
+    def __getitem__(self, step: int) -> Batch:
+        if step < 0:
+            raise IndexError(f"`step` must be 0 or more, got {step}")
+        labeled, unlabeled = self.indices(step)
+        images, masks = [], []
+        for place, index in enumerate(labeled, step * self.batch_labeled):
+            image, mask = self.labeled[index]
+            image, mask = self._augment(self.labeled_transform, image, mask, "labeled", place)
+            images.append(image)
+            masks.append(mask.long())
+        x_labeled, y_labeled = torch.stack(images), torch.stack(masks)
+        if self.unlabeled is None:
+            return Batch(x_labeled, y_labeled)
+        images, masks = [], []
+        for place, index in enumerate(unlabeled, step * self.batch_unlabeled):
+            image = self.unlabeled[index]
+            mask = tv_tensors.Mask(torch.zeros(image.shape[-2:], dtype=torch.uint8))
+            image, mask = self._augment(self.unlabeled_transform, image, mask, "unlabeled", place)
+            images.append(image)
+            masks.append(mask != IGNORE)
+        return Batch(x_labeled, y_labeled, torch.stack(images), torch.stack(masks))
+
+    def _order(self, stream: str, length: int, batch: int, step: int) -> list[int]:
+        orders: dict[int, list[int]] = {}
+        result = []
+        for position in range(step * batch, (step + 1) * batch):
+            epoch, place = divmod(position, length)
+            if epoch not in orders:
+                generator = torch.Generator().manual_seed(_hash(self.seed, stream, "order", epoch))
+                orders[epoch] = torch.randperm(length, generator=generator).tolist()
+            result.append(orders[epoch][place])
+        return result
+
+    def _augment(
+        self, transform: Transform, image: Tensor, mask: Tensor, stream: str, position: int
+    ) -> tuple[Tensor, Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would reseed CUDA as well and not put it back.
+            torch.default_generator.manual_seed(_hash(self.seed, stream, "augment", position))
+            image, mask = transform(image, mask)
+        return image.as_subclass(Tensor), mask.as_subclass(Tensor)
+
+
+def _check(stream: str, images: int, batch: int) -> None:
+    if images < 1 or batch < 1:
+        raise ValueError(
+            f"the {stream} stream needs at least one image and a batch of at least 1, "
+            f"got {images} images and a batch of {batch}"
+        )
+
+
+def _hash(*parts: int | str) -> int:
+    """A whole number below 2**63, the same on every machine and Python."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

@@ -1,0 +1,268 @@
+"""Class names and label maps, reading images and masks, the data sets."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+
+from gmix.data import (
+    Cached,
+    Classes,
+    ImageDataset,
+    SegmentationDataset,
+    find_images,
+    pair_masks,
+    read_image,
+    read_mask,
+    voc_images,
+    voc_masks,
+)
+
+ANIMALS = ("background", "cat", "cow", "dog", "horse", "person", "sheep")
+ANIMAL_MAP = {0: 0, 8: 1, 10: 2, 12: 3, 13: 4, 15: 5, 17: 6}
+
+
+def save(path: Path, pixels: object) -> Path:
+    Image.fromarray(np.array(pixels, dtype=np.uint8)).save(path)
+    return path
+
+
+# Classes
+
+
+def test_classes_from_a_number_a_file_and_names(tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_bytes(b"background\r\n\r\n light sky \r\nroad")
+    assert Classes.of(names).names == ("background", "light sky", "road")
+    assert Classes.of(str(names)).channels == 3
+    assert Classes.of("21").num_classes == Classes.of(21).channels == 21
+    assert Classes.of(["a", "b"]).names == ("a", "b")
+
+
+@pytest.mark.parametrize("classes", [1, "1", ["road"]])
+def test_one_class_is_binary_with_two_ids_and_one_channel(classes: int | str | list[str]) -> None:
+    binary = Classes.of(classes, "0:0,255:1")
+    assert binary.binary and (binary.num_classes, binary.channels) == (2, 1)
+    assert binary.names[0] == "background"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0:0\n8:1\n",
+        "0: 0\r\n8: 1",
+        '{"0": 0, "8": 1}',
+        "# raw: class\n---\n0: background\n'8': cat  # tabby\n",
+        json.dumps({"0": "background", "8": "cat"}, indent=2),
+    ],
+)
+def test_label_map_files(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "map"
+    path.write_text(text)
+    assert Classes.of(["background", "cat"], path).label_map == {0: 0, 8: 1}
+
+
+def test_label_map_inline() -> None:
+    inline = ",".join(f"{raw}:{target}" for raw, target in ANIMAL_MAP.items())
+    assert Classes.of(ANIMALS, inline).label_map == ANIMAL_MAP
+    assert Classes.of(7, "7: 255, 8:1").label_map == {7: 255, 8: 1}
+
+
+@pytest.mark.parametrize(
+    ("label_map", "message"),
+    [
+        ("0:0,8:7", r"8:7 is out of range: .* class 0\.\.6"),
+        ("0:0,70000:1", r"70000:1 is out of range"),
+        ("0:0,8", "'8' is not `raw:class`"),
+        ("0:0,8:cta", "'8:cta' is not `raw:class`"),
+        ("8:1,8:2", "raw id 8 twice"),
+        ("nowhere.yaml", "cannot read the label map file nowhere.yaml"),
+    ],
+)
+def test_label_map_errors(label_map: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Classes.of(7, label_map)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [(0, "at least 1, got 0"), (256, "2 to 255"), ([], "found none"), ("no.txt", "no.txt")],
+)
+def test_classes_errors(classes: int | str | list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Classes.of(classes)
+
+
+@pytest.mark.parametrize("count", [2, 21, 150])
+def test_palette_colors_differ(count: int) -> None:
+    palette = Classes.of(count).palette
+    assert len(palette) == len(set(palette)) == count
+    assert all(0 <= value <= 255 for color in palette for value in color)
+    assert Classes.of(ANIMALS).palette[0] == (0, 0, 0)
+
+
+# Files
+
+
+def test_every_kind_of_image_becomes_rgb(tmp_path: Path) -> None:
+    rgb = np.arange(2 * 3 * 3).reshape(2, 3, 3) * 10
+    alpha = np.dstack([rgb, np.full((2, 3), 9)])
+    grey = rgb[..., 0]
+    deep = tmp_path / "deep.png"
+    Image.fromarray((grey * 257).astype(np.uint16)).save(deep)
+    expected = torch.from_numpy(rgb).permute(2, 0, 1)
+    for path in (save(tmp_path / "rgb.png", rgb), save(tmp_path / "rgba.png", alpha)):
+        image = read_image(path)
+        assert isinstance(image, tv_tensors.Image) and image.dtype == torch.uint8
+        assert torch.equal(image, expected.to(torch.uint8))
+    for path in (save(tmp_path / "grey.png", grey), deep):
+        assert torch.equal(read_image(path), torch.from_numpy(grey).expand(3, 2, 3).byte())
+
+
+def test_exif_orientation_turns_image_and_mask_alike(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    ids = np.array([[0, 1, 2], [3, 4, 5]], dtype=np.uint8)
+    Image.fromarray(np.dstack([ids * 40] * 3)).save(tmp_path / "x.webp", lossless=True, exif=exif)
+    Image.fromarray(ids).save(tmp_path / "x.png", exif=exif)
+    upright = torch.from_numpy(np.rot90(ids, -1).copy())
+    sample = SegmentationDataset([tmp_path / "x.webp"], [tmp_path / "x.png"], Classes.of(6))[0]
+    assert torch.equal(sample.mask, upright.long())
+    assert torch.equal(sample.image[0], upright * 40)
+
+
+def test_exif_rotated_jpeg(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.new("RGB", (8, 4), "red").save(tmp_path / "x.jpg", exif=exif)
+    assert read_image(tmp_path / "x.jpg").shape == (3, 8, 4)
+
+
+def test_palette_masks_give_indices_not_colors(tmp_path: Path) -> None:
+    ids = np.array([[0, 1], [2, 255]], dtype=np.uint8)
+    picture = Image.fromarray(ids)
+    picture.putpalette([200, 100, 50] * 256)
+    picture.save(tmp_path / "m.png")
+    mask = read_mask(tmp_path / "m.png", Classes.of(3))
+    assert isinstance(mask, tv_tensors.Mask) and mask.dtype == torch.int64
+    assert mask.tolist() == ids.tolist()
+
+
+def test_label_map_sends_the_rest_to_ignore(tmp_path: Path) -> None:
+    wide = tmp_path / "wide.tif"
+    Image.fromarray(np.array([[0, 8, 300, 65535, 100000]], dtype=np.int32)).save(wide)
+    assert read_mask(wide, Classes.of(2, "0:0,300:1")).tolist() == [[0, 255, 1, 255, 255]]
+    binary = save(tmp_path / "binary.png", [[0, 255, 7]])
+    assert read_mask(binary, Classes.of(1, "0:0,255:1")).tolist() == [[0, 1, 255]]
+    bits = tmp_path / "bits.png"
+    Image.fromarray(np.array([[False, True]])).save(bits)
+    assert read_mask(bits, Classes.of(1)).tolist() == [[0, 1]]
+
+
+def test_an_id_that_is_no_class_names_file_and_value(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.png", [[0, 6, 12, 255]])
+    with pytest.raises(ValueError, match=r"m\.png holds the id 12: expected 0\.\.6 or 255"):
+        read_mask(path, Classes.of(7))
+    with pytest.raises(ValueError, match=r"holds the id 6: expected 0\.\.1 or 255"):
+        read_mask(path, Classes.of(1))
+
+
+def test_broken_files_are_named(tmp_path: Path) -> None:
+    whole = save(tmp_path / "whole.png", np.random.default_rng(0).integers(0, 255, (40, 40, 3)))
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(whole.read_bytes()[:1000])
+    text = tmp_path / "text.jpg"
+    text.write_text("no image")
+    for path in (cut, text, tmp_path / "missing.png"):
+        with pytest.raises(ValueError, match=f"cannot read image .*{path.name}"):
+            read_image(path)
+        with pytest.raises(ValueError, match=f"cannot read mask .*{path.name}"):
+            read_mask(path, Classes.of(2))
+    with pytest.raises(ValueError, match=r"whole\.png is a colour image \(mode RGB\)"):
+        read_mask(whole, Classes.of(2))
+
+
+def test_real_voc_masks_agree_with_their_colors(shared_data: Path) -> None:
+    """The VOC colour of id n has the bits of n spread over its channels."""
+
+    def color(index: int) -> tuple[int, ...]:
+        channels = [0, 0, 0]
+        for bit in range(8):
+            channels[bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
+        return tuple(channels)
+
+    names = {color(raw): raw for raw in (*range(21), 255)}
+    root = shared_data / "voc_animals"
+    classes = Classes.of(ANIMALS, ANIMAL_MAP)
+    seen = set()
+    for path in voc_masks(root, "train")[::40]:
+        mask = read_mask(path, classes)
+        with Image.open(path) as file:
+            pixels = np.array(file.convert("RGB"))
+        for y, x in np.random.default_rng(0).integers(0, mask.shape, (300, 2)):
+            expected = ANIMAL_MAP.get(names[tuple(pixels[y, x].tolist())], 255)
+            assert mask[y, x] == expected
+            seen.add(expected)
+    assert len(seen) >= 5
+
+
+# Data sets
+
+
+def test_sizes_that_differ_name_both_files(tmp_path: Path) -> None:
+    image = save(tmp_path / "i.png", np.zeros((4, 6, 3)))
+    mask = save(tmp_path / "m.png", np.zeros((4, 5)))
+    with pytest.raises(ValueError, match=r"i\.png is 4x6 .*m\.png is 4x5"):
+        SegmentationDataset([image], [mask], Classes.of(2))[0]
+    with pytest.raises(ValueError, match="got 1 images and 0 masks"):
+        SegmentationDataset([image], [], Classes.of(2))
+    with pytest.raises(ValueError, match="at least one image"):
+        ImageDataset([])
+
+
+def test_real_folders_resize_and_cache(shared_data: Path) -> None:
+    root = shared_data / "camvid"
+    images = find_images(root / "images" / "train")[:3]
+    masks = pair_masks(find_images(root / "images" / "train"), root / "masks" / "train")[:3]
+    classes = Classes.of(root / "classes.txt")
+    assert classes.num_classes == 11
+    own = SegmentationDataset(images, masks, classes)
+    assert own[0].image.shape == (3, 360, 480) and own[0].mask.shape == (360, 480)
+    small = SegmentationDataset(images, masks, classes, size=(120, 160))
+    for plain, cached in (
+        (small, Cached(small)),
+        (ImageDataset(images, (120, 160)), Cached(ImageDataset(images, (120, 160)))),
+    ):
+        assert len(plain) == len(cached) == 3
+    for index in range(3):
+        plain_sample, cached_sample = small[index], Cached(small)[index]
+        assert torch.equal(plain_sample.image, cached_sample.image)
+        assert torch.equal(plain_sample.mask, cached_sample.mask)
+        assert cached_sample.mask.dtype == torch.int64
+        assert set(plain_sample.mask.unique().tolist()) <= {*range(11), 255}
+        assert torch.equal(plain_sample.image, Cached(ImageDataset(images, (120, 160)))[index])
+    # A third of the size: nearest is the middle pixel of each 3x3 block.
+    assert torch.equal(small[0].mask, own[0].mask[1::3, 1::3])
+
+
+def test_cached_shows_a_broken_file_at_once(tmp_path: Path) -> None:
+    good = save(tmp_path / "good.png", np.zeros((2, 2, 3)))
+    bad = tmp_path / "bad.png"
+    bad.write_text("")
+    with pytest.raises(ValueError, match=r"bad\.png"):
+        Cached(ImageDataset([good, bad]))
+
+
+def test_the_unlabeled_path_never_opens_a_mask(
+    shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("a mask was opened")
+
+    monkeypatch.setattr("gmix.data.datasets.read_mask", fail)
+    images = voc_images(shared_data / "voc_animals", "trainaug")[:2]
+    assert Cached(ImageDataset(images))[1].dtype == torch.uint8

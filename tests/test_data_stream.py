@@ -1,0 +1,214 @@
+"""Batch t is a pure function of (seed, t), whatever the workers, restarts and other stream."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from gmix.data import (
+    Batch,
+    Cached,
+    Classes,
+    ImageDataset,
+    Sample,
+    SegmentationDataset,
+    TwoStream,
+    train_transform,
+    voc_images,
+    voc_masks,
+)
+
+CROP = train_transform(crop=(12, 16))
+
+
+def images(count: int, height: int = 14, width: int = 18) -> list[tv_tensors.Image]:
+    generator = torch.Generator().manual_seed(count)
+    shape = (3, height, width)
+    return [
+        tv_tensors.Image(torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8))
+        for _ in range(count)
+    ]
+
+
+def samples(count: int) -> list[Sample]:
+    return [
+        Sample(image, tv_tensors.Mask(image[0].as_subclass(Tensor).long() % 5))
+        for image in images(count)
+    ]
+
+
+def build(labeled: int = 5, unlabeled: int | None = 7, seed: int = 0, **kwargs: Any) -> TwoStream:
+    others = None if unlabeled is None else images(unlabeled)
+    settings = {"batch_labeled": 2, "batch_unlabeled": 3} | kwargs
+    settings = {"labeled_transform": CROP, "unlabeled_transform": CROP} | settings
+    return TwoStream(samples(labeled), others, seed=seed, **settings)
+
+
+def load(stream: TwoStream, steps: range, workers: int = 0) -> list[Batch]:
+    return list(DataLoader(stream, batch_size=None, sampler=steps, num_workers=workers))
+
+
+def same(first: Batch, second: Batch) -> bool:
+    return all(
+        a is b is None or torch.equal(a, b)  # type: ignore[arg-type]
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def test_shapes_and_types() -> None:
+    batch = build()[3]
+    assert batch.x_labeled.shape == (2, 3, 12, 16) and batch.x_labeled.dtype == torch.float32
+    assert batch.y_labeled.shape == (2, 12, 16) and batch.y_labeled.dtype == torch.int64
+    assert batch.x_unlabeled is not None and batch.x_unlabeled.shape == (3, 3, 12, 16)
+    assert batch.valid_unlabeled is not None and batch.valid_unlabeled.dtype == torch.bool
+    assert all(type(tensor) is Tensor for tensor in batch), "no subclass reaches the network"
+    assert same(batch, batch.to("cpu"))
+
+
+def test_same_batches_with_any_workers_and_from_any_start() -> None:
+    alone = load(build(), range(8))
+    assert isinstance(alone[0], Batch)
+    for workers, start in ((2, 0), (0, 5), (2, 5)):
+        for first, second in zip(
+            alone[start:], load(build(), range(start, 8), workers), strict=True
+        ):
+            assert same(first, second)
+    assert not same(alone[0], build(seed=1)[0])
+
+
+@pytest.mark.parametrize("batch_unlabeled", [3, 4])
+def test_labeled_batches_do_not_depend_on_the_unlabeled_stream(batch_unlabeled: int) -> None:
+    alone, both = build(unlabeled=None), build(batch_unlabeled=batch_unlabeled)
+    for step in range(10):
+        first, second = alone[step], both[step]
+        assert torch.equal(first.x_labeled, second.x_labeled)
+        assert torch.equal(first.y_labeled, second.y_labeled)
+        assert first.x_unlabeled is None and first.valid_unlabeled is None
+    loaded = load(alone, range(2))[1]
+    assert loaded.x_unlabeled is None
+
+
+def test_the_rng_of_the_run_is_left_alone() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    batch = build()[1]
+    assert torch.equal(torch.rand(3), expected)
+    torch.manual_seed(99)
+    assert same(batch, build()[1])
+
+
+def test_each_epoch_visits_every_image_once_in_a_new_order() -> None:
+    stream = build(labeled=5, unlabeled=7, batch_labeled=2, batch_unlabeled=3)
+    walks: tuple[list[int], list[int]] = ([], [])
+    for step in range(70):
+        for walk, indices in zip(walks, stream.indices(step), strict=True):
+            walk += indices
+    for walk, length in zip(walks, (5, 7), strict=True):
+        epochs = [tuple(walk[i : i + length]) for i in range(0, len(walk), length)]
+        assert all(sorted(epoch) == list(range(length)) for epoch in epochs)
+        assert len(set(epochs)) > 15
+
+
+def test_fewer_images_than_the_batch() -> None:
+    stream = build(labeled=1, unlabeled=2, batch_labeled=3, batch_unlabeled=5)
+    batch = stream[4]
+    assert batch.x_labeled.shape[0] == 3
+    assert batch.x_unlabeled is not None and batch.x_unlabeled.shape[0] == 5
+    assert set(Counter(stream.indices(4)[1]).values()) == {2, 3}
+
+
+def test_every_visit_is_augmented_anew() -> None:
+    """One image seen 40 times: no view comes twice (`itertools.cycle` would freeze them)."""
+    stream = build(labeled=1, unlabeled=1, batch_labeled=2, batch_unlabeled=2)
+    batches = [stream[step] for step in range(20)]
+    for views in ([b.x_labeled for b in batches], [b.x_unlabeled for b in batches]):
+        flat = torch.cat(views).flatten(1)  # type: ignore[arg-type]
+        assert len(torch.unique(flat, dim=0)) == 40
+    # Labeled and unlabeled views of one image differ too: their streams draw apart.
+    twin = TwoStream([Sample(*samples(1)[0])], images(1), 1, 1, CROP, CROP, 0)[0]
+    assert not torch.equal(twin.x_labeled, twin.x_unlabeled)  # type: ignore[arg-type]
+
+
+def test_valid_is_false_exactly_on_padding() -> None:
+    white = [tv_tensors.Image(torch.full((3, 6, 8), 255, dtype=torch.uint8))]
+    transform = train_transform(crop=(12, 16), jitter=None)
+    padded = 0
+    stream = TwoStream(samples(1), white, 1, 2, CROP, transform, 0)
+    for step in range(10):
+        batch = stream[step]
+        assert batch.x_unlabeled is not None and batch.valid_unlabeled is not None
+        assert torch.equal(batch.valid_unlabeled, (batch.x_unlabeled != 0).all(1))
+        padded += int((~batch.valid_unlabeled).sum())
+    assert padded > 0
+
+
+def test_any_torchvision_transform_fits() -> None:
+    transform = v2.Compose(
+        [
+            v2.RandomCrop(
+                (20, 20),
+                pad_if_needed=True,
+                fill={tv_tensors.Image: 0, tv_tensors.Mask: 255},
+            ),
+            v2.RandomHorizontalFlip(),
+            v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
+        ]
+    )
+    stream = build(labeled_transform=transform, unlabeled_transform=transform)
+    batch = stream[0]
+    assert batch.valid_unlabeled is not None
+    assert (~batch.valid_unlabeled).sum() == 3 * (20 * 20 - 14 * 18)
+    assert (batch.y_labeled == 255).sum() == 2 * (20 * 20 - 14 * 18)
+    assert same(batch, load(stream, range(1), workers=1)[0])
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"labeled": 0}, "labeled stream needs at least one image"),
+        ({"unlabeled": 0}, "unlabeled stream needs at least one image"),
+        ({"batch_labeled": 0}, "a batch of 0"),
+    ],
+)
+def test_empty_streams_are_refused(kwargs: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(**kwargs)
+    with pytest.raises(IndexError):
+        build()[-1]
+
+
+def test_real_voc_folder_whose_unlabeled_images_have_no_masks(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    """The mask files of the unlabeled images do not exist here, so nothing can open one."""
+    source = shared_data / "voc_animals"
+    names = [path.stem for path in voc_images(source, "train")[:6]]
+    root = tmp_path / "voc"
+    for folder in ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    for name in names:
+        (root / "JPEGImages" / f"{name}.jpg").symlink_to(source / "JPEGImages" / f"{name}.jpg")
+    for name in names[:2]:
+        mask = Path("SegmentationClassAug") / f"{name}.png"
+        (root / mask).symlink_to(source / mask)
+    lists = root / "ImageSets" / "Segmentation"
+    (lists / "few.txt").write_text("\n".join(names[:2]))
+    (lists / "rest.txt").write_text("\n".join(names[2:]))
+    classes = Classes.of(7, "0:0,8:1,10:2,12:3,13:4,15:5,17:6")
+    labeled = SegmentationDataset(voc_images(root, "few"), voc_masks(root, "few"), classes)
+    unlabeled = ImageDataset(voc_images(root, "rest"))
+    transform = train_transform(crop=(64, 80))
+    plain = TwoStream(labeled, unlabeled, 2, 4, transform, transform, 0)
+    cached = TwoStream(Cached(labeled), Cached(unlabeled), 2, 4, transform, transform, 0)
+    batches = load(plain, range(3), workers=2)
+    for first, second in zip(batches, load(cached, range(3), workers=2), strict=True):
+        assert same(first, second)
+    assert set(torch.cat([b.y_labeled for b in batches]).unique().tolist()) <= {*range(7), 255}
+    assert all(batch.x_unlabeled.isfinite().all() for batch in batches)  # type: ignore[union-attr]
