@@ -1,0 +1,115 @@
+"""One confusion matrix for a whole data set, and the scores it gives."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gmix.data.classes import IGNORE
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a data set, all in 0..1.
+
+    Attributes:
+        miou: Mean of `iou` over the classes that occur (`nan` if none does).
+        iou: Intersection over union per class; `nan` for an absent class. In the binary case
+            background, then foreground.
+        pixel_accuracy: Share of the pixels, ignored ones left out, with the right class.
+        absent: Classes that occur neither in a mask nor in a prediction; left out of `miou`.
+    """
+
+    miou: float
+    iou: list[float]
+    pixel_accuracy: float
+    absent: list[int]
+
+    def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
+        """The scores as JSON can hold them: IoU by class name, `None` in place of `nan`.
+
+        Example:
+            >>> Scores(0.5, [0.5, math.nan], 0.5, [1]).to_dict(["cat", "cow"])["iou"]
+            {'cat': 0.5, 'cow': None}
+        """
+        return {
+            "miou": _number(self.miou),
+            "pixel_accuracy": _number(self.pixel_accuracy),
+            "iou": dict(zip(names, map(_number, self.iou), strict=True)),
+            "absent": [names[index] for index in self.absent],
+        }
+
+
+class ConfusionMatrix:
+    """Counts pixels by true and predicted class, in memory `num_classes**2` whatever the data.
+
+    `IoU_k = C_kk / (sum_j C_kj + sum_j C_jk - C_kk)` over the whole data set (not the mean of
+    per-image IoU), rows true, columns predicted.
+
+    Args:
+        num_classes: Number of class ids; 2 in the binary case.
+        ignore_index: Target value of pixels that do not count.
+
+    Example:
+        >>> matrix = ConfusionMatrix(num_classes=3)
+        >>> matrix.update(torch.tensor([[[0, 1, 1]]]), torch.tensor([[[0, 1, 255]]]))
+        >>> matrix.scores()
+        Scores(miou=1.0, iou=[1.0, 1.0, nan], pixel_accuracy=1.0, absent=[2])
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int = IGNORE) -> None:
+        if num_classes < 2:
+            raise ValueError(
+                f"`num_classes` must be at least 2 (binary: background and foreground), "
+                f"got {num_classes}"
+            )
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+
+    def update(self, pred: Tensor, target: Tensor) -> None:
+        """Counts one batch.
+
+        Args:
+            pred: Predicted classes, int64 `(N, H, W)`.
+            target: True classes and `ignore_index`, the same shape.
+
+        Raises:
+            ValueError: If the shapes differ or a value is no class.
+        """
+        if pred.shape != target.shape:
+            raise ValueError(
+                f"`pred` and `target` must have the same shape (N, H, W), "
+                f"got {tuple(pred.shape)} and {tuple(target.shape)}"
+            )
+        counted = target != self.ignore_index
+        pred, target = pred[counted], target[counted]
+        for name, values in (("pred", pred), ("target", target)):
+            wrong = values[(values < 0) | (values >= self.num_classes)]
+            if wrong.numel():
+                raise ValueError(
+                    f"`{name}` must hold classes 0..{self.num_classes - 1}, got {wrong[0].item()}"
+                )
+        cells = torch.bincount(target * self.num_classes + pred, minlength=self.num_classes**2)
+        self.counts += cells.view_as(self.counts).cpu()
+
+    def scores(self) -> Scores:
+        """The scores of everything counted so far."""
+        correct = self.counts.diagonal()
+        union = self.counts.sum(0) + self.counts.sum(1) - correct
+        present = union > 0
+        # A class without pixels divides 0 by 0, which is the nan it should be.
+        iou = correct.double() / union.double()
+        return Scores(
+            miou=iou[present].mean().item(),
+            iou=iou.tolist(),
+            pixel_accuracy=(correct.sum().double() / self.counts.sum().double()).item(),
+            absent=(~present).nonzero().flatten().tolist(),
+        )
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value

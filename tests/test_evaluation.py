@@ -1,0 +1,279 @@
+"""Confusion matrix against torchmetrics and a loop; inference against direct forward passes."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+from torchvision import tv_tensors
+
+from gmix.data import Classes, Sample, eval_transform
+from gmix.evaluation import (
+    ConfusionMatrix,
+    class_map,
+    eval_mode,
+    evaluate,
+    predict_multiscale,
+    predict_sliding,
+    to_probs,
+)
+
+
+def random_maps(seed: int, classes: int, count: int = 3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    # Two highest classes are rare, so that some data sets lack one.
+    pred, target = torch.randint(0, classes * 2, (2, count, 4, 5), generator=generator) // 2
+    target[torch.rand(target.shape, generator=generator) < 0.2] = 255
+    target[target == classes - 1] = 0
+    return pred, target
+
+
+@given(seed=st.integers(0, 10_000), classes=st.integers(2, 12))
+def test_scores_against_torchmetrics(seed: int, classes: int) -> None:
+    pred, target = random_maps(seed, classes)
+    matrix = ConfusionMatrix(classes)
+    for one_pred, one_target in zip(pred, target, strict=True):
+        matrix.update(one_pred[None], one_target[None])
+    scores = matrix.scores()
+    jaccard = MulticlassJaccardIndex(classes, ignore_index=255)
+    assert scores.miou == pytest.approx(jaccard(pred, target).item(), abs=1e-6)
+    accuracy = MulticlassAccuracy(classes, average="micro", ignore_index=255)
+    assert scores.pixel_accuracy == pytest.approx(accuracy(pred, target).item(), abs=1e-6)
+
+
+@given(seed=st.integers(0, 10_000), classes=st.integers(2, 40))
+def test_scores_against_a_loop(seed: int, classes: int) -> None:
+    pred, target = random_maps(seed, classes)
+    matrix = ConfusionMatrix(classes)
+    matrix.update(pred, target)
+    scores = matrix.scores()
+    pairs = [
+        (p, t)
+        for p, t in zip(pred.flatten().tolist(), target.flatten().tolist(), strict=True)
+        if t != 255
+    ]
+    values = []
+    for label in range(classes):
+        both = sum(p == label and t == label for p, t in pairs)
+        either = sum(p == label or t == label for p, t in pairs)
+        assert (label in scores.absent) == math.isnan(scores.iou[label]) == (either == 0)
+        if either:
+            values.append(both / either)
+            assert scores.iou[label] == pytest.approx(both / either)
+    assert scores.miou == pytest.approx(sum(values) / len(values))
+
+
+def test_it_is_the_data_sets_iou_not_the_mean_of_images() -> None:
+    matrix = ConfusionMatrix(2)
+    matrix.update(torch.zeros(1, 1, 9, dtype=torch.int64), torch.zeros(1, 1, 9, dtype=torch.int64))
+    matrix.update(torch.tensor([[[0]]]), torch.tensor([[[1]]]))
+    assert matrix.scores().iou == [0.9, 0.0]
+    assert matrix.scores().miou == pytest.approx(0.45)
+
+
+def test_nothing_but_ignored_pixels_gives_nan_not_an_error() -> None:
+    matrix = ConfusionMatrix(3)
+    matrix.update(torch.zeros(1, 2, 2, dtype=torch.int64), torch.full((1, 2, 2), 255))
+    scores = matrix.scores()
+    assert math.isnan(scores.miou) and math.isnan(scores.pixel_accuracy)
+    assert scores.absent == [0, 1, 2]
+    assert scores.to_dict("abc")["miou"] is None
+
+
+def test_confusion_matrix_refuses() -> None:
+    zeros = torch.zeros(1, 2, 2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"same shape .* got \(1, 2, 2\) and \(1, 2, 3\)"):
+        ConfusionMatrix(3).update(zeros, torch.zeros(1, 2, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"`target` must hold classes 0\.\.2, got 3"):
+        ConfusionMatrix(3).update(zeros, zeros + 3)
+    with pytest.raises(ValueError, match=r"`pred` must hold classes 0\.\.2, got -1"):
+        ConfusionMatrix(3).update(zeros - 1, zeros)
+    with pytest.raises(ValueError, match="at least 2"):
+        ConfusionMatrix(1)
+
+
+def test_class_map_multi_class_and_binary() -> None:
+    logits = torch.randn(2, 4, 5, 6)
+    assert torch.equal(class_map(logits), logits.argmax(1))
+    assert class_map(logits, (10, 13)).shape == (2, 10, 13)
+    assert torch.equal(class_map(logits[:, :1]), (to_probs(logits[:, :1])[:, 0] > 0.5).long())
+    up = F.interpolate(logits, (10, 13), mode="bilinear", align_corners=False)
+    assert torch.equal(class_map(logits, (10, 13)), up.argmax(1))
+
+
+class Spy(nn.Module):
+    """A pointwise net that remembers what it was shown."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, channels, 1)
+        self.norm = nn.BatchNorm2d(channels)
+        self.shapes: list[tuple[int, ...]] = []
+        self.modes: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shapes.append(tuple(x.shape))
+        self.modes.append(self.training)
+        logits: Tensor = self.norm(self.conv(x))
+        return logits
+
+
+@pytest.fixture
+def net() -> Spy:
+    torch.manual_seed(0)
+    return Spy(4)
+
+
+def data(sizes: list[tuple[int, int]], classes: int = 4) -> list[Sample]:
+    generator = torch.Generator().manual_seed(1)
+    result = []
+    for height, width in sizes:
+        image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+        mask = torch.randint(0, classes, (height, width), generator=generator)
+        mask[0, 0] = 255
+        result.append(Sample(tv_tensors.Image(image), tv_tensors.Mask(mask)))
+    return result
+
+
+@pytest.mark.parametrize("size", [None, (5, 6)])
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_evaluate_at_each_masks_own_resolution(
+    net: Spy, size: tuple[int, int] | None, batch_size: int
+) -> None:
+    items = data([(6, 8), (6, 8), (6, 8), (9, 5), (7, 7)])
+    classes, transform = Classes.of(4), eval_transform()
+    scores = evaluate(net, items, classes, transform=transform, size=size, batch_size=batch_size)
+    assert sum(shape[0] for shape in net.shapes) == 5
+    assert max(shape[0] for shape in net.shapes) == min(batch_size, 3 if size is None else 5)
+    matrix = ConfusionMatrix(4)
+    net.eval()
+    for image, mask in items:
+        if size is not None:
+            raw = image.as_subclass(Tensor)[None]
+            image = F.interpolate(raw, size, mode="bilinear", antialias=True)[0]
+        with torch.no_grad():
+            logits = net(transform(tv_tensors.Image(image)).as_subclass(Tensor)[None])
+        if logits.shape[-2:] != mask.shape:
+            logits = F.interpolate(logits, tuple(mask.shape), mode="bilinear")
+        matrix.update(logits.argmax(1), mask[None].as_subclass(Tensor))
+    assert matrix.counts.sum() == sum(mask.numel() - 1 for _, mask in items)
+    assert scores == matrix.scores()
+
+
+def test_evaluate_runs_in_eval_mode_and_restores_every_part(net: Spy) -> None:
+    net.train()
+    net.norm.eval()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    evaluate(net, data([(6, 8)]), Classes.of(4), transform=eval_transform())
+    assert net.modes == [False]
+    assert net.training and net.conv.training and not net.norm.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    with pytest.raises(ValueError, match="stop"), eval_mode(net):
+        raise ValueError("stop")
+    assert net.training and not net.norm.training
+
+
+def test_binary_scores_background_and_foreground() -> None:
+    torch.manual_seed(0)
+    net = Spy(1).eval()
+    items = data([(6, 8), (6, 8)], classes=2)
+    scores = evaluate(net, items, Classes.of(1), transform=eval_transform())
+    assert len(scores.iou) == 2 and scores.absent == []
+    with torch.no_grad():
+        pred = torch.cat(
+            [
+                net(eval_transform()(i).as_subclass(Tensor)[None]).sigmoid()[:, 0] > 0.5
+                for i, _ in items
+            ]
+        )
+    target = torch.stack([mask.as_subclass(Tensor) for _, mask in items])
+    counted = target != 255
+    both = (pred & (target == 1) & counted).sum()
+    either = ((pred | (target == 1)) & counted).sum()
+    assert scores.iou[1] == pytest.approx((both / either).item())
+    probs = partial(predict_sliding, crop=(4, 4), stride=(2, 2))
+    again = evaluate(net, items, Classes.of(1), transform=eval_transform(), predict=probs)
+    assert again == scores
+
+
+def test_evaluate_with_another_predictor_gives_the_same_for_a_pointwise_net(net: Spy) -> None:
+    items = data([(6, 8), (9, 5)])
+    whole = evaluate(net, items, Classes.of(4), transform=eval_transform())
+    sliding = partial(predict_sliding, crop=(4, 4), stride=(3, 3))
+    assert evaluate(net, items, Classes.of(4), transform=eval_transform(), predict=sliding) == whole
+
+
+def test_evaluate_refuses(net: Spy) -> None:
+    with pytest.raises(ValueError, match="at least one image"):
+        evaluate(net, [], Classes.of(4), transform=eval_transform())
+    with pytest.raises(ValueError, match="the network gives 4 channels, but the data set needs 5"):
+        evaluate(net, data([(4, 4)]), Classes.of(5), transform=eval_transform())
+
+
+@given(
+    size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    crop=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    data=st.data(),
+)
+def test_sliding_is_the_whole_image_for_a_pointwise_net(
+    size: tuple[int, int], crop: tuple[int, int], data: st.DataObject
+) -> None:
+    stride = tuple(data.draw(st.integers(1, length)) for length in crop)
+    torch.manual_seed(0)
+    net = nn.Conv2d(3, 4, 1)
+    x = torch.randn(2, 3, *size)
+    probs = predict_sliding(net, x, crop, (stride[0], stride[1]))
+    torch.testing.assert_close(probs, net(x).softmax(1).detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_sliding_windows_have_the_crops_size_and_average(net: Spy) -> None:
+    net.eval()
+    x = torch.randn(1, 3, 10, 7)
+    predict_sliding(net, x, (4, 9), (3, 9))
+    assert net.shapes == [(1, 3, 4, 7)] * 3
+    # A net that tells its window's first row: overlapping windows are averaged.
+    rows = torch.arange(6.0)[None, None, :, None].expand(1, 1, 6, 2)
+
+    class First(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[..., :1, :].expand_as(x)
+
+    probs = predict_sliding(First(), rows, (4, 2), (2, 2))
+    low, high = torch.tensor(0.0).sigmoid(), torch.tensor(2.0).sigmoid()
+    expected = torch.stack([low, low, (low + high) / 2, (low + high) / 2, high, high])
+    torch.testing.assert_close(probs[0, 0, :, 0], expected)
+    for stride in ((5, 2), (0, 2)):
+        with pytest.raises(ValueError, match="`stride` must be"):
+            predict_sliding(First(), rows, (4, 2), stride)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_multiscale_of_scale_one_is_the_forward_pass(channels: int) -> None:
+    torch.manual_seed(0)
+    net = nn.Conv2d(3, channels, 3, padding=1)
+    x = torch.randn(2, 3, 9, 7)
+    logits = net(x).detach()
+    expected = logits.softmax(1) if channels > 1 else logits.sigmoid()
+    torch.testing.assert_close(predict_multiscale(net, x, [1.0], flip=False), expected)
+
+
+def test_multiscale_averages_scales_and_flips(net: Spy) -> None:
+    net.eval()
+    x = torch.randn(1, 3, 8, 12)
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, 3, padding=1)
+    flipped = conv(x.flip(-1)).softmax(1).flip(-1)
+    expected = (conv(x).softmax(1) + flipped).detach() / 2
+    torch.testing.assert_close(predict_multiscale(conv, x, [1.0]), expected)
+    probs = predict_multiscale(net, x, [0.5, 1.5])
+    assert net.shapes == [(1, 3, 4, 6)] * 2 + [(1, 3, 12, 18)] * 2
+    assert probs.shape == (1, 4, 8, 12) and not probs.requires_grad
+    torch.testing.assert_close(probs.sum(1), torch.ones(1, 8, 12))
+    for scales in ([], [1.0, 0.0]):
+        with pytest.raises(ValueError, match="`scales` must be"):
+            predict_multiscale(net, x, scales)
