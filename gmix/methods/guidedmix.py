@@ -1,0 +1,271 @@
+"""GuidedMix: learn pseudo masks with labeled images as reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import TypedDict, Unpack
+
+from gmix import functional as G
+from gmix.decoupler import SoftDecoupler
+from gmix.losses import GuidedMixLoss
+from gmix.mixer import LabeledUnlabeledMixer, Mixed
+from gmix.network import GuidedMixNet
+from gmix.pairing import RandomPairSelector, SimilarPairSelector
+from gmix.reference import LabeledReference
+from gmix.teacher import EMATeacher
+from gmix.views import CutMix, StrongColor
+
+__all__ = ["Guidance", "GuidedMix", "GuidedMixParts"]
+
+Variant = Literal["default", "paper"]
+
+
+class GuidedMixParts(TypedDict, total=False):
+    """What can be exchanged in `GuidedMix`; None takes a part out where that is allowed."""
+
+    selector: SimilarPairSelector | RandomPairSelector
+    mixer: LabeledUnlabeledMixer
+    decoupler: SoftDecoupler
+    criterion: GuidedMixLoss
+    teacher: EMATeacher[GuidedMixNet] | None
+    reference: LabeledReference | None
+    color: StrongColor | None
+    cutmix: CutMix | None
+    direct: float
+    true_masks: bool
+
+
+class Guidance(NamedTuple):
+    """How the pseudo masks of a batch of unlabeled images came about, step by step."""
+
+    partner: Tensor  # (N,) int64: which labeled image each unlabeled one was paired with
+    mixed: Mixed  # images (N, C, H, W) and lambda (N,)
+    predicted: Tensor  # (N, K, H, W) probabilities of the mixed images
+    decoupled: Tensor  # (N, K, H, W) the labeled part taken out
+    pseudo: Tensor  # (N, K, H, W) the target of the student
+
+
+def default_parts(
+    net: GuidedMixNet, mean: Sequence[float] | float, std: Sequence[float] | float
+) -> GuidedMixParts:
+    """The parts of `variant="default"`: the settings that won in `docs/results.md`."""
+    return {
+        "selector": SimilarPairSelector(),
+        "mixer": LabeledUnlabeledMixer(max_lambda=0.3),
+        "decoupler": SoftDecoupler(),
+        "criterion": GuidedMixLoss(
+            objective="cross_entropy", threshold=0.95, decoupling=0.0, ramp_length=0.0
+        ),
+        "teacher": EMATeacher(net, decay=0.99),
+        "reference": LabeledReference(net.model.encoder, net.classes),
+        "color": StrongColor(mean=mean, std=std),
+        "cutmix": CutMix(),
+        "direct": 0.5,
+        "true_masks": True,
+    }
+
+
+def paper_parts(
+    net: GuidedMixNet, mean: Sequence[float] | float, std: Sequence[float] | float
+) -> GuidedMixParts:
+    """The parts of `variant="paper"`: one network, squared error, every equation as printed."""
+    return {
+        "selector": SimilarPairSelector(),
+        "mixer": LabeledUnlabeledMixer(),
+        "decoupler": SoftDecoupler(),
+        "criterion": GuidedMixLoss(),
+        "teacher": None,
+        "reference": None,
+        "color": None,
+        "cutmix": None,
+        "direct": 0.0,
+        "true_masks": False,
+    }
+
+
+RECIPES = {"default": default_parts, "paper": paper_parts}
+
+
+class GuidedMix(nn.Module):
+    r"""Mix each unlabeled image with its most similar labeled one and learn what the labeled one does not explain.
+
+    One call is one step:
+
+    1. **embed** labeled and unlabeled images: pooled deepest features;
+    2. **pair** each unlabeled image with its nearest labeled one;
+    3. **mix** the two images, $\lambda x_l + (1-\lambda) x_u$;
+    4. **predict** the mix;
+    5. **decouple**: take $\lambda$ times the labeled part out; what remains is a pseudo mask;
+    6. **refer**: weigh it by what labeled pixels with similar features are
+       ([`LabeledReference`][gmix.LabeledReference]);
+    7. **loss**: train the network towards it.
+
+    | step | `variant="default"` | `variant="paper"` |
+    |---|---|---|
+    | 1, 4 | an EMA teacher, in eval mode | the network itself, in train mode |
+    | 3 | $\lambda \le 0.3$ | $\lambda \le 0.5$ |
+    | 5 | subtracts the partner's true mask, averages with the direct prediction | its prediction |
+    | 6 | yes | no |
+    | 7 | cross-entropy on a strong view (colour, CutMix) | squared error, ramped up; $L_{dec}$ |
+
+    `docs/results.md` shows what each of these is worth.
+
+    Args:
+        net: The network to train; what is deployed is `net.model`.
+        variant: Where the parts come from that are not given.
+        mean: Per channel, what was subtracted from the images (in 0..1) when they were normalised.
+        std: Per channel, what they were divided by. Both serve the strong colours.
+        **parts: Any of [`GuidedMixParts`][gmix.methods.GuidedMixParts]. `direct` is the weight of the direct
+            prediction beside the decoupled one, in [0, 1]; `true_masks` subtracts the partner's mask instead of
+            its prediction.
+
+    Shape:
+        - `x_labeled` `(N, C, H, W)`, `y_labeled` `(N, H, W)` int64, `x_unlabeled` `(M, C, H, W)`
+        - `progress` in [0, 1]: the share of the training that is done, for the ramp
+        - `valid_unlabeled` `(M, H, W)` bool: False on padding
+        - `generator`: on the images' device; without it torch's global one is used
+
+    Returns:
+        Named float32 scalars: `supervised`, `classification`, `unsupervised`, with `variant="paper"` also
+        `decoupling`, and `total`.
+
+    Raises:
+        ValueError: No unlabeled images, an unknown part, or shapes that do not fit.
+
+    Reference:
+        Tu et al., "GuidedMix-Net: Learning to Improve Pseudo Masks Using Labeled Images as Reference", 2022.
+
+    Example:
+        >>> import segmentation_models_pytorch as smp
+        >>> _ = torch.manual_seed(0)
+        >>> net = GuidedMixNet(smp.Unet("resnet18", encoder_weights=None, classes=3))
+        >>> method = GuidedMix(net)
+        >>> x_l, y_l = torch.randn(2, 3, 64, 64), torch.randint(3, (2, 64, 64))
+        >>> losses = method(x_l, y_l, torch.randn(4, 3, 64, 64), progress=0.5)
+        >>> losses["total"].backward()
+        >>> sorted(losses)
+        ['classification', 'supervised', 'total', 'unsupervised']
+    """
+
+    def __init__(
+        self,
+        net: GuidedMixNet,
+        *,
+        variant: Variant = "default",
+        mean: Sequence[float] | float = (0.485, 0.456, 0.406),
+        std: Sequence[float] | float = (0.229, 0.224, 0.225),
+        **parts: Unpack[GuidedMixParts],
+    ) -> None:
+        super().__init__()
+        if variant not in RECIPES:
+            raise ValueError(f"`variant` must be one of {sorted(RECIPES)}, got {variant!r}")
+        recipe = RECIPES[variant](net, mean, std)
+        if unknown := sorted(parts.keys() - recipe.keys()):
+            raise ValueError(f"GuidedMix has no part {unknown[0]!r}: choose from {sorted(recipe)}")
+        chosen: GuidedMixParts = {**recipe, **parts}
+        if not 0 <= chosen["direct"] <= 1:
+            raise ValueError(f"`direct` is a weight in [0, 1], got {chosen['direct']}")
+        self.net = net
+        self.selector = chosen["selector"]
+        self.mixer = chosen["mixer"]
+        self.decoupler = chosen["decoupler"]
+        self.criterion = chosen["criterion"]
+        self.teacher = chosen["teacher"]
+        self.reference = chosen["reference"]
+        self.color = chosen["color"]
+        self.cutmix = chosen["cutmix"]
+        self.direct = chosen["direct"]
+        self.true_masks = chosen["true_masks"]
+
+    def forward(
+        self,
+        x_labeled: Tensor,
+        y_labeled: Tensor,
+        x_unlabeled: Tensor | None = None,
+        *,
+        progress: float = 0.0,
+        valid_unlabeled: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        if x_unlabeled is None or not len(x_unlabeled):
+            raise ValueError(
+                "GuidedMix needs `x_unlabeled`; with labeled images only, use Supervised"
+            )
+        if self.training and self.teacher is not None:
+            self.teacher.update(self.net)
+        if self.training and self.reference is not None:
+            self.reference.add(x_labeled, y_labeled, ignore_index=self.criterion.ignore_index)
+        pseudo = self.guide(x_labeled, y_labeled, x_unlabeled, generator).pseudo
+        x_student, valid = x_unlabeled, valid_unlabeled
+        if self.color is not None:
+            x_student = self.color(x_student, generator)
+        if self.cutmix is not None:
+            pasted = self.cutmix(x_student, generator)
+            x_student, pseudo = pasted.apply(x_student), pasted.apply(pseudo)
+            valid = None if valid is None else pasted.apply(valid)
+
+        n, size = len(x_labeled), (x_labeled.shape[2], x_labeled.shape[3])
+        features = self.net.encode(torch.cat([x_labeled, x_student]))
+        embedding = self.net.pool(features)
+        logits = self.net.decode(features, size)
+        decoupled: dict[str, Tensor] = {}
+        if self.criterion.decoupling > 0:
+            decoupled = self._decouple_labeled(x_labeled, logits[:n], embedding[:n], generator)
+        losses: dict[str, Tensor] = self.criterion(
+            logits[:n],
+            y_labeled,
+            class_logits=self.net.classify(embedding[:n]),
+            logits_unlabeled=logits[n:],
+            pseudo=pseudo,
+            valid=valid,
+            progress=progress,
+            **decoupled,
+        )
+        return losses
+
+    @torch.no_grad()
+    def guide(
+        self,
+        x_labeled: Tensor,
+        y_labeled: Tensor,
+        x_unlabeled: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Guidance:
+        """Make the pseudo masks of `x_unlabeled`, and keep every step to look at."""
+        predictor = self.net if self.teacher is None else self.teacher.net
+        n, size = len(x_labeled), (x_labeled.shape[2], x_labeled.shape[3])
+        features = predictor.encode(torch.cat([x_labeled, x_unlabeled]))
+        embedding = predictor.pool(features)
+        partner = self.selector(embedding[n:], embedding[:n], generator=generator)
+        mixed = self.mixer(x_labeled[partner], x_unlabeled, generator=generator)
+        predicted = G.probabilities(predictor(mixed.image))
+        probs = G.probabilities(predictor.decode(features, size))
+        labeled = probs[:n]
+        if self.true_masks:
+            labeled = G.fill_in(labeled, y_labeled, self.criterion.ignore_index)
+        decoupled = self.decoupler(predicted, labeled[partner], mixed.lam)
+        pseudo = torch.lerp(decoupled, probs[n:], self.direct)
+        if self.reference is not None:
+            pseudo = self.reference(pseudo, x_unlabeled)
+        return Guidance(partner, mixed, predicted, decoupled, pseudo)
+
+    def _decouple_labeled(
+        self,
+        x: Tensor,
+        logits: Tensor,
+        embedding: Tensor,
+        generator: torch.Generator | None,
+    ) -> dict[str, Tensor]:
+        """Eq. 11-12: decoupling two labeled images; only the mixed prediction gets a gradient."""
+        probs = G.probabilities(logits).detach()
+        partner = self.selector(embedding, embedding, exclude_self=True, generator=generator)
+        mixed = self.mixer(x[partner], x, generator=generator)
+        predicted = G.probabilities(self.net(mixed.image))
+        return {
+            "probs_decoupled": self.decoupler(predicted, probs[partner], mixed.lam),
+            "decoupled_target": probs,
+        }
