@@ -49,6 +49,14 @@ def _per_image(values: Tensor, like: Tensor, name: str = "lam") -> Tensor:
     return values.to(like.dtype).view(-1, *[1] * (like.dim() - 1))
 
 
+def _per_pixel(values: Tensor, scores: Tensor, name: str) -> None:
+    expected = (scores.shape[0], *scores.shape[2:])
+    if values.shape != expected:  # broadcasting would weigh the wrong pixels without a word
+        raise ValueError(
+            f"`{name}` must have shape {expected}, one value per pixel, got {tuple(values.shape)}"
+        )
+
+
 def sample_lambda(
     n: int,
     *,
@@ -380,6 +388,8 @@ def cross_entropy(
             f"`target` must have shape (N, H, W) for `logits` (N, K, H, W), "
             f"got {tuple(target.shape)} and {tuple(logits.shape)}"
         )
+    if weight is not None:
+        _per_pixel(weight, logits, "weight")
     with torch.autocast(logits.device.type, enabled=False):
         keep = target != ignore_index
         if logits.shape[1] == 1:
@@ -421,6 +431,8 @@ def squared_error(probs: Tensor, target: Tensor, *, valid: Tensor | None = None)
         tensor(2.)
     """
     _same_shape(probs, target, "`probs` and `target`", "(N, K, H, W)")
+    if valid is not None:
+        _per_pixel(valid, probs, "valid")
     with torch.autocast(probs.device.type, enabled=False):
         error = (probs.float() - target.float()).square().sum(1)
         if probs.shape[1] == 1:

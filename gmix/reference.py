@@ -32,8 +32,8 @@ class LabeledReference(nn.Module):
     idea (Eq. 4) with keys and values from another image, and values that are known to be right.
 
     Args:
-        encoder: An encoder as in SMP: images to a list of feature maps, deepest last. Deep-copied and frozen. Its
-            last two maps are used, at the resolution of the finer one.
+        encoder: An SMP encoder (`net.model.encoder`): images to feature maps, deepest last. Deep-copied and frozen.
+            Its last two maps are used, at the resolution of the finer one. Images are padded to its stride.
         classes: Number of logit channels K; 1 is binary.
         capacity: Number of labeled feature positions the memory holds; the oldest are replaced.
         positions: At most this many positions per labeled image are kept, spread evenly.
@@ -83,6 +83,7 @@ class LabeledReference(nn.Module):
         self.temperature = temperature
         self.strength = strength
         self.floor = floor
+        self._stride = int(getattr(encoder, "output_stride", 1))
         self._widths = [int(width) for width in self.encoder.out_channels[-2:]]
         self.keys: Tensor
         self.values: Tensor
@@ -102,6 +103,7 @@ class LabeledReference(nn.Module):
                 f"got {tuple(y.shape)} and {tuple(x.shape)}"
             )
         features = self._features(x)
+        y = self._pad(y, ignore_index)
         shares = class_shares(y, self.values.shape[1], features.shape[-2:], ignore_index)
         keys = features.flatten(2).transpose(1, 2)
         values = shares.flatten(2).transpose(1, 2)
@@ -116,13 +118,13 @@ class LabeledReference(nn.Module):
 
     @torch.no_grad()
     def likelihood(self, x: Tensor) -> Tensor:
-        """$r_k$ of images `(N, C, H, W)`: `(N, max(K, 2), h, w)` on the grid of the features."""
-        filled = self.values.sum(1) > 0
-        share = filled.float() / filled.sum().clamp(min=1)
-        centre = share @ self.keys
+        """$r_k$ of images `(N, C, H, W)`: `(N, max(K, 2), h, w)` on the grid of the (padded) features."""
         features = self._features(x)
         n, _, h, w = features.shape
         with torch.autocast(x.device.type, enabled=False):
+            filled = self.values.sum(1) > 0
+            share = filled.float() / filled.sum().clamp(min=1)
+            centre = share @ self.keys
             query = self._normalise(features.flatten(2).transpose(1, 2), centre)
             # A large negative number rather than -inf: with nothing remembered the softmax stays finite.
             nowhere = torch.where(filled, 0.0, -1e4)
@@ -145,7 +147,9 @@ class LabeledReference(nn.Module):
                 "`probs` (N, K, H, W) and `x` (N, C, H, W) must belong to the same images, "
                 f"got {tuple(probs.shape)} and {tuple(x.shape)}"
             )
-        ratio = F.interpolate(self.likelihood(x), size=probs.shape[2:], mode="bilinear")
+        h, w = x.shape[2:]
+        padded = self._pad(x).shape[2:]
+        ratio = F.interpolate(self.likelihood(x), size=padded, mode="bilinear")[..., :h, :w]
         return G.reweigh(probs, (ratio + self.floor) ** self.strength)
 
     def train(self, mode: bool = True) -> LabeledReference:
@@ -153,9 +157,17 @@ class LabeledReference(nn.Module):
         return super().train(False)
 
     def _features(self, x: Tensor) -> Tensor:
-        finer, deepest = self.encoder(x)[-2:]
+        maps = self.encoder(self._pad(x))
+        if isinstance(maps, tuple):  # a vision transformer's comes with its prefix tokens
+            maps = maps[0]
+        finer, deepest = maps[-2:]
         deepest = F.interpolate(deepest, size=finer.shape[-2:], mode="bilinear")
         return torch.cat([finer, deepest], 1).float()
+
+    def _pad(self, x: Tensor, value: float = 0) -> Tensor:
+        """`(..., H, W)`, padded at the bottom and right to what the encoder can divide."""
+        h, w = x.shape[-2:]
+        return F.pad(x, (0, -w % self._stride, 0, -h % self._stride), value=value)
 
     def _normalise(self, features: Tensor, centre: Tensor) -> Tensor:
         """Centre, then bring each of the two maps to the same length: both have a say."""

@@ -292,7 +292,9 @@ def test_fill_in_and_most_probable() -> None:
     filled = G.fill_in(p, mask)
     assert filled[0, :, 0, 0].tolist() == [0, 0, 1] and filled[0, :, 0, 2].tolist() == [1, 0, 0]
     assert torch.equal(filled[0, :, 0, 1], p[0, :, 0, 1])
-    binary = G.fill_in(torch.tensor([0.3, 0.6, 0.9]).view(1, 1, 1, 3), torch.tensor([[[0, 1, 255]]]))
+    binary = G.fill_in(
+        torch.tensor([0.3, 0.6, 0.9]).view(1, 1, 1, 3), torch.tensor([[[0, 1, 255]]])
+    )
     torch.testing.assert_close(binary.flatten(), torch.tensor([0.0, 1.0, 0.9]))
     confidence, labels = G.most_probable(torch.tensor([0.3, 0.6]).view(1, 1, 1, 2))
     torch.testing.assert_close(confidence.flatten(), torch.tensor([0.7, 0.6]))
@@ -316,7 +318,9 @@ def test_gradients_are_right_in_float64(monkeypatch: pytest.MonkeyPatch) -> None
     assert check(lambda z: G.reweigh(z.softmax(1), weights), (logits,))
     assert check(lambda z: G.mix(z, q, lam), (logits,))
     for normalize in ("none", "rescale"):
-        assert check(lambda z, n=normalize: G.decouple(z.softmax(1), q, lam, normalize=n), (logits,))
+        assert check(
+            lambda z, n=normalize: G.decouple(z.softmax(1), q, lam, normalize=n), (logits,)
+        )
     assert check(lambda z: G.decouple(G.mix(q, z.softmax(1), lam), q, lam), (logits,))
 
 

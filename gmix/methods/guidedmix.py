@@ -58,7 +58,7 @@ def default_parts(
         "mixer": LabeledUnlabeledMixer(max_lambda=0.3),
         "decoupler": SoftDecoupler(),
         "criterion": GuidedMixLoss(
-            objective="cross_entropy", threshold=0.95, decoupling=0.0, ramp_length=0.0
+            objective="cross_entropy", threshold=0.7, decoupling=0.0, ramp_length=0.0
         ),
         "teacher": EMATeacher(net, decay=0.99),
         "reference": LabeledReference(net.model.encoder, net.classes),
@@ -194,6 +194,11 @@ class GuidedMix(nn.Module):
         if x_unlabeled is None or not len(x_unlabeled):
             raise ValueError(
                 "GuidedMix needs `x_unlabeled`; with labeled images only, use Supervised"
+            )
+        if x_unlabeled.shape[1:] != x_labeled.shape[1:]:
+            raise ValueError(
+                "`x_labeled` and `x_unlabeled` must have the same shape but for their number, "
+                f"got {tuple(x_labeled.shape)} and {tuple(x_unlabeled.shape)}"
             )
         if self.training and self.teacher is not None:
             self.teacher.update(self.net)

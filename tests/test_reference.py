@@ -1,0 +1,282 @@
+"""LabeledReference against attention written as loops, and what a memory must never do."""
+
+import math
+from collections import deque
+
+import numpy as np
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_nets import AverageEncoder, seeded, tiny_batch, tiny_net
+from torch import Tensor, nn
+
+from gmix import LabeledReference
+from gmix.reference import class_shares
+
+SIZE, CELL = 8, 2  # images of 8 x 8, features on a grid of 4 x 4
+
+
+class NaiveReference:
+    """The docstring's three equations, one position and one memory entry at a time."""
+
+    def __init__(self, classes: int, capacity: int, positions: int, temperature: float) -> None:
+        self.slots = max(classes, 2)
+        self.memory: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=capacity)
+        self.positions = positions
+        self.temperature = temperature
+
+    def features(self, image: Tensor) -> np.ndarray:
+        finer = F.avg_pool2d(image, 2)
+        deepest = F.avg_pool2d(image[None, :2], 4) ** 2
+        deepest = F.interpolate(deepest, size=finer.shape[-2:], mode="bilinear")[0]
+        return torch.cat([finer, deepest]).flatten(1).T.double().numpy()
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        grid = SIZE // CELL
+        for image, mask in zip(x, y, strict=True):
+            features = self.features(image)
+            keep = min(self.positions, len(features), max(self.memory.maxlen // len(x), 1))
+            for j in range(keep):
+                position = j * len(features) // keep
+                r, c = CELL * (position // grid), CELL * (position % grid)
+                cell = mask[r : r + CELL, c : c + CELL].flatten().tolist()
+                shares = [cell.count(k) / len(cell) for k in range(self.slots)]
+                self.memory.append((features[position], np.array(shares)))
+
+    def likelihood(self, x: Tensor) -> np.ndarray:
+        known = [(key, shares) for key, shares in self.memory if shares.sum() > 0]
+        centre = sum(key for key, _ in known) / len(known)
+        seen = sum(shares for _, shares in known)
+        out = np.ones((len(x), (SIZE // CELL) ** 2, self.slots))
+        for i, image in enumerate(x):
+            for j, feature in enumerate(self.features(image)):
+                scores = [
+                    math.exp(similarity(feature - centre, key - centre) / self.temperature)
+                    for key, _ in known
+                ]
+                attended = sum(s * y for s, (_, y) in zip(scores, known, strict=True))
+                attended = attended / attended.sum()
+                for k in range(self.slots):
+                    if seen[k] > 0:  # a class never seen says nothing
+                        out[i, j, k] = attended[k] / max(seen[k] / seen.sum(), 1e-3)
+        return out.transpose(0, 2, 1).reshape(len(x), self.slots, SIZE // CELL, SIZE // CELL)
+
+
+def similarity(a: np.ndarray, b: np.ndarray) -> float:
+    """The mean of the cosines of the finer map's channels (3) and of the deepest's (2)."""
+    cosines = [
+        float(u @ v / np.linalg.norm(u) / np.linalg.norm(v))
+        for u, v in ((a[:3], b[:3]), (a[3:], b[3:]))
+    ]
+    return sum(cosines) / 2
+
+
+def random_images(g: torch.Generator, n: int, classes: int) -> tuple[Tensor, Tensor]:
+    x = torch.randn(n, 3, SIZE, SIZE, generator=g)
+    y = torch.randint(classes + 1, (n, SIZE, SIZE), generator=g)
+    y[y == classes] = 255
+    y[:, :CELL, :CELL] = 255  # a position without any class
+    return x, y
+
+
+@settings(max_examples=8)
+@given(
+    st.integers(0, 999),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from([(200, 16), (40, 5), (11, 16), (2, 16)]),
+)
+def test_likelihood_and_guidance_are_the_loops(
+    seed: int, classes: int, memory: tuple[int, int]
+) -> None:
+    capacity, positions = memory
+    g = seeded(seed)
+    settings = {"capacity": capacity, "positions": positions, "temperature": 0.2}
+    reference = LabeledReference(AverageEncoder(), classes, strength=0.7, floor=0.1, **settings)  # type: ignore[arg-type]
+    naive = NaiveReference(classes, capacity, positions, 0.2)
+    for n in (3, 2, 3):  # 8 images: more than the smaller memories hold
+        x, y = random_images(g, n, max(classes, 2))
+        reference.add(x, y)
+        naive.add(x, y)
+    if not any(shares.sum() for _, shares in naive.memory):
+        return
+    x = torch.randn(2, 3, SIZE, SIZE, generator=g)
+    expected = naive.likelihood(x)
+    np.testing.assert_allclose(reference.likelihood(x).numpy(), expected, atol=2e-3, rtol=2e-3)
+
+    probs = torch.rand(2, max(classes, 2), SIZE, SIZE, generator=g)
+    probs = probs / probs.sum(1, keepdim=True)
+    ratio = F.interpolate(torch.from_numpy(expected), size=(SIZE, SIZE), mode="bilinear").numpy()
+    weighed = probs.numpy() * (ratio + 0.1) ** 0.7
+    weighed = weighed / weighed.sum(1, keepdims=True)
+    own = slice(1, 2) if classes == 1 else slice(None)
+    guided = reference(probs[:, own], x)
+    assert guided.dtype == torch.float32
+    np.testing.assert_allclose(guided.numpy(), weighed[:, own], atol=2e-3)
+
+
+@given(st.integers(0, 999), st.sampled_from([(4, 4), (2, 8), (1, 1)]))
+def test_class_shares_count_pixels(seed: int, size: tuple[int, int]) -> None:
+    _, y = random_images(seeded(seed), 2, 3)
+    shares = class_shares(y, 3, size)
+    h, w = SIZE // size[0], SIZE // size[1]
+    for n, k, r, c in np.ndindex(2, 3, *size):
+        cell = y[n, r * h : (r + 1) * h, c * w : (c + 1) * w]
+        assert shares[n, k, r, c].item() == pytest.approx((cell == k).float().mean().item())
+
+
+def test_the_oldest_are_overwritten() -> None:
+    reference = LabeledReference(AverageEncoder(), 3, capacity=10, positions=4)
+    for label in (0, 1, 2):  # one image of one class each time
+        reference.add(torch.randn(1, 3, SIZE, SIZE), torch.full((1, SIZE, SIZE), label))
+    held = reference.values.argmax(1).bincount(minlength=3)
+    assert held.tolist() == [2, 4, 4] and reference.written == 12
+    for _ in range(2):
+        reference.add(torch.randn(1, 3, SIZE, SIZE), torch.full((1, SIZE, SIZE), 0))
+    assert reference.values.argmax(1).bincount(minlength=3).tolist() == [8, 0, 2]
+
+
+def test_more_images_than_the_memory_holds() -> None:
+    reference = LabeledReference(AverageEncoder(), 2, capacity=3)
+    reference.add(*random_images(seeded(0), 5, 2))
+    assert (
+        reference(torch.full((1, 2, SIZE, SIZE), 0.5), torch.randn(1, 3, SIZE, SIZE))
+        .isfinite()
+        .all()
+    )
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_nothing_remembered_leaves_probabilities_as_they_are(classes: int) -> None:
+    reference = LabeledReference(AverageEncoder(), classes)
+    x = torch.randn(2, 3, SIZE, SIZE)
+    probs = torch.rand(2, 3, SIZE, SIZE).softmax(1)[:, :classes]
+    torch.testing.assert_close(reference(probs, x), probs)
+    reference.add(x, torch.full((2, SIZE, SIZE), 255))  # nor do images without a class count
+    assert torch.equal(reference.likelihood(x), torch.ones(2, max(classes, 2), 4, 4))
+    torch.testing.assert_close(reference(probs, x), probs)
+
+
+def test_a_class_never_seen_has_ratio_1() -> None:
+    reference = LabeledReference(AverageEncoder(), 3)
+    x, y = random_images(seeded(0), 2, 2)  # classes 0 and 1 of three
+    reference.add(x, y)
+    ratio = reference.likelihood(x)
+    assert torch.equal(ratio[:, 2], torch.ones(2, 4, 4)) and ratio[:, :2].std() > 0.1
+
+
+def test_ignored_pixels_are_not_remembered() -> None:
+    x, y = random_images(seeded(0), 2, 3)
+    y[:, : SIZE // 2] = 255
+    whole, half = (LabeledReference(AverageEncoder(), 3) for _ in range(2))
+    whole.add(x, y)
+    half.add(x, torch.where(y == 255, 77, y), ignore_index=77)
+    assert torch.equal(whole.values, half.values)
+    stored = whole.values[:32].view(2, 4, 4, 3).sum(-1)
+    assert not stored[:, :2].any() and stored[:, 2:].any()
+
+
+def test_strength_0_leaves_probabilities_as_they_are() -> None:
+    x, y = random_images(seeded(0), 2, 3)
+    probs = torch.rand(2, 3, SIZE, SIZE).softmax(1)
+    for strength, same in ((0.0, True), (1.0, False)):
+        reference = LabeledReference(AverageEncoder(), 3, strength=strength)
+        reference.add(x, y)
+        assert torch.allclose(reference(probs, x), probs, atol=1e-6) == same
+
+
+@given(st.integers(0, 999))
+def test_guided_probabilities_are_a_distribution_and_nothing_is_changed_in_place(seed: int) -> None:
+    g = seeded(seed)
+    reference = LabeledReference(AverageEncoder(), 3)
+    x, y = random_images(g, 2, 3)
+    probs = torch.randn(2, 3, SIZE, SIZE, generator=g).mul(4).softmax(1)
+    before = x.clone(), y.clone(), probs.clone()
+    reference.add(x, y)
+    guided = reference(probs, x)
+    assert guided.min() >= 0
+    torch.testing.assert_close(guided.sum(1), torch.ones(2, SIZE, SIZE))
+    assert all(torch.equal(a, b) for a, b in zip(before, (x, y, probs), strict=True))
+
+
+def test_the_encoder_is_a_frozen_copy() -> None:
+    net = tiny_net()
+    reference = LabeledReference(net.model.encoder, 3)
+    owner = nn.Sequential(reference)
+    owner.train()
+    before = {name: v.clone() for name, v in reference.encoder.state_dict().items()}
+    with torch.no_grad():
+        for p in net.parameters():
+            p.zero_()  # the student trains, its former encoder stays
+    x, y, x_u = tiny_batch()
+    reference.add(x, y)
+    probs = torch.full((4, 3, 32, 32), 1 / 3, requires_grad=True)
+    reference(probs, x_u)[:, 0].sum().backward()
+    assert probs.grad is not None and probs.grad.any()
+    assert not any(m.training for m in reference.modules())
+    assert not any(p.requires_grad for p in reference.parameters())
+    after = reference.encoder.state_dict()
+    assert all(torch.equal(after[name], v) for name, v in before.items())
+    assert not any(name.startswith("model") for name in reference.state_dict())
+
+
+def test_the_memory_is_part_of_the_state() -> None:
+    x, y, x_u = tiny_batch()
+    reference = LabeledReference(tiny_net().model.encoder, 3, capacity=64)
+    reference.add(x, y)
+    other = LabeledReference(tiny_net(seed=1).model.encoder, 3, capacity=64)
+    other.load_state_dict(reference.state_dict())
+    assert torch.equal(other.likelihood(x_u), reference.likelihood(x_u))
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_it_helps_where_features_tell_the_classes(classes: int) -> None:
+    """Stripes of coloured noise: a network that knows nothing, guided by labeled pixels."""
+    g, colors = seeded(0), torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [-2.0, -1.0, 2.0]])
+
+    def stripes(n: int) -> tuple[Tensor, Tensor]:
+        y = torch.randint(max(classes, 2), (n, 4), generator=g).repeat_interleave(4, 1)
+        y = y[:, None].expand(n, 16, 16)
+        noise = torch.randn(n, 3, 16, 16, generator=g)
+        return colors[y].permute(0, 3, 1, 2) + noise, y
+
+    reference = LabeledReference(AverageEncoder(), classes)
+    reference.add(*stripes(8))
+    x, y = stripes(8)
+    if classes == 1:
+        guess = reference(torch.full((8, 1, 16, 16), 0.5), x)[:, 0] > 0.5
+    else:
+        guess = reference(torch.full((8, 3, 16, 16), 1 / 3), x).argmax(1)
+    assert (guess == y).float().mean() > 0.85
+
+
+def test_images_of_any_size_and_half_precision() -> None:
+    x, y, _ = tiny_batch(size=50)
+    reference = LabeledReference(smp.Unet("resnet18", encoder_weights=None).encoder, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        reference.add(x[..., :42], y[..., :42])
+        in_half = reference.likelihood(x)
+        assert reference(torch.full((3, 3, 50, 50), 1 / 3), x).shape == (3, 3, 50, 50)
+    assert reference.keys.dtype == in_half.dtype == torch.float32
+    assert in_half.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"capacity": 0}, {"temperature": 0.0}, {"strength": -1.0}, {"floor": 0.0}]
+)
+def test_bad_settings_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be above 0 and `strength` at least 0, got"):
+        LabeledReference(AverageEncoder(), 2, **settings)  # type: ignore[arg-type]
+
+
+def test_what_does_not_fit_is_refused_in_one_sentence() -> None:
+    reference = LabeledReference(AverageEncoder(), 2)
+    x = torch.zeros(2, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"`y` must have shape \(N, H, W\).*got \(2, 4, 8\)"):
+        reference.add(x, torch.zeros(2, 4, 8, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"same images, got \(2, 2, 4, 4\) and \(2, 3, 8, 8\)"):
+        reference(torch.zeros(2, 2, 4, 4), x)
+    with pytest.raises(ValueError, match=r"`probs` and `weights`"):
+        reference(torch.zeros(2, 3, 8, 8), x)
