@@ -1,0 +1,7 @@
+"""`python -m gmix` is `gmix`."""
+
+import sys
+
+from gmix.cli import main
+
+sys.exit(main())

@@ -1,0 +1,188 @@
+"""The command line: `gmix train | evaluate | predict | demo`.
+
+Nothing heavy is imported before a command has read its flags: help and typing errors come at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gmix import __version__
+from gmix.training.config import DemoConfig, EvaluateConfig, PredictConfig, TrainConfig, flag
+from gmix.training.flags import UsageError, parse, suggest
+from gmix.training.interrupts import Interrupted
+
+HELP = """\
+usage: gmix COMMAND [flags]
+
+A few masks, many images, one better segmentation model.
+
+commands:
+  demo        see it work: trains on small scenes made here; under 5 minutes, no download
+  train       train on your images: supervised, or GuidedMix with unlabeled images as well
+  evaluate    score a trained model: mIoU, and IoU of each class
+  predict     write class masks and overlays for a folder of images
+
+`gmix COMMAND --help` lists the flags of a command; `gmix --version` prints the version.
+"""
+
+TRAIN_EXAMPLES = """\
+examples:
+  gmix train --images photos --masks masks --val-images val/photos --val-masks val/masks \\
+             --classes names.txt --out runs/first
+  gmix train --voc VOC2012 --unlabeled-list trainaug --labels 92 --classes 21 --out runs/voc
+  gmix train --config runs/first/config.yaml --seed 1 --out runs/second
+  gmix train --config runs/first/config.yaml --resume
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the words after `gmix`; None takes them from the process.
+
+    Returns:
+        0; or 1 if the work cannot be done, 2 if the command line cannot be understood, both with
+        one line on stderr. With `--debug` the error is raised instead.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"gmix {__version__}")
+        return 0
+    command = COMMANDS.get(words[0])
+    if command is None:
+        hint = suggest(words[0], list(COMMANDS))
+        return complain(f"unknown command {words[0]}{hint} (see `gmix --help`)", 2)
+    try:
+        return command(words[1:])
+    except Interrupted as stopped:
+        print(stopped)
+        return 0
+    except KeyboardInterrupt:
+        return complain("stopped", 130)
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, UsageError):
+            return complain(f"{error} (see `gmix {words[0]} --help`)", 2)
+        return complain(explain(error), 1)
+
+
+def train(words: Sequence[str]) -> int:
+    """`gmix train`."""
+    about = "Train a segmentation model on a few masks and many images."
+    config = parse(TrainConfig, "gmix train", about, words, TRAIN_EXAMPLES)
+    from gmix.training.run import train as run
+
+    result = run(config)
+    if result.scores is not None:
+        print_scores(result.scores.to_dict(result.names))
+    if result.best is not None:
+        print(f"best mIoU {100 * result.best[0]:.1f} at step {result.best[1]}")
+    print(f"{result.minutes:.1f} minutes; model and results are in {result.out}")
+    return 0
+
+
+def evaluate(words: Sequence[str]) -> int:
+    """`gmix evaluate`."""
+    about = "Score a trained model on images with masks, at the masks' own resolution."
+    config = parse(EvaluateConfig, "gmix evaluate", about, words)
+    from gmix.training.score import score_model
+
+    print_scores(score_model(config))
+    return 0
+
+
+def predict(words: Sequence[str]) -> int:
+    """`gmix predict`."""
+    about = "Write a class mask and an overlay for each image of a folder."
+    config = parse(PredictConfig, "gmix predict", about, words)
+    if config.model is None or config.images is None or config.out is None:
+        missing = next(name for name in ("model", "images", "out") if not getattr(config, name))
+        raise UsageError(f"{flag(missing)} DIR is missing")
+    from gmix.data import find_images
+    from gmix.predict import predict_folder
+    from gmix.training.run import prepare_device
+    from gmix.training.saved import load_model
+
+    images = find_images(config.images)
+    saved = load_model(config.model, prepare_device(config.device, config.threads))
+    failures = predict_folder(saved, images, Path(config.out), overlays=not config.masks_only)
+    print(f"{len(images) - len(failures)} of {len(images)} images are done, see {config.out}")
+    if failures:
+        reasons = "; ".join(failure.reason for failure in failures)
+        return complain(f"{len(failures)} of {len(images)} images were left out: {reasons}", 1)
+    return 0
+
+
+def demo(words: Sequence[str]) -> int:
+    """`gmix demo`."""
+    about = "Train supervised and GuidedMix on scenes made here, and compare the two."
+    config = parse(DemoConfig, "gmix demo", about, words)
+    from gmix.demo import run_demo
+
+    try:
+        run_demo(Path(config.out), seed=config.seed, steps=config.steps)
+    except Interrupted:
+        print(f"stopped; the same command goes on with what is in {config.out}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "demo": demo,
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+}
+
+
+def print_scores(scores: dict[str, object]) -> None:
+    """A small table: IoU by class, then mIoU.
+
+    Example:
+        >>> print_scores({"miou": 0.5, "iou": {"cat": 0.5, "cow": None}, "pixel_accuracy": 0.75})
+        cat            50.0
+        cow            does not occur
+        mIoU           50.0
+        pixel accuracy 75.0
+    """
+    iou = scores["iou"]
+    rows = dict(iou) if isinstance(iou, dict) else {}
+    rows.update({"mIoU": scores["miou"], "pixel accuracy": scores["pixel_accuracy"]})
+    width = max(len(name) for name in rows)
+    for name, value in rows.items():
+        print(f"{name:{width}} {'does not occur' if value is None else f'{100 * value:.1f}'}")
+
+
+def explain(error: Exception) -> str:
+    """One line for an error, whatever raised it.
+
+    Example:
+        >>> explain(ValueError("two\\nlines"))
+        'two lines'
+        >>> explain(ModuleNotFoundError("No module named 'rich'", name="rich"))
+        'the package rich is missing: run `pip install "gmix[train]"`'
+    """
+    text = str(error)
+    if isinstance(error, ModuleNotFoundError):
+        extra = "demo" if error.name == "sklearn" else "train"
+        return f'the package {error.name} is missing: run `pip install "gmix[{extra}]"`'
+    if text.startswith("Caught ") and "Original Traceback" in text:  # from a loader process
+        text = text.rstrip().rsplit("\n", 1)[-1].partition(": ")[2] or text
+    elif not isinstance(error, (ValueError, TypeError, ImportError, OSError, ArithmeticError)):
+        text = f"{type(error).__name__}: {text} (--debug shows where)"
+    return " ".join(text.split())
+
+
+def complain(text: str, code: int) -> int:
+    """Say on stderr, in one line, why there is no result."""
+    print(f"gmix: {text}", file=sys.stderr)
+    return code

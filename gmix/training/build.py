@@ -1,0 +1,226 @@
+"""From flags to data sets and network; bad input ends here, in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+import segmentation_models_pytorch as smp
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from gmix.data import (
+    Cached,
+    Classes,
+    ColorJitter,
+    ImageDataset,
+    Sample,
+    SegmentationDataset,
+    TwoStream,
+    evenly_spaced,
+    find_images,
+    match_masks,
+    pair_masks,
+    train_transform,
+    voc_images,
+    voc_masks,
+)
+from gmix.network import GuidedMixNet
+from gmix.training.config import TrainConfig, parse_size
+from gmix.unet import GuidedMixUnet
+from gmix.weights import load_encoder_weights
+
+Stats = tuple[float, ...]
+Pairs = tuple[list[Path], list[Path]]
+
+ARCHITECTURES = {**smp.MODEL_ARCHITECTURES_MAPPING, "guidedmixunet": GuidedMixUnet}
+
+
+@dataclass(frozen=True)
+class Data:
+    """What one run trains and is judged on."""
+
+    classes: Classes
+    labeled: Dataset[Sample]
+    unlabeled: Dataset[tv_tensors.Image] | None
+    validation: Dataset[Sample] | None
+    counts: dict[str, int]
+
+
+def build_data(config: TrainConfig) -> Data:
+    """Find all files and read every labeled and validation image once.
+
+    Raises:
+        ValueError: if something is missing or does not fit, naming the file.
+    """
+    if config.classes is None:
+        raise ValueError(
+            "--classes is missing: a number of classes, or a file with a name per line"
+        )
+    classes = Classes.of(config.classes, config.label_map)
+    size = None if config.size is None else parse_size(config.size)
+    (images, masks), unlabeled = training_files(config)
+    validation = validation_files(config)
+    if validation is not None:
+        # Never learn from what the run is judged on, not even without masks.
+        unlabeled = sorted(set(unlabeled) - set(validation[0]))
+    if config.method == "supervised" or config.batch_unlabeled == 0:
+        unlabeled = []
+    elif not unlabeled:
+        raise ValueError(
+            f"the method {config.method} needs unlabeled images, found none: give --unlabeled DIR "
+            "or --unlabeled-list, keep fewer masks with --labels N, or use --method supervised"
+        )
+    labeled_set: Dataset[Sample] = SegmentationDataset(images, masks, classes, size)
+    unlabeled_set: Dataset[tv_tensors.Image] | None = None
+    validation_set: Dataset[Sample] | None = None
+    if unlabeled:
+        unlabeled_set = ImageDataset(unlabeled, size)
+    if validation is not None:
+        validation_set = SegmentationDataset(*validation, classes)
+    if config.cache:
+        labeled_set = Cached(labeled_set)
+        unlabeled_set = Cached(unlabeled_set) if unlabeled_set is not None else None
+        validation_set = Cached(validation_set) if validation_set is not None else None
+    else:
+        read_once(labeled_set, len(images))
+        if validation is not None and validation_set is not None:
+            read_once(validation_set, len(validation[0]))
+    counts = {
+        "labeled": len(images),
+        "unlabeled": len(unlabeled),
+        "validation": 0 if validation is None else len(validation[0]),
+    }
+    return Data(classes, labeled_set, unlabeled_set, validation_set, counts)
+
+
+def training_files(config: TrainConfig) -> tuple[Pairs, list[Path]]:
+    """Labeled images with their masks, and all unlabeled images."""
+    rest: list[Path] = []
+    if config.voc is not None:
+        if config.images is not None or config.masks is not None:
+            raise ValueError("give either --voc ROOT or --images and --masks, not both")
+        images = voc_images(config.voc, config.train_list)
+        masks = voc_masks(config.voc, config.train_list)
+        if config.unlabeled_list is not None:
+            rest = voc_images(config.voc, config.unlabeled_list)
+    else:
+        if config.images is None or config.masks is None:
+            raise ValueError("--images DIR and --masks DIR are missing (or --voc ROOT)")
+        images, masks, rest = match_masks(find_images(config.images), config.masks)
+    if config.unlabeled is not None:
+        rest = rest + find_images(config.unlabeled)
+    if config.labels is not None:
+        rest = rest + images
+        pairs = evenly_spaced(list(zip(images, masks, strict=True)), config.labels)
+        images, masks = [image for image, _ in pairs], [mask for _, mask in pairs]
+    return (images, masks), sorted(set(rest) - set(images))
+
+
+def validation_files(config: Any) -> Pairs | None:
+    """Validation images with their masks, or None if there are none.
+
+    Args:
+        config: anything with `val_images`, `val_masks`, `voc`, `val_list` and `val_part`.
+    """
+    if config.val_images is not None:
+        if config.val_masks is None:
+            raise ValueError("--val-images needs --val-masks DIR")
+        images = find_images(config.val_images)
+        masks = pair_masks(images, config.val_masks)
+    elif config.voc is not None:
+        images = voc_images(config.voc, config.val_list)
+        masks = voc_masks(config.voc, config.val_list)
+    else:
+        return None
+    part = {"all": slice(None), "odd": slice(0, None, 2), "even": slice(1, None, 2)}[
+        config.val_part
+    ]
+    return images[part], masks[part]
+
+
+def read_once(dataset: Any, length: int) -> None:
+    """Read every item, so that a bad file ends the run now and not after an hour."""
+    with ThreadPool(4) as pool:
+        for _ in pool.imap(dataset.__getitem__, range(length)):
+            pass
+
+
+def build_stream(config: TrainConfig, data: Data, mean: Stats, std: Stats) -> TwoStream:
+    """The batches of a run: a pure function of (seed, t)."""
+    j = config.jitter
+    transform = train_transform(
+        crop=config.crop_size(),
+        scale=config.scale_range(),
+        rotate=config.rotate,
+        jitter=ColorJitter(0.3 * j, 0.3 * j, 0.3 * j, 0.05 * j) if j > 0 else None,
+        mean=mean,
+        std=std,
+    )
+    return TwoStream(
+        data.labeled,
+        data.unlabeled,
+        config.batch_labeled,
+        config.batch_unlabeled,
+        transform,
+        transform,
+        config.seed,
+    )
+
+
+def build_net(config: TrainConfig, channels: int) -> GuidedMixNet:
+    """The SMP model the flags describe, with its encoder's weights, wrapped for training.
+
+    Raises:
+        ValueError: if architecture, encoder or weights are unknown or do not fit.
+    """
+    architecture = lookup(config.arch, ARCHITECTURES, "--arch")
+    from_smp = config.encoder_weights == "imagenet"
+    try:
+        model = architecture(
+            encoder_name=config.encoder,
+            encoder_weights="imagenet" if from_smp else None,
+            classes=channels,
+            **config.model_args,
+        )
+    except Exception as error:  # whatever SMP, timm or a download raise
+        hint = "; if the weights cannot be downloaded: --encoder-weights lite0, none or a file"
+        raise ValueError(
+            f"cannot build {config.arch} with the encoder {config.encoder}: {one_line(error)}"
+            f"{hint if from_smp else ''}"
+        ) from error
+    if not from_smp and config.encoder_weights != "none":
+        load_encoder_weights(model, config.encoder_weights)
+    return GuidedMixNet(model, mitrans=config.mitrans)
+
+
+def lookup(name: str, table: dict[str, Any], flag: str) -> Any:
+    """The entry of a table, whatever the case of the name."""
+    if name.lower() not in table:
+        raise ValueError(f"{flag} {name} is unknown: choose one of {', '.join(sorted(table))}")
+    return table[name.lower()]
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, on one line.
+
+    Example:
+        >>> one_line(RuntimeError("first\\n  second"))
+        'first second'
+    """
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(text).split()) or type(error).__name__
+
+
+def describe_data(data: Data) -> str:
+    """One line for the log.
+
+    Example:
+        >>> describe_data(Data(Classes.of(7), [], None, None, {"labeled": 5, "unlabeled": 9}))
+        '7 classes, images: 5 labeled, 9 unlabeled'
+    """
+    counts: Sequence[str] = [f"{number} {name}" for name, number in data.counts.items()]
+    return f"{data.classes.num_classes} classes, images: {', '.join(counts)}"

@@ -1,0 +1,295 @@
+"""The one flag vocabulary: every field is a command-line flag, a YAML key and a Python argument.
+
+Importing this file costs nothing (no torch), so that `gmix --help` answers at once.
+"""
+
+# ruff: noqa: RUF009 - `option` is `dataclasses.field` with a help text
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+
+def option(default: Any, group: str, metavar: str, help: str) -> Any:
+    """A dataclass field that knows its own help text: the command line is built from it."""
+    metadata = {"group": group, "metavar": metavar, "help": help}
+    if default is dict:
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+DATA = "your data: plain folders"
+VOC = "your data: VOC layout (instead of the folders above)"
+CLASSES = "classes and labels"
+MODEL = "the network"
+METHOD = "the method"
+INPUT = "what the network sees"
+OPTIM = "optimisation"
+SAVED = "the trained model"
+IMAGES = "images"
+TEST = "how images are tested"
+MACHINE = "the machine"
+OUTPUT = "output"
+
+
+@dataclass
+class TrainConfig:
+    """Everything one training run depends on.
+
+    Paths are strings; sizes are written `HxW` (height first). Each field is documented by its own
+    help text, which `gmix train --help` prints.
+
+    Example:
+        >>> config = TrainConfig(images="photos", masks="masks", classes="7", steps=100)
+        >>> config.crop_size(), parse_size("120x160")
+        ((256, 256), (120, 160))
+    """
+
+    images: str | None = option(None, DATA, "DIR", "images; those without a mask are unlabeled")
+    masks: str | None = option(None, DATA, "DIR", "masks (PNG), named like their images")
+    unlabeled: str | None = option(None, DATA, "DIR", "more images; never need a mask")
+    val_images: str | None = option(None, DATA, "DIR", "validation images, never trained on")
+    val_masks: str | None = option(None, DATA, "DIR", "validation masks")
+
+    voc: str | None = option(
+        None, VOC, "ROOT", "root with JPEGImages, SegmentationClass*, ImageSets"
+    )
+    train_list: str = option(
+        "train", VOC, "LIST", "labeled: name in ImageSets/Segmentation or file"
+    )
+    unlabeled_list: str | None = option(None, VOC, "LIST", "unlabeled; labeled ones are taken out")
+    val_list: str = option("val", VOC, "LIST", "validation")
+
+    classes: int | str | None = option(
+        None, CLASSES, "N|FILE", "how many, or a file: one name a line"
+    )
+    label_map: str | dict[int, int] | None = option(
+        None, CLASSES, "FILE|MAP", 'raw id to class, e.g. "0:0,8:1"; any other id is ignored'
+    )
+    labels: int | None = option(
+        None, CLASSES, "N", "keep N evenly spaced masks; the other images become unlabeled"
+    )
+    val_part: Literal["all", "odd", "even"] = option(
+        "all",
+        CLASSES,
+        "PART",
+        "all, odd or even validation images: choose on one, report the other",
+    )
+
+    arch: str = option("Unet", MODEL, "NAME", "any segmentation-models-pytorch architecture")
+    encoder: str = option("resnet34", MODEL, "NAME", "any of its encoders")
+    encoder_weights: str = option(
+        "imagenet",
+        MODEL,
+        "NAME|PATH",
+        "imagenet (downloads), lite0 (from its package), none, a file",
+    )
+    mitrans: bool = option(False, MODEL, "", "put the MITrans block before the decoder")
+    model_args: dict[str, Any] = option(dict, MODEL, "YAML", "more arguments of the architecture")
+
+    method: str = option(
+        "guidedmix", METHOD, "NAME", "guidedmix, or supervised: labeled images only"
+    )
+    variant: str = option("default", METHOD, "NAME", "guidedmix: default or paper")
+    method_args: dict[str, Any] = option(
+        dict,
+        METHOD,
+        "YAML",
+        'its parts, e.g. "{selector: random, teacher: {decay: 0.999}, cutmix: null}"',
+    )
+
+    size: str | None = option(None, INPUT, "HxW", "resize every image first (default: leave as is)")
+    crop: str | None = option(None, INPUT, "HxW", "training crop (default: --size, else 256x256)")
+    scale: str = option("0.5-2", INPUT, "LOW-HIGH", "range of random scaling before the crop")
+    rotate: float = option(10.0, INPUT, "DEGREES", "largest random rotation")
+    jitter: float = option(1.0, INPUT, "FACTOR", "strength of the colour jitter; 0: none")
+    batch_labeled: int = option(8, INPUT, "N", "labeled images a step")
+    batch_unlabeled: int = option(8, INPUT, "N", "unlabeled images a step")
+
+    steps: int = option(4000, OPTIM, "N", "training steps")
+    optimizer: Literal["adamw", "sgd"] = option("adamw", OPTIM, "NAME", "adamw, or the paper's sgd")
+    lr: float = option(1e-3, OPTIM, "LR", "learning rate; falls to 0 as (1 - t/steps)^0.9")
+    encoder_lr: float = option(0.3, OPTIM, "FACTOR", "the encoder's share of --lr")
+    weight_decay: float = option(1e-4, OPTIM, "W", "weight decay")
+    ema: float | None = option(
+        None, OPTIM, "DECAY", "evaluate and save an average of the weights, e.g. 0.99"
+    )
+    seed: int = option(0, OPTIM, "N", "same seed, same batches, same result")
+
+    device: str = option("auto", MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps")
+    amp: Literal["none", "bf16"] = option("none", MACHINE, "TYPE", "none, or bf16 mixed precision")
+    channels_last: bool = option(False, MACHINE, "", "memory layout, often faster")
+    threads: int | None = option(None, MACHINE, "N", "CPU threads (default: torch decides)")
+    workers: int = option(2, MACHINE, "N", "processes that load images; 0: none")
+    cache: bool = option(False, MACHINE, "", "keep decoded images in memory")
+
+    out: str | None = option(None, OUTPUT, "DIR", "where everything is written")
+    resume: bool = option(False, OUTPUT, "", "go on from the last checkpoint in --out")
+    log_every: int = option(20, OUTPUT, "N", "steps between lines in metrics.jsonl")
+    eval_every: int = option(500, OUTPUT, "N", "steps between validations; 0: only at the end")
+    checkpoint_every: int = option(
+        500, OUTPUT, "N", "steps between checkpoints; 0: only at the end"
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        for name in ("steps", "batch_labeled", "log_every"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("batch_unlabeled", "eval_every", "checkpoint_every", "workers"):
+            _at_least(name, getattr(self, name), 0)
+        for name in ("labels", "threads"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"{flag('ema')} must lie between 0 and 1, got {self.ema}")
+        if self.size is not None:
+            parse_size(self.size, "size")
+        self.crop_size()
+        self.scale_range()
+
+    def crop_size(self) -> tuple[int, int]:
+        """Height and width of the training crop."""
+        return parse_size(self.crop or self.size or "256x256", "crop")
+
+    def scale_range(self) -> tuple[float, float]:
+        """Smallest and largest random scale."""
+        try:
+            low, high = (float(part) for part in self.scale.split("-"))
+        except ValueError:
+            low = high = 0.0
+        if not 0 < low <= high:
+            raise ValueError(
+                f"{flag('scale')} must be written LOW-HIGH, e.g. 0.5-2: {self.scale!r}"
+            )
+        return low, high
+
+
+@dataclass
+class EvaluateConfig:
+    """What `gmix evaluate` needs; without data flags it takes the validation images of the run."""
+
+    model: str | None = option(None, SAVED, "DIR", "--out folder of a finished `gmix train`")
+    val_images: str | None = option(
+        None, IMAGES, "DIR", "to score (default: the validation images of the run)"
+    )
+    val_masks: str | None = option(None, IMAGES, "DIR", "their masks, named like the images")
+    voc: str | None = option(None, IMAGES, "ROOT", "instead of folders: root of a VOC layout")
+    val_list: str = option("val", IMAGES, "LIST", "VOC: name in ImageSets/Segmentation or file")
+    val_part: Literal["all", "odd", "even"] = option(
+        "all", IMAGES, "PART", "all, odd or even images"
+    )
+    scales: str = option("1", TEST, "S,S,..", "average over sizes, e.g. 0.75,1,1.25")
+    flip: bool = option(False, TEST, "", "average with the mirrored image")
+    batch: int = option(8, TEST, "N", "images at a time, where they have one size")
+    device: str = option("auto", MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps")
+    threads: int | None = option(None, MACHINE, "N", "CPU threads (default: torch decides)")
+    out: str | None = option(None, OUTPUT, "FILE", "also write the scores as JSON")
+
+    def scale_factors(self) -> list[float]:
+        """The sizes to average over."""
+        try:
+            factors = [float(part) for part in self.scales.split(",")]
+        except ValueError:
+            factors = []
+        if not factors or min(factors) <= 0:
+            raise ValueError(f"--scales must be written like 0.75,1,1.25, got {self.scales!r}")
+        return factors
+
+
+@dataclass
+class PredictConfig:
+    """What `gmix predict` needs."""
+
+    model: str | None = option(None, SAVED, "DIR", "--out folder of a finished `gmix train`")
+    images: str | None = option(None, IMAGES, "DIR", "of any kind and size")
+    out: str | None = option(None, OUTPUT, "DIR", "gets masks/NAME.png and overlays/NAME.jpg")
+    masks_only: bool = option(False, OUTPUT, "", "no overlays")
+    device: str = option("auto", MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps")
+    threads: int | None = option(None, MACHINE, "N", "CPU threads (default: torch decides)")
+
+
+@dataclass
+class DemoConfig:
+    """What `gmix demo` needs."""
+
+    out: str = option(
+        "gmix-demo", OUTPUT, "DIR", "gets the scenes, both runs and the picture sheet"
+    )
+    steps: int | None = option(None, OPTIM, "N", "training steps (default: what takes minutes)")
+    seed: int = option(0, OPTIM, "N", "same seed, same result")
+
+
+def parse_size(text: str, name: str = "size") -> tuple[int, int]:
+    """Read `HxW`.
+
+    Raises:
+        ValueError: if the text is not two positive whole numbers joined by `x`.
+    """
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"{flag(name)} must be written HxW, e.g. 120x160, got {text!r}")
+    return int(parts[0]), int(parts[1])
+
+
+def flag(name: str) -> str:
+    """The command-line spelling of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a mapping of flags (`batch-labeled` or `batch_labeled`) from a YAML file.
+
+    Raises:
+        ValueError: if the file cannot be read, is no mapping, or names an unknown flag.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the configuration {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold lines like `steps: 100`, got a {type(found).__name__}")
+    return {str(key).replace("-", "_"): value for key, value in found.items()}
+
+
+def write_yaml(config: TrainConfig, path: Path) -> None:
+    """Write the resolved configuration: `gmix train --config FILE` repeats the run."""
+    import yaml
+
+    path.write_text(yaml.safe_dump(asdict(replace(config, resume=False)), sort_keys=False))
+
+
+# Where a run may go on elsewhere, or report more often, without changing its result.
+FREE_ON_RESUME = {
+    "resume",
+    "out",
+    "workers",
+    "cache",
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+}
+
+
+def refuse_changes(config: TrainConfig, path: Path) -> None:
+    """Refuse to resume a run under other settings than it was started with.
+
+    Raises:
+        ValueError: naming the first flag that differs, both values and the remedy.
+    """
+    before = read_yaml(path)
+    for name, now in asdict(config).items():
+        if name not in FREE_ON_RESUME and name in before and before[name] != now:
+            raise ValueError(
+                f"cannot resume {path.parent}: it was started with {flag(name)} {before[name]}, "
+                f"now {flag(name)} is {now}; use the old value or another --out"
+            )
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{flag(name)} must be at least {least}, got {value}")

@@ -1,0 +1,145 @@
+"""The training loop, one screen."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from gmix.data import Batch
+from gmix.training.optim import poly, set_lr
+
+
+class Report(NamedTuple):
+    """What happened since the last report."""
+
+    step: int  # steps done
+    steps: int  # since the last report
+    losses: dict[str, float]  # mean of every named loss
+    lr: float  # of the last group (decoder and heads) at the last step
+    seconds: float  # a step, waiting for data included
+    images: int  # a step, labeled and unlabeled
+
+    @property
+    def speed(self) -> float:
+        """Images a second."""
+        return self.images / self.seconds
+
+
+def fit(
+    method: nn.Module,
+    batches: Iterable[Batch],
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int,
+    start: int = 0,
+    seed: int = 0,
+    amp: bool = False,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    average: AveragedModel | None = None,
+    report_when: Callable[[int], bool] = lambda step: step % 20 == 0,
+) -> Iterator[Report]:
+    """Train; hand over a report from time to time, and whoever reads it evaluates, saves or stops.
+
+    Step t depends on nothing but the state, batch t and (seed, t): the method's generator and
+    torch's own (dropout) are seeded anew each step. A run stopped anywhere can be taken up there.
+
+    Args:
+        method: called as `method(x_labeled, y_labeled, x_unlabeled, progress=..., ...)`, returns
+            named scalar losses, "total" among them. Everything happens on its device.
+        batches: batches `start` .. `steps - 1`.
+        optimizer: its groups hold `initial_lr`; the poly schedule scales it.
+        steps: length of the whole training (the schedule's T).
+        start: steps already done.
+        seed: of the method's random choices.
+        amp: bfloat16 autocast.
+        memory_format: of the images.
+        average: updated from `method.net` after each step.
+        report_when: given the number of steps done, whether to report; the last step always does.
+
+    Yields:
+        A Report, the only time the host waits for the device.
+
+    Raises:
+        FloatingPointError: if a loss is not finite, naming the step and the terms.
+    """
+    net: Any = method.net
+    device = next(method.parameters()).device
+    generator = torch.Generator(device)
+    window: list[dict[str, Tensor]] = []
+    began = time.perf_counter()
+    for step, batch in zip(range(start, steps), batches, strict=False):
+        method.train()
+        set_lr(optimizer, poly(step, steps))
+        torch.manual_seed(step_seed(seed, step, "torch"))
+        generator.manual_seed(step_seed(seed, step, "method"))
+        x_labeled, y_labeled, x_unlabeled, valid = batch.to(device)
+        x_labeled = x_labeled.to(memory_format=memory_format)
+        if x_unlabeled is not None:
+            x_unlabeled = x_unlabeled.to(memory_format=memory_format)
+
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            losses: dict[str, Tensor] = method(
+                x_labeled,
+                y_labeled,
+                x_unlabeled,
+                progress=step / steps,
+                valid_unlabeled=valid,
+                generator=generator,
+            )
+        optimizer.zero_grad(set_to_none=True)
+        losses["total"].backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if average is not None:
+            average.update_parameters(net)
+
+        window.append({name: loss.detach() for name, loss in losses.items()})
+        if report_when(step + 1) or step + 1 == steps:
+            means = mean_losses(window, first_step=step + 2 - len(window))
+            seconds = (time.perf_counter() - began) / len(window)
+            images = len(x_labeled) + (0 if x_unlabeled is None else len(x_unlabeled))
+            lr = optimizer.param_groups[-1]["lr"]
+            yield Report(step + 1, len(window), means, lr, seconds, images)
+            window, began = [], time.perf_counter()
+
+
+def step_seed(seed: int, step: int, stream: str) -> int:
+    """One 63-bit seed for (seed, step, stream); streams are unrelated to each other.
+
+    Example:
+        >>> step_seed(0, 7, "method") == step_seed(0, 7, "method")
+        True
+        >>> step_seed(0, 7, "method") == step_seed(0, 7, "torch")
+        False
+    """
+    digest = hashlib.blake2b(f"{seed}/{step}/{stream}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def mean_losses(window: list[dict[str, Tensor]], first_step: int) -> dict[str, float]:
+    """Mean of each named loss over a window of steps, read from the device in one go.
+
+    Raises:
+        FloatingPointError: if a value is not finite.
+
+    Example:
+        >>> mean_losses([{"total": torch.tensor(1.0)}, {"total": torch.tensor(2.0)}], first_step=1)
+        {'total': 1.5}
+    """
+    names = list(window[0])
+    table = torch.stack(
+        [torch.stack([row[name].float() for name in names]) for row in window]
+    ).cpu()
+    for offset, row in enumerate(table):
+        if not row.isfinite().all():
+            bad = ", ".join(f"{n} = {v:g}" for n, v in zip(names, row.tolist(), strict=True))
+            raise FloatingPointError(
+                f"the loss is not finite at step {first_step + offset} ({bad}); "
+                "try a lower --lr, or --amp none"
+            )
+    return dict(zip(names, table.mean(dim=0).tolist(), strict=True))

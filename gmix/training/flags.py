@@ -1,0 +1,151 @@
+"""From a dataclass of options to a command's flags, help text and YAML keys."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from argparse import Action, BooleanOptionalAction, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from dataclasses import fields
+from types import NoneType
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+from gmix.training.config import flag, read_yaml
+
+C = TypeVar("C")
+
+
+class UsageError(Exception):
+    """A command line or configuration file that cannot be understood."""
+
+
+def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: str = "") -> C:
+    """Read flags into a dataclass; `--config FILE` holds the same flags, those given here win.
+
+    Args:
+        kind: dataclass whose fields were made by `gmix.training.config.option`.
+        prog: the command, for its help text.
+        about: one sentence.
+        words: the flags.
+        epilog: printed below the help text.
+
+    Raises:
+        UsageError: if a flag is unknown or a value is of the wrong type.
+        SystemExit: after `--help`.
+
+    Example:
+        >>> from gmix.training.config import TrainConfig
+        >>> parse(TrainConfig, "gmix train", "", ["--steps", "7", "--batch-labeled", "2"]).steps
+        7
+        >>> parse(TrainConfig, "gmix train", "", ["--steps", "many"])
+        Traceback (most recent call last):
+        gmix.training.flags.UsageError: --steps expects a whole number, got many
+    """
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+    hints = get_type_hints(kind)
+
+    class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+        """One line a flag: what it is and its default."""
+
+        def __init__(self, prog: str, *args: Any, **rest: Any) -> None:
+            super().__init__(prog, max_help_position=32, width=118)  # type: ignore[no-untyped-call]
+
+        def _get_help_string(self, action: Action) -> str:
+            shown = isinstance(action.default, (str, int, float)) and action.dest in hints
+            if not shown or isinstance(action.default, bool):
+                return action.help or ""
+            return f"{action.help}  [{action.default}]"
+
+        def _format_action_invocation(self, action: Action) -> str:
+            if isinstance(action, BooleanOptionalAction):
+                return action.option_strings[1 if action.default else 0]
+            return super()._format_action_invocation(action)
+
+    class Parser(ArgumentParser):  # type: ignore[misc, unused-ignore]
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            raise UsageError(plain(message, hints))
+
+    parser = Parser(
+        prog=prog,
+        usage=f"{prog} [flags]",
+        description=about,
+        epilog=epilog,
+        formatter_class=Formatter,
+        allow_abbrev=False,
+    )
+    common = parser.add_argument_group("any of these flags can be a line of a YAML file")
+    common.add_argument("--config", metavar="FILE", help="read flags from FILE, e.g. `steps: 100`")
+    groups: dict[str, Any] = {}
+    for item in fields(kind):  # type: ignore[arg-type]
+        title = item.metadata["group"]
+        group = groups.setdefault(title, None) or parser.add_argument_group(title)
+        groups[title] = group
+        text = item.metadata["help"]
+        if hints[item.name] is bool:
+            group.add_argument(
+                flag(item.name), action=BooleanOptionalAction, default=item.default, help=text
+            )
+        else:
+            default = getattr(kind(), item.name)
+            group.add_argument(
+                flag(item.name),
+                type=hints[item.name],
+                default=default,
+                metavar=item.metadata["metavar"],
+                help=text,
+            )
+    chosen: dict[str, Any] = parser.parse_args(words).as_dict()
+    path = chosen.pop("config")
+    if path is not None:
+        values = read_yaml(path)
+        for name in values:
+            if name not in hints:
+                raise UsageError(f"{path}: unknown key {name}{suggest(name, list(hints))}")
+        checked = parser.parse_object(values).as_dict()
+        parser.set_defaults({name: checked[name] for name in values})
+        chosen = parser.parse_args(words).as_dict()
+        chosen.pop("config")
+    return kind(**chosen)
+
+
+def plain(message: str, hints: dict[str, Any]) -> str:
+    """An error message of the parser, in the words of this library."""
+    found = re.match(r'(?:Validation failed: )?\s*Parser key "(\w+)', message)
+    if found and found[1] in hints:
+        value = message.rsplit("alue: ", 1)[-1].strip()
+        return f"{flag(found[1])} expects {expected(hints[found[1]])}, got {value}"
+    unknown = re.search(r"unrecognized arguments: (\S+)", message)
+    if unknown:
+        return f"unknown flag {unknown[1]}{suggest(unknown[1], [flag(name) for name in hints])}"
+    return " ".join(message.split())
+
+
+def expected(hint: Any) -> str:
+    """A type, as a person says it.
+
+    Example:
+        >>> expected(int | None), expected(Literal["adamw", "sgd"])
+        ('a whole number', 'adamw or sgd')
+    """
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    if get_origin(hint) is Literal:
+        return " or ".join(get_args(hint))
+    if get_origin(hint) is dict or hint is dict:
+        return "a mapping such as {name: value}"
+    if get_origin(hint) is list:
+        return "a list such as [1, 2]"
+    if hint in names:
+        return names[hint]
+    return " or ".join(expected(part) for part in get_args(hint) if part is not NoneType)
+
+
+def suggest(word: str, known: Sequence[str]) -> str:
+    """A hint at what was meant, or nothing.
+
+    Example:
+        >>> suggest("--crops", ["--crop", "--size"])
+        ', did you mean --crop?'
+    """
+    near = difflib.get_close_matches(word, known, n=1)
+    return f", did you mean {near[0]}?" if near else ""

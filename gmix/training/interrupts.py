@@ -1,0 +1,51 @@
+"""Stopping politely."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class Interrupted(Exception):
+    """The training was asked to stop, saved its state, and can go on with `--resume`."""
+
+
+class Interrupts:
+    """Turns the first SIGINT or SIGTERM into a request; a second one ends the process at once.
+
+    Attributes:
+        asked: whether somebody wants the training to stop.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():  # Python allows no other
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def leave_to_parent(worker: int) -> None:
+    """For loader processes: Ctrl-C reaches them too, but the parent still wants their batch."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,95 @@
+"""What a run writes for people and programs to read: metrics.jsonl and results.json."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gmix
+from gmix.evaluation import Scores
+from gmix.training.config import TrainConfig
+from gmix.training.fit import Report
+
+
+@dataclass
+class Tally:
+    """What has to survive a restart besides weights and optimizer."""
+
+    best: tuple[float, int] | None = None  # highest mIoU so far and its step
+    step_seconds: float = 0.0  # of the training steps alone
+    seconds: float = 0.0  # of everything
+
+
+class Metrics:
+    """`metrics.jsonl`: one JSON object a line, in the order of steps.
+
+    Args:
+        path: the file; what it says about steps after `start` is dropped, because a resumed run
+            does them anew.
+        names: of the classes.
+        start: steps already done.
+    """
+
+    def __init__(self, path: Path, names: Sequence[str], start: int) -> None:
+        self.path = path
+        self.names = names
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        kept = [line for line in lines if _step(line) <= start]
+        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def report(self, report: Report) -> None:
+        """Losses, learning rate and speed."""
+        speed = {"seconds_per_step": report.seconds, "images_per_second": report.speed}
+        self._write({"step": report.step, "losses": report.losses, "lr": report.lr, **speed})
+
+    def scores(self, step: int, scores: Scores) -> None:
+        """A validation."""
+        self._write({"step": step, "validation": scores.to_dict(self.names)})
+
+    def _write(self, row: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def write_results(
+    path: Path,
+    config: TrainConfig,
+    names: Sequence[str],
+    counts: dict[str, int],
+    tally: Tally,
+    scores: Scores | None,
+) -> None:
+    """Write `results.json`: scores of the last weights, best mIoU, images, time, versions."""
+    best = None if tally.best is None else {"miou": tally.best[0], "step": tally.best[1]}
+    last = None if scores is None else {"step": config.steps, **scores.to_dict(names)}
+    results = {
+        "method": config.method,
+        "seed": config.seed,
+        "steps": config.steps,
+        "images": counts,
+        "last": last,
+        "best": best,
+        "minutes": tally.seconds / 60,
+        "seconds_per_step": tally.step_seconds / config.steps,
+        "versions": versions(),
+    }
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result."""
+    names = ("torch", "torchvision", "segmentation-models-pytorch", "timm")
+    packages = {name: version(name) for name in names}
+    return {"gmix": gmix.__version__, "python": platform.python_version(), **packages}
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # a killed run may have cut its last line
+        return float("inf")

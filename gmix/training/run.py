@@ -1,0 +1,262 @@
+"""One training, from flags to a folder of results: `gmix train` and `gmix demo` call it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from gmix.data import Batch, eval_transform
+from gmix.evaluation import Scores, evaluate
+from gmix.training.build import build_data, build_net, build_stream, describe_data
+from gmix.training.checkpoint import (
+    Checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from gmix.training.config import TrainConfig, flag, parse_size, refuse_changes, write_yaml
+from gmix.training.fit import Report, fit
+from gmix.training.interrupts import Interrupted, Interrupts, leave_to_parent
+from gmix.training.methods import build_method
+from gmix.training.optim import build_optimizer
+from gmix.training.progress import make_progress
+from gmix.training.results import Metrics, Tally, write_results
+from gmix.training.saved import SavedModel, save_model
+from gmix.weights import encoder_stats
+
+
+class Result(NamedTuple):
+    """What a finished training came to."""
+
+    scores: Scores | None  # of the last weights; None without validation images
+    best: tuple[float, int] | None  # highest mIoU seen and its step
+    names: tuple[str, ...]  # of the classes
+    minutes: float
+    out: Path
+
+    @property
+    def miou(self) -> float:
+        """mIoU of the last weights, 0..1; nan without validation images."""
+        return math.nan if self.scores is None else self.scores.miou
+
+
+@dataclass
+class Parts:
+    """Everything that changes while training."""
+
+    method: Any
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+    tally: Tally
+
+    @property
+    def deployed(self) -> Any:
+        """The network that is evaluated and saved."""
+        return self.method.net if self.average is None else self.average.module
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Whatever holds weights."""
+        average = {} if self.average is None else {"average": self.average}
+        return {"method": self.method, **average}
+
+
+def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None) -> Result:
+    """Build, fit, evaluate, and write everything into `config.out`.
+
+    Written there: `config.yaml` (repeats the run), `metrics.jsonl` (one line per report and
+    validation), `checkpoint-STEP/` (the last two), `model/` and `results.json` (at the end).
+
+    Args:
+        config: the flags of `gmix train`.
+        on_report: called after each report of `fit`, for those who want to look on.
+
+    Raises:
+        ValueError: on bad input, in one sentence.
+        FloatingPointError: if a loss is not finite.
+        Interrupted: after SIGINT or SIGTERM, once the state is saved.
+    """
+    if config.out is None:
+        raise ValueError("--out DIR is missing: where the results go")
+    began, out = perf_counter(), Path(config.out)
+    checkpoint = find_checkpoint(config, out)
+    device = prepare_device(config.device, config.threads)
+    data = build_data(config)
+    parts = build_parts(config, data.classes.channels, device)
+    start = 0
+    if checkpoint is not None:
+        start = checkpoint.step
+        restore(parts, checkpoint, device)
+    before = parts.tally.seconds
+
+    mean, std = encoder_stats(config.encoder)
+    size = None if config.size is None else parse_size(config.size)
+    out.mkdir(parents=True, exist_ok=True)
+    write_yaml(config, out / "config.yaml")
+    metrics = Metrics(out / "metrics.jsonl", data.classes.names, start)
+    batches: DataLoader[Batch] = DataLoader(
+        build_stream(config, data, mean, std),
+        batch_size=None,
+        sampler=range(start, config.steps),
+        num_workers=config.workers,
+        worker_init_fn=leave_to_parent,
+        pin_memory=device.type == "cuda",
+    )
+
+    def score() -> Scores | None:
+        if data.validation is None:
+            return None
+        transform = eval_transform(mean, std)
+        return evaluate(
+            parts.deployed,
+            data.validation,
+            data.classes,
+            transform=transform,
+            size=size,
+            device=device,
+        )
+
+    scores: Scores | None = None
+    tally = parts.tally
+    with Interrupts() as interrupts, make_progress(config.steps, start) as show:
+        show.note(f"{config.method}: {describe_data(data)}; writing to {out}")
+        if start:
+            show.note(f"going on after step {start}")
+        for report in fit(
+            parts.method,
+            batches,
+            parts.optimizer,
+            steps=config.steps,
+            start=start,
+            seed=config.seed,
+            amp=config.amp == "bf16",
+            memory_format=layout(config),
+            average=parts.average,
+            report_when=lambda step: interrupts.asked or is_due(config, step),
+        ):
+            last = report.step == config.steps
+            metrics.report(report)
+            if last or due(report.step, config.eval_every):
+                scores = score()
+                if scores is not None:
+                    show.miou = scores.miou
+                    metrics.scores(report.step, scores)
+                    tally.best = max(tally.best or (-1.0, 0), (scores.miou, report.step))
+            show.report(report)
+            tally.step_seconds += report.seconds * report.steps
+            tally.seconds = before + perf_counter() - began
+            stopping = interrupts.asked  # read once: a signal may arrive on any line
+            if last or stopping or due(report.step, config.checkpoint_every):
+                state = {"optimizer": parts.optimizer.state_dict(), "tally": vars(tally)}
+                save_checkpoint(out, report.step, parts.modules, state)
+            if on_report is not None:
+                on_report(report)
+            if stopping and not last:
+                raise Interrupted(
+                    f"stopped after step {report.step} of {config.steps}, everything is saved: "
+                    "repeat the command with --resume to go on"
+                )
+        if start == config.steps:  # resumed after the end
+            scores = score()
+    save_model(SavedModel(parts.deployed, data.classes, size, mean, std), out / "model")
+    write_results(out / "results.json", config, data.classes.names, data.counts, tally, scores)
+    return Result(scores, tally.best, data.classes.names, tally.seconds / 60, out)
+
+
+def find_checkpoint(config: TrainConfig, out: Path) -> Checkpoint | None:
+    """The checkpoint to go on from, if any.
+
+    Raises:
+        ValueError: if a run would be overwritten, or resumed under other settings.
+    """
+    checkpoints = list_checkpoints(out)
+    if not checkpoints:
+        return None
+    if not config.resume:
+        raise ValueError(
+            f"{out} already holds a run: add --resume to go on with it, or choose another --out"
+        )
+    refuse_changes(config, out / "config.yaml")
+    return checkpoints[-1]
+
+
+def build_parts(config: TrainConfig, channels: int, device: torch.device) -> Parts:
+    """Method, optimizer and (with `--ema`) averaged network, on their device."""
+    torch.manual_seed(config.seed)
+    net = build_net(config, channels)
+    method = build_method(config, net).to(device).to(memory_format=layout(config))
+    optimizer = build_optimizer(
+        method.parameters(),
+        net.model.encoder,
+        name=config.optimizer,
+        lr=config.lr,
+        encoder_lr=config.encoder_lr,
+        weight_decay=config.weight_decay,
+    )
+    average: AveragedModel | None = None
+    if config.ema is not None:
+        rule: Any = get_ema_multi_avg_fn
+        average = AveragedModel(net, multi_avg_fn=rule(config.ema), use_buffers=True)
+    return Parts(method, optimizer, average, Tally())
+
+
+def restore(parts: Parts, checkpoint: Checkpoint, device: torch.device) -> None:
+    """Load a checkpoint into `parts`."""
+    state = load_checkpoint(checkpoint.path, parts.modules, device)
+    parts.optimizer.load_state_dict(state["optimizer"])
+    parts.tally = Tally(**state["tally"])
+
+
+def prepare_device(name: str, threads: int | None = None) -> torch.device:
+    """The device of that name ("auto": a GPU if there is one), and the number of CPU threads.
+
+    Raises:
+        ValueError: if there is no such device.
+
+    Example:
+        >>> prepare_device("cpu")
+        device(type='cpu')
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"{flag('device')} {name} cannot be used here: {reason}") from None
+    return device
+
+
+def layout(config: TrainConfig) -> torch.memory_format:
+    """Memory format of images and weights."""
+    return torch.channels_last if config.channels_last else torch.contiguous_format
+
+
+def is_due(config: TrainConfig, step: int) -> bool:
+    """Whether anything happens after this step."""
+    every = (config.log_every, config.eval_every, config.checkpoint_every)
+    return any(due(step, interval) for interval in every)
+
+
+def due(step: int, every: int) -> bool:
+    """Whether what happens every so many steps happens now; 0 means never.
+
+    Example:
+        >>> due(40, 20), due(41, 20), due(40, 0)
+        (True, False, False)
+    """
+    return every > 0 and step % every == 0

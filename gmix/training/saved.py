@@ -1,0 +1,94 @@
+"""The folder OUT/model: a plain SMP model beside what gmix needs to use it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from gmix.data import Classes
+from gmix.network import GuidedMixNet
+from gmix.training.build import ARCHITECTURES, lookup, one_line
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A trained network and how to feed it.
+
+    Attributes:
+        net: in eval mode.
+        classes: names, label map and palette.
+        size: every image is resized to it first; None: images are taken as they are.
+        mean: per channel, of images scaled to 0..1.
+        std: the same.
+    """
+
+    net: GuidedMixNet
+    classes: Classes
+    size: Size | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def save_model(saved: SavedModel, folder: Path) -> None:
+    """Write `config.json` and `model.safetensors` (what `smp.from_pretrained` reads), and beside
+    them `gmix.json` and `gmix.safetensors` (classifier, MITrans)."""
+    net: Any = saved.net
+    net.model.config["encoder_weights"] = None  # loading must not download what it overwrites
+    net.model.save_pretrained(folder)
+    rest = {k: v.contiguous() for k, v in net.state_dict().items() if not k.startswith("model.")}
+    save_file(rest, folder / "gmix.safetensors")
+    facts = {
+        "classes": saved.classes.names,
+        "binary": saved.classes.binary,
+        "label_map": saved.classes.label_map,
+        "size": saved.size,
+        "mean": saved.mean,
+        "std": saved.std,
+        "mitrans": net.mitrans is not None,
+    }
+    (folder / "gmix.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def load_model(folder: str | Path, device: torch.device | str = "cpu") -> SavedModel:
+    """Load what `save_model` wrote.
+
+    Args:
+        folder: the folder itself, or the OUT of `gmix train` that holds it as `model`.
+        device: where the network goes.
+
+    Raises:
+        ValueError: if there is no model, or it cannot be read.
+    """
+    folder = Path(folder)
+    if not (folder / "gmix.json").is_file():
+        folder = folder / "model"
+    if not (folder / "gmix.json").is_file():
+        raise ValueError(
+            f"no trained model in {folder.parent}: expected the --out folder of a `gmix train` run "
+            "that came to its end"
+        )
+    try:
+        facts = json.loads((folder / "gmix.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architecture = lookup(config["_model_class"], ARCHITECTURES, "the architecture")
+        net = GuidedMixNet(architecture.from_pretrained(folder), mitrans=facts["mitrans"])
+        rest = load_file(folder / "gmix.safetensors")
+        net.load_state_dict({f"model.{k}": v for k, v in net.model.state_dict().items()} | rest)
+    except Exception as error:
+        raise ValueError(f"cannot load the model in {folder}: {one_line(error)}") from error
+    raw = facts["label_map"]
+    label_map = None if raw is None else {int(key): value for key, value in raw.items()}
+    return SavedModel(
+        net.to(device).eval(),
+        Classes(tuple(facts["classes"]), label_map, facts["binary"]),
+        None if facts["size"] is None else (facts["size"][0], facts["size"][1]),
+        tuple(facts["mean"]),
+        tuple(facts["std"]),
+    )

@@ -1,0 +1,383 @@
+"""The command line, end to end, with every mistake a person can make."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_data import NAMES, tiny_config, words, write_data
+
+from gmix.cli import main
+from gmix.training.config import (
+    DemoConfig,
+    EvaluateConfig,
+    PredictConfig,
+    TrainConfig,
+    flag,
+    write_yaml,
+)
+from gmix.training.flags import UsageError, parse
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    out = tmp_path_factory.mktemp("run")
+    config = tiny_config(data, out, method="supervised", steps=2, checkpoint_every=0)
+    assert main(["train", *words(config)]) == 0
+    return out
+
+
+def complaint(capsys: Capture, argv: list[str], code: int = 1) -> str:
+    """Run a command that must fail, return the only line on stderr."""
+    capsys.readouterr()
+    assert main(argv) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("gmix: ")
+    return line
+
+
+# --- help ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["predict", "--help"]])
+def test_help_does_not_wait_for_torch(argv: list[str]) -> None:
+    code = f"""
+import sys
+from gmix.cli import main
+try:
+    main({argv!r})
+except SystemExit as stop:
+    assert stop.code == 0
+assert "torch" not in sys.modules, "help imported torch"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_module_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gmix", "--help"], check=True, capture_output=True, text=True
+    )
+    for command in ("demo", "train", "evaluate", "predict"):
+        assert f"\n  {command} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        ("train", TrainConfig),
+        ("evaluate", EvaluateConfig),
+        ("predict", PredictConfig),
+        ("demo", DemoConfig),
+    ],
+)
+def test_help_has_a_line_for_each_flag(capsys: Capture, command: str, kind: type) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 118
+    for item in fields(kind):
+        (line,) = [row for row in text.splitlines() if row.startswith(f"  {flag(item.name)} ")]
+        assert item.metadata["help"] in line
+        if isinstance(item.default, (int, float, str)) and not isinstance(item.default, bool):
+            assert line.endswith(f"[{item.default}]")
+
+
+def test_without_a_command_help_is_shown(capsys: Capture) -> None:
+    assert main([]) == 2
+    assert "commands:" in capsys.readouterr().out
+
+
+def test_version(capsys: Capture) -> None:
+    import gmix
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"gmix {gmix.__version__}\n"
+
+
+# --- flags and YAML --------------------------------------------------------------------------
+
+
+def test_every_flag_is_a_yaml_key_and_flags_win(tmp_path: Path) -> None:
+    config = TrainConfig(
+        images="i",
+        classes=7,
+        label_map={0: 0, 8: 1},
+        ema=0.9,
+        mitrans=True,
+        method_args={"pairs": "random", "n": 2},
+        out="o",
+    )
+    write_yaml(config, tmp_path / "c.yaml")
+    at = ["--config", str(tmp_path / "c.yaml")]
+    assert parse(TrainConfig, "gmix train", "", at) == config
+    flags = [*at, "--out", "p", "--no-mitrans", "--seed", "4"]
+    found = parse(TrainConfig, "gmix train", "", flags)
+    assert (found.out, found.mitrans, found.seed, found.ema) == ("p", False, 4, 0.9)
+
+
+def test_yaml_keys_may_be_spelled_like_flags(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("batch-labeled: 3\nval_part: odd\n")
+    found = parse(TrainConfig, "gmix train", "", ["--config", str(tmp_path / "c.yaml")])
+    assert (found.batch_labeled, found.val_part) == (3, "odd")
+
+
+def test_words_mean_what_the_configuration_says(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, tmp_path, labels=2, label_map="0:0,1:1,2:2", method_args={"a": 1})
+    assert parse(TrainConfig, "gmix train", "", words(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("step: 3", "unknown key step, did you mean steps?"),
+        ("steps: many", "--steps expects a whole number, got many"),
+        ("val_part: some", "--val-part expects all or odd or even, got some"),
+        ("ema: [1]", r"--ema expects a number"),
+        ("a: b: c", "is not valid YAML"),
+        ("- 1", "must hold lines like"),
+    ],
+)
+def test_bad_yaml_is_one_line(capsys: Capture, tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    argv = ["train", "--config", str(tmp_path / "c.yaml")]
+    capsys.readouterr()
+    assert main(argv) in (1, 2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trian"], "unknown command trian, did you mean train?"),
+        (["train", "--stps", "3"], "unknown flag --stps, did you mean --steps?"),
+        (["train", "--steps", "many"], "--steps expects a whole number, got many"),
+        (["train", "--optimizer", "adam"], "--optimizer expects adamw or sgd, got adam"),
+        (["train", "--steps"], "--steps"),
+        (["predict", "--images", "x"], "--model DIR is missing"),
+    ],
+)
+def test_bad_flags_are_one_line(capsys: Capture, argv: list[str], message: str) -> None:
+    assert message in complaint(capsys, argv, code=2)
+
+
+def test_debug_raises() -> None:
+    with pytest.raises(UsageError):
+        main(["train", "--stps", "3", "--debug"])
+
+
+# --- bad input -------------------------------------------------------------------------------
+
+
+def wrong_size(data: Path) -> None:
+    Image.new("L", (64, 60)).save(data / "masks" / "01.png")
+
+
+def wrong_class(data: Path) -> None:
+    mask = np.zeros((64, 64), dtype=np.uint8)
+    mask[3, 4] = 77
+    Image.fromarray(mask).save(data / "masks" / "02.png")
+
+
+def wrong_class_in_validation(data: Path) -> None:
+    Image.new("L", (64, 64), 9).save(data / "val_masks" / "v1.png")
+
+
+def broken_image(data: Path) -> None:
+    (data / "images" / "03.png").write_bytes(b"no picture")
+
+
+def broken_unlabeled_image(data: Path) -> None:
+    for i in range(4, 8):
+        (data / "images" / f"{i:02d}.png").write_bytes(b"no picture")
+
+
+def no_masks(data: Path) -> None:
+    for path in (data / "masks").iterdir():
+        path.unlink()
+
+
+def strange_names(data: Path) -> None:
+    for path in (data / "masks").iterdir():
+        path.rename(path.with_name("x" + path.name))
+
+
+def colour_mask(data: Path) -> None:
+    Image.new("RGB", (64, 64)).save(data / "masks" / "00.png")
+
+
+def missing_validation_mask(data: Path) -> None:
+    (data / "val_masks" / "v2.png").unlink()
+
+
+@pytest.mark.parametrize("cache", [False, True], ids=["", "cache"])
+@pytest.mark.parametrize(
+    ("spoil", "parts"),
+    [
+        (wrong_size, ["01.png", "64x64", "60x64", "same size"]),
+        (wrong_class, ["02.png", "77"]),
+        (wrong_class_in_validation, ["v1.png", "9"]),
+        (broken_image, ["cannot read image", "03.png"]),
+        (no_masks, ["holds no mask"]),
+        (strange_names, ["no mask", "is named like an image"]),
+        (colour_mask, ["00.png", "colour image"]),
+        (missing_validation_mask, ["v2.png", "has no mask"]),
+    ],
+)
+def test_bad_data_ends_in_one_line(
+    capsys: Capture, tmp_path: Path, spoil: Callable[[Path], None], parts: list[str], cache: bool
+) -> None:
+    data = write_data(tmp_path / "data")
+    spoil(data)
+    config = tiny_config(data, tmp_path / "out", method="supervised", cache=cache)
+    line = complaint(capsys, ["train", *words(config)])
+    assert all(part in line for part in parts), line
+    assert not (tmp_path / "out").exists()  # the next try needs no other --out
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_unlabeled_image_is_named_even_by_a_loader_process(
+    capsys: Capture, tmp_path: Path, workers: int
+) -> None:
+    data = write_data(tmp_path / "data")
+    broken_unlabeled_image(data)
+    config = tiny_config(data, tmp_path / "out", workers=workers)
+    line = complaint(capsys, ["train", *words(config)])
+    assert line.startswith("gmix: cannot read image")
+    assert "0" in Path(line.split(": ")[1].split()[-1]).stem
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": None}, "--images DIR and --masks DIR are missing"),
+        ({"images": "nowhere"}, "the image folder nowhere does not exist"),
+        ({"masks": "nowhere"}, "the mask folder nowhere does not exist"),
+        ({"unlabeled": "nowhere"}, "the image folder nowhere does not exist"),
+        ({"val_masks": None}, "--val-images needs --val-masks DIR"),
+        ({"voc": "nowhere"}, "either --voc ROOT or --images and --masks"),
+        ({"voc": "nowhere", "images": None, "masks": None}, "the list train is neither in"),
+        ({"classes": None}, "--classes is missing"),
+        ({"classes": "nowhere.txt"}, "cannot read the class names file nowhere.txt"),
+        ({"label_map": "0:9"}, "label map entry 0:9 is out of range"),
+        ({"labels": 5}, "cannot keep 5 of 4 labeled images"),
+        ({"arch": "Unot"}, "--arch Unot is unknown: choose one of"),
+        ({"encoder": "resnet35"}, "cannot build Unet with the encoder resnet35"),
+        ({"encoder_weights": "nowhere.pth"}, "cannot read weights nowhere.pth"),
+        ({"model_args": {"decoder_channels": [8]}}, "cannot build Unet"),
+        ({"method": "magic"}, "--method magic is unknown: choose one of guidedmix, supervised"),
+        ({"method": "guidedmix", "method_args": {"magic": 3}}, "GuidedMix has no part 'magic'"),
+        ({"method": "guidedmix", "method_args": {"teacher": 3}}, "teacher must be a mapping"),
+        ({"method": "guidedmix", "method_args": {"teacher": {"dcay": 3}}}, "'dcay'"),
+        ({"method": "guidedmix", "method_args": {"selector": "best"}}, "selector best is unknown"),
+        ({"variant": "paper"}, "--method supervised: it has no --variant paper"),
+        ({"variant": "best", "method": "guidedmix"}, "`variant` must be one of"),
+        ({"device": "cuda:77"}, "--device cuda:77 cannot be used here"),
+        ({"device": "abacus"}, "--device abacus cannot be used here"),
+        ({"out": None}, "--out DIR is missing"),
+        ({"crop": "8"}, "--crop must be written HxW"),
+    ],
+)
+def test_bad_settings_end_in_one_line(
+    capsys: Capture, data: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    config = tiny_config(data, tmp_path / "out", method="supervised")
+    for name, value in changes.items():
+        setattr(config, name, value)
+    assert message in complaint(capsys, ["train", *words(config)])
+    assert not (tmp_path / "out").exists()
+
+
+def test_guidedmix_without_unlabeled_images_says_what_to_do(
+    capsys: Capture, tmp_path: Path
+) -> None:
+    data = write_data(tmp_path / "data", unlabeled=0)
+    line = complaint(capsys, ["train", *words(tiny_config(data, tmp_path / "out"))])
+    assert "needs unlabeled images" in line
+    assert "--labels N" in line
+
+
+# --- commands --------------------------------------------------------------------------------
+
+
+def test_evaluate_repeats_the_score_of_the_run(run: Path, data: Path, capsys: Capture) -> None:
+    expected = json.loads((run / "results.json").read_text())["last"]
+    scores = run / "scores.json"
+    base = ["evaluate", "--model", str(run), "--device", "cpu", "--threads", "1"]
+    assert main([*base, "--out", str(scores)]) == 0
+    assert json.loads(scores.read_text())["miou"] == pytest.approx(expected["miou"], abs=1e-6)
+    text = capsys.readouterr().out
+    assert all(f"{name} " in text for name in (*NAMES, "mIoU", "pixel accuracy"))
+    folders = ["--val-images", str(data / "val_images"), "--val-masks", str(data / "val_masks")]
+    assert main([*base, *folders, "--flip", "--scales", "0.5,1", "--val-part", "odd"]) == 0
+
+
+def test_predict_writes_every_image_it_can(
+    run: Path, data: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    argv = ["predict", "--model", str(run), "--images", str(data / "images"), "--device", "cpu"]
+    assert main([*argv, "--out", str(tmp_path / "all")]) == 0
+    assert "8 of 8 images are done" in capsys.readouterr().out
+    assert len(list((tmp_path / "all" / "masks").glob("*.png"))) == 8
+    assert len(list((tmp_path / "all" / "overlays").glob("*.jpg"))) == 8
+
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "bad.jpg").write_bytes(b"no picture")
+    Image.new("L", (20, 30)).save(images / "good.jpg")
+    argv[4] = str(images)
+    line = complaint(capsys, [*argv, "--out", str(tmp_path / "some"), "--masks-only"])
+    assert "1 of 2 images were left out" in line
+    assert "bad.jpg" in line
+    assert [p.name for p in (tmp_path / "some").rglob("*.*")] == ["good.png"]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_a_missing_model_is_named(capsys: Capture, tmp_path: Path, command: str) -> None:
+    argv = [command, "--model", str(tmp_path), "--device", "cpu"]
+    if command == "predict":
+        Image.new("L", (9, 9)).save(tmp_path / "a.png")
+        argv += ["--images", str(tmp_path), "--out", str(tmp_path)]
+    assert "no trained model in" in complaint(capsys, argv)
+
+
+def test_guidedmix_from_the_command_line(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, tmp_path / "out", steps=2, ema=0.9, checkpoint_every=0)
+    assert main(["train", *words(config)]) == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["method"] == "guidedmix"
+    assert found["images"]["unlabeled"] == 4
+
+
+def test_a_stopped_training_is_no_failure(
+    data: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals = [signal.SIGTERM]  # one only: the second one would end the process
+
+    def due(step: int, every: int) -> bool:
+        if signals:
+            os.kill(os.getpid(), signals.pop())
+        return False
+
+    monkeypatch.setattr("gmix.training.run.due", due)
+    config = tiny_config(data, tmp_path / "out", method="supervised")
+    assert main(["train", *words(config)]) == 0
+    # It came after step 1 was found to be of no interest, so step 2 is the last.
+    assert "stopped after step 2 of 6" in capsys.readouterr().out
