@@ -1,0 +1,98 @@
+"""When is a guided pseudo mask better than the direct prediction? Measured where the truth is known.
+
+    python benchmarks/pseudo_masks.py runs/voc_animals/supervised-0 --truth DIR/voc_animals/SegmentationClassAug
+
+Takes a finished run, pairs its unlabeled images with their labeled ones, and scores every way to make a pseudo
+mask against the true masks in `--truth`, which training never opens.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gmix import LabeledReference, RandomPairSelector, SimilarPairSelector
+from gmix import functional as G
+from gmix.data import SegmentationDataset, eval_transform, evenly_spaced, pair_masks
+from gmix.evaluation import ConfusionMatrix
+from gmix.training.build import build_net, training_files
+from gmix.training.config import TrainConfig, parse_size, read_yaml
+from gmix.training.saved import load_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="the --out folder of a finished `gmix train`")
+    parser.add_argument("--truth", required=True, help="true masks of the unlabeled images")
+    parser.add_argument("--images", type=int, default=200, help="evenly spaced unlabeled images")
+    args = parser.parse_args()
+
+    torch.manual_seed(0)
+    config = replace(TrainConfig(**read_yaml(args.run / "config.yaml")), method="guidedmix")
+    saved = load_model(args.run, torch.device("cpu"))
+    net, classes = saved.net.eval(), saved.classes
+    transform = eval_transform(saved.mean, saved.std)
+    size = parse_size(config.size) if config.size else None
+    (images, masks), rest = training_files(config)
+    rest = evenly_spaced(rest, args.images)
+    labeled = SegmentationDataset(images, masks, classes, size)
+    unlabeled = SegmentationDataset(rest, pair_masks(rest, args.truth), classes, size)
+
+    def batches(dataset: SegmentationDataset) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(dataset), 20):
+            part = [transform(*dataset[i]) for i in range(start, min(start + 20, len(dataset)))]
+            yield torch.stack([x for x, _ in part]), torch.stack([y.long() for _, y in part])
+
+    references = {
+        f"pretrained features, strength {s:g}": LabeledReference(
+            build_net(config, net.classes).model.encoder, net.classes, strength=s
+        )
+        for s in (0.5, 1.0, 2.0)
+    }
+    references["features of the trained network"] = LabeledReference(net.model.encoder, net.classes)
+    x_l, y_l = (torch.cat(parts) for parts in zip(*batches(labeled), strict=True))
+    for x, y in batches(labeled):
+        for reference in references.values():
+            reference.add(x, y)
+
+    matrices: dict[str, ConfusionMatrix] = {}
+    with torch.inference_mode():
+        probs_l = torch.cat([G.probabilities(net(x)) for x, _ in batches(labeled)])
+        known = G.fill_in(probs_l, y_l)
+        embedding = torch.cat([net.embed(x) for x, _ in batches(labeled)])
+        for x, y in batches(unlabeled):
+            direct = G.probabilities(net(x))
+            masks_of = {"direct": direct}
+            query = net.embed(x)
+            for name, selector in (
+                ("similar", SimilarPairSelector()),
+                ("random", RandomPairSelector()),
+            ):
+                partner = selector(query, embedding)
+                for value in (0.1, 0.3, 0.5):
+                    lam = torch.full((len(x),), value)
+                    mixed = G.probabilities(net(G.mix(x_l[partner], x, lam)))
+                    for source, p in (("prediction", probs_l), ("true mask", known)):
+                        out = G.decouple(mixed, p[partner], lam)
+                        masks_of[f"decoupled, lambda {value}, {name}, {source}"] = out
+                        if value == 0.3 and name == "similar":
+                            masks_of[f"mean of direct and the above, {source}"] = (direct + out) / 2
+            for name, reference in references.items():
+                masks_of[f"direct, referred: {name}"] = reference(direct, x)
+            mean = masks_of["mean of direct and the above, true mask"]
+            masks_of["mean, referred: strength 1 (the default)"] = references[
+                "pretrained features, strength 1"
+            ](mean, x)
+            for name, probs in masks_of.items():
+                matrix = matrices.setdefault(name, ConfusionMatrix(classes.num_classes))
+                matrix.update(G.most_probable(probs)[1], y)
+    print("| pseudo mask | mIoU |\n|---|---|")
+    for name, matrix in matrices.items():
+        print(f"| {name} | {100 * matrix.scores().miou:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
