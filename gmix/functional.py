@@ -24,6 +24,7 @@ __all__ = [
     "ramp_up",
     "reweigh",
     "sample_lambda",
+    "soft_cross_entropy",
     "squared_error",
 ]
 
@@ -404,6 +405,38 @@ def cross_entropy(
         if weight is not None:
             loss = loss * weight
         return loss.sum() / keep.sum().clamp(min=1)
+
+
+def soft_cross_entropy(logits: Tensor, target: Tensor, *, weight: Tensor | None = None) -> Tensor:
+    r"""Mean over pixels of $-\sum_k q_k \log \hat y_k$: cross-entropy towards a whole distribution.
+
+    Unlike its most probable class, the distribution $q$ keeps what a pseudo mask knows of rare classes.
+
+    Args:
+        logits: `(N, K, H, W)`; K = 1 is binary, one sigmoid channel.
+        target: `(N, K, H, W)` probabilities, detached by the caller where they are a pseudo mask.
+        weight: `(N, H, W)`, optional: each pixel's weight, for instance 0 on padding. The mean stays over all pixels.
+
+    Returns:
+        A float32 scalar.
+
+    Raises:
+        ValueError: The shapes do not fit.
+
+    Example:
+        >>> soft_cross_entropy(torch.zeros(1, 2, 1, 1), torch.tensor([[[[0.3]], [[0.7]]]]))
+        tensor(0.6931)
+    """
+    _same_shape(logits, target, "`logits` and `target`", "(N, K, H, W)")
+    if weight is not None:
+        _per_pixel(weight, logits, "weight")
+    with torch.autocast(logits.device.type, enabled=False):
+        logits, target = logits.float(), target.float()
+        if logits.shape[1] == 1:
+            loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")[:, 0]
+        else:
+            loss = -(target * logits.log_softmax(1)).sum(1)
+        return (loss if weight is None else loss * weight).mean()
 
 
 def squared_error(probs: Tensor, target: Tensor, *, valid: Tensor | None = None) -> Tensor:

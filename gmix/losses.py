@@ -11,7 +11,8 @@ from gmix import functional as G
 
 __all__ = ["GuidedMixLoss"]
 
-Objective = Literal["squared_error", "cross_entropy"]
+OBJECTIVES = ("squared_error", "soft_cross_entropy", "cross_entropy")
+Objective = Literal["squared_error", "soft_cross_entropy", "cross_entropy"]
 
 
 class GuidedMixLoss(nn.Module):
@@ -30,13 +31,14 @@ class GuidedMixLoss(nn.Module):
     ([`ramp_up`][gmix.functional.ramp_up]). A term whose inputs are left out is not in the result. The terms
     come back unweighted, `total` holds the weighted sum: what is logged is what is learnt.
 
-    Two readings of the unsupervised term: `"squared_error"` towards the whole distribution (the paper), or
-    `"cross_entropy"` towards its most probable class at pixels where that class has at least `threshold`
-    (FixMatch); the mean is over all valid pixels, so few confident pixels give a small loss.
+    Three readings of the unsupervised term: `"squared_error"` towards the pseudo mask's distribution (the paper),
+    `"soft_cross_entropy"` towards the same, or `"cross_entropy"` towards its most probable class (FixMatch). The two
+    cross-entropies count pixels whose most probable class has at least `threshold`, and their mean is over all
+    pixels: few confident pixels give a small loss.
 
     Args:
-        objective: `"squared_error"` or `"cross_entropy"`, for the unsupervised term.
-        threshold: Least confidence of a pixel that counts, in [0, 1]; for `"cross_entropy"`.
+        objective: Of the unsupervised term, one of the three above.
+        threshold: Least confidence of a pixel that counts, in [0, 1]; for the cross-entropies.
         classification: Weight $w_{cla}$.
         unsupervised: Weight $w_{usup}$.
         decoupling: Weight $w_{dec}$.
@@ -80,10 +82,8 @@ class GuidedMixLoss(nn.Module):
         ignore_index: int = 255,
     ) -> None:
         super().__init__()
-        if objective not in ("squared_error", "cross_entropy"):
-            raise ValueError(
-                f"`objective` must be 'squared_error' or 'cross_entropy', got {objective!r}"
-            )
+        if objective not in OBJECTIVES:
+            raise ValueError(f"`objective` must be one of {OBJECTIVES}, got {objective!r}")
         if not 0 <= threshold <= 1:
             raise ValueError(f"`threshold` is a probability in [0, 1], got {threshold}")
         if min(classification, unsupervised, decoupling) < 0:
@@ -147,6 +147,11 @@ class GuidedMixLoss(nn.Module):
         if self.objective == "squared_error":
             return G.squared_error(G.probabilities(logits), pseudo, valid=valid)
         confidence, labels = G.most_probable(pseudo)
+        if self.objective == "soft_cross_entropy":
+            weight = confidence >= self.threshold
+            return G.soft_cross_entropy(
+                logits, pseudo, weight=weight if valid is None else weight & valid
+            )
         if valid is not None:
             labels = labels.masked_fill(~valid, self.ignore_index)
         return G.cross_entropy(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -76,7 +77,8 @@ class LabeledReference(nn.Module):
                 "`capacity`, `positions`, `temperature` and `floor` must be above 0 and `strength` "
                 f"at least 0, got {capacity}, {positions}, {temperature}, {floor} and {strength}"
             )
-        self.encoder: Any = copy.deepcopy(encoder).requires_grad_(False)
+        copied: Any = copy.deepcopy(encoder).requires_grad_(False)
+        self.encoder = copied
         self.classes = classes
         self.capacity = capacity
         self.positions = positions
@@ -84,7 +86,7 @@ class LabeledReference(nn.Module):
         self.strength = strength
         self.floor = floor
         self._stride = int(getattr(encoder, "output_stride", 1))
-        self._widths = [int(width) for width in self.encoder.out_channels[-2:]]
+        self._widths = [int(width) for width in copied.out_channels[-2:]]
         self.keys: Tensor
         self.values: Tensor
         self.written: Tensor
@@ -103,8 +105,8 @@ class LabeledReference(nn.Module):
                 f"got {tuple(y.shape)} and {tuple(x.shape)}"
             )
         features = self._features(x)
-        y = self._pad(y, ignore_index)
-        shares = class_shares(y, self.values.shape[1], features.shape[-2:], ignore_index)
+        y, grid = self._pad(y, ignore_index), (features.shape[2], features.shape[3])
+        shares = class_shares(y, self.values.shape[1], grid, ignore_index)
         keys = features.flatten(2).transpose(1, 2)
         values = shares.flatten(2).transpose(1, 2)
         keep = min(self.positions, keys.shape[1], max(self.capacity // len(x), 1))
@@ -171,8 +173,9 @@ class LabeledReference(nn.Module):
 
     def _normalise(self, features: Tensor, centre: Tensor) -> Tensor:
         """Centre, then bring each of the two maps to the same length: both have a say."""
-        parts = (features - centre).split(self._widths, dim=-1)
-        return torch.cat([F.normalize(part, dim=-1) for part in parts], -1) / len(parts) ** 0.5
+        parts: tuple[Tensor, ...] = torch.split(features - centre, self._widths, dim=-1)
+        normal: Tensor = torch.cat([F.normalize(part, dim=-1) for part in parts], -1)
+        return normal / math.sqrt(len(parts))
 
     def extra_repr(self) -> str:
         return (
@@ -181,9 +184,7 @@ class LabeledReference(nn.Module):
         )
 
 
-def class_shares(
-    y: Tensor, classes: int, size: tuple[int, int] | torch.Size, ignore_index: int = 255
-) -> Tensor:
+def class_shares(y: Tensor, classes: int, size: tuple[int, int], ignore_index: int = 255) -> Tensor:
     """The share of each class in each cell of a grid: `(N, H, W)` -> `(N, classes, *size)`.
 
     Example:

@@ -55,8 +55,8 @@ class EMATeacher(nn.Module, Generic[Net]):
         """Move one step towards `student`."""
         # A tensor, not a Python number: reading it would wait for the GPU.
         keep = (1 - 1 / (self.step + 1)).clamp(max=self.decay)
-        mine, theirs = list(self.net.parameters()), list(student.parameters())
-        torch._foreach_lerp_(mine, theirs, (1 - keep).expand(len(mine)).unbind())
+        for mean, new in zip(self.net.parameters(), student.parameters(), strict=True):
+            mean.lerp_(new, 1 - keep)
         for own, other in zip(self.net.buffers(), student.buffers(), strict=True):
             own.copy_(other)
         self.step += 1

@@ -1,0 +1,188 @@
+"""Train both methods on the demo's scenes, compare them, and draw what they see."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from gmix.data import IGNORE, Sample, eval_transform
+from gmix.demo.scenes import NAMES, PALETTE, Folders, write_scenes
+from gmix.methods import GuidedMix
+from gmix.methods.guidedmix import Guidance
+from gmix.predict import predict_image
+from gmix.report.sheet import Pixels, picture_sheet
+from gmix.training.build import Data, build_data
+from gmix.training.checkpoint import list_checkpoints, load_checkpoint
+from gmix.training.config import TrainConfig
+from gmix.training.run import Result, build_parts, find_checkpoint, train
+from gmix.training.saved import load_model
+from gmix.weights import encoder_stats
+
+LABELED, UNLABELED, VALIDATION = 16, 400, 80
+SIZE = 64
+STEPS = 400
+
+
+class DemoResult(NamedTuple):
+    """What the demo came to: two mIoUs in 0..1, and the picture sheet."""
+
+    supervised: float
+    guidedmix: float
+    sheet: Path
+
+
+def run_demo(out: Path, seed: int = 0, steps: int | None = None) -> DemoResult:
+    """Write scenes, train supervised and GuidedMix with equal steps, print and draw the result.
+
+    Written into `out`: `scenes/` (ordinary folders of images and masks), `supervised/` and
+    `guidedmix/` (two runs as `gmix train` writes them) and `sheet.png`. If `out` holds an
+    unfinished demo, it goes on where that one stopped.
+
+    Args:
+        out: Folder to write into.
+        seed: Of scenes, weights and batches: same seed, same result.
+        steps: Training steps of each method; `None` for as many as show the difference.
+
+    Raises:
+        ValueError: If `out` holds a demo with another seed or number of steps.
+        ModuleNotFoundError: If an optional package is missing; names the command that installs it.
+    """
+    folders = Folders.inside(out / "scenes")
+    configs = [
+        demo_config(out, folders, method, STEPS if steps is None else steps, seed)
+        for method in ("supervised", "guidedmix")
+    ]
+    for config in configs:
+        find_checkpoint(config, Path(str(config.out)))  # refuses before a scene is overwritten
+    write_scenes(
+        folders, labeled=LABELED, unlabeled=UNLABELED, val=VALIDATION, size=SIZE, seed=seed
+    )
+    supervised, guidedmix = (train(config) for config in configs)
+    console = Console()
+    console.print(comparison(supervised, guidedmix))
+    sheet = draw_sheet(out / "sheet.png", configs[1], supervised, guidedmix)
+    console.print(f"pictures: {sheet}", highlight=False, markup=False, soft_wrap=True)
+    return DemoResult(supervised.miou, guidedmix.miou, sheet)
+
+
+def demo_config(out: Path, folders: Folders, method: str, steps: int, seed: int) -> TrainConfig:
+    """The flags of one of the demo's two runs; only the method differs."""
+    return TrainConfig(
+        images=str(folders.images),
+        masks=str(folders.masks),
+        unlabeled=str(folders.unlabeled),
+        val_images=str(folders.val_images),
+        val_masks=str(folders.val_masks),
+        classes=str(folders.classes),
+        encoder="tu-tf_efficientnet_lite0",
+        encoder_weights="lite0",
+        # The encoder's last stage would see a scene as 2 x 2 pixels.
+        model_args={"encoder_depth": 4, "decoder_channels": [64, 48, 32, 16]},
+        method=method,
+        crop=f"{SIZE}x{SIZE}",
+        scale="0.9-1.1",
+        rotate=5.0,
+        lr=2e-3,
+        steps=steps,
+        seed=seed,
+        channels_last=True,
+        cache=True,
+        workers=0,
+        eval_every=0,
+        checkpoint_every=100,
+        out=str(out / method),
+        resume=True,
+    )
+
+
+def comparison(supervised: Result, guidedmix: Result) -> Table:
+    """The two results side by side."""
+    table = Table(title=f"on {VALIDATION} scenes never seen in training", title_justify="left")
+    table.add_column("method")
+    table.add_column("learned from")
+    table.add_column("mIoU", justify="right")
+    table.add_column("minutes", justify="right")
+    masks = f"{LABELED} scenes with masks"
+    for name, source, result in (
+        ("supervised", masks, supervised),
+        ("GuidedMix", f"{masks}, {UNLABELED} without", guidedmix),
+    ):
+        table.add_row(name, source, f"{100 * result.miou:.1f}", f"{result.minutes:.1f}")
+    return table
+
+
+def draw_sheet(
+    path: Path, config: TrainConfig, supervised: Result, guidedmix: Result, rows: int = 4
+) -> Path:
+    """Draw the first validation scenes as both networks see them.
+
+    The last two columns show how GuidedMix would guide itself if it met the scene without a mask:
+    its mix with the most similar labeled scene, and the pseudo mask that comes out.
+
+    Args:
+        path: The file to write.
+        config: Of the GuidedMix run.
+        supervised: The supervised run.
+        guidedmix: The GuidedMix run.
+        rows: Number of scenes.
+    """
+    data = build_data(config)
+    assert data.validation is not None  # demo_config names validation folders
+    scenes: list[Sample] = [data.validation[i] for i in range(rows)]
+    labeled: list[Sample] = [data.labeled[i] for i in range(data.counts["labeled"])]
+    guidance, threshold = guide(config, data, labeled, scenes)
+    seen_by = [load_model(result.out) for result in (supervised, guidedmix)]
+    confidence, pseudo = guidance.pseudo.max(dim=1)
+    pseudo = pseudo.masked_fill(confidence < threshold, IGNORE)
+    mean, std = (torch.tensor(s)[:, None, None] for s in (seen_by[1].mean, seen_by[1].std))
+    mixed = (guidance.mixed.image * std + mean).clamp(0, 1) * 255
+    return picture_sheet(
+        [
+            (
+                channels_last(image),
+                mask.numpy(),
+                *(predict_image(saved, image) for saved in seen_by),
+                channels_last(mix.to(torch.uint8)),
+                target.numpy(),
+            )
+            for (image, mask), mix, target in zip(scenes, mixed, pseudo, strict=True)
+        ],
+        ["image", "truth", "supervised", "GuidedMix", "the mix", "pseudo mask"],
+        NAMES,
+        PALETTE,
+        path,
+        notes=[
+            "new to both",
+            "",
+            f"mIoU {100 * supervised.miou:.1f}",
+            f"mIoU {100 * guidedmix.miou:.1f}",
+            "with its labeled partner",
+            "white: too unsure to learn",
+        ],
+        heading=f"{LABELED} scenes with masks, {UNLABELED} without: same network, same steps",
+    )
+
+
+def guide(
+    config: TrainConfig, data: Data, labeled: list[Sample], scenes: list[Sample]
+) -> tuple[Guidance, float]:
+    """What the GuidedMix of a finished run makes of `scenes`, and how sure it has to be."""
+    parts = build_parts(config, data.classes.channels, torch.device("cpu"))
+    method: GuidedMix = parts.method.eval()
+    load_checkpoint(list_checkpoints(Path(str(config.out)))[-1].path, {"method": method})
+    transform = eval_transform(*encoder_stats(config.encoder))
+    x_labeled, x_scenes = (
+        torch.stack([transform(sample.image).as_subclass(Tensor) for sample in samples])
+        for samples in (labeled, scenes)
+    )
+    masks = torch.stack([sample.mask.as_subclass(Tensor) for sample in labeled])
+    generator = torch.Generator().manual_seed(config.seed)
+    return method.guide(x_labeled, masks, x_scenes, generator), method.criterion.threshold
+
+
+def channels_last(image: Tensor) -> Pixels:
+    """An image tensor `(3, H, W)` as pixels `(H, W, 3)`."""
+    return image.permute(1, 2, 0).numpy()

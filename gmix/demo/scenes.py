@@ -1,0 +1,214 @@
+"""Scenes for the demo: real handwritten digits laid on real photographs, with exact masks."""
+
+import colorsys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFilter
+
+NAMES = ("background", *(str(d) for d in range(10)))
+
+# Found by search: as far apart as eleven colours and white can be, for people with normal sight and
+# with each of the three kinds of colour blindness.
+PALETTE = (
+    (17, 20, 26),
+    (24, 189, 163),
+    (173, 185, 16),
+    (43, 13, 246),
+    (254, 191, 255),
+    (236, 40, 40),
+    (134, 255, 137),
+    (238, 88, 255),
+    (161, 13, 13),
+    (133, 115, 136),
+    (122, 30, 160),
+)
+
+# Both sources are cut in two, so that nothing a model is judged on was ever seen in training: the
+# first digits (scikit-learn keeps them in the order of the writers) and the left of each photograph
+# are for training, the rest for validation.
+TRAIN_SHARE_DIGITS = 0.7
+TRAIN_SHARE_PHOTO = 0.56
+
+Floats = npt.NDArray[np.float64]
+Bytes = npt.NDArray[np.uint8]
+
+
+class Scene(NamedTuple):
+    """One picture `(S, S, 3)` and its classes `(S, S)`: 0 is background, `1 + d` the digit d."""
+
+    image: Bytes
+    mask: Bytes
+
+
+class Source(NamedTuple):
+    """What scenes are made of: digits `(N, 8, 8)` in [0, 1], their values `(N,)`, photographs."""
+
+    digits: Floats
+    values: npt.NDArray[np.int64]
+    photos: tuple[Bytes, ...]
+
+
+class Folders(NamedTuple):
+    """Where the scenes lie; the unlabeled ones have no masks."""
+
+    images: Path
+    masks: Path
+    unlabeled: Path
+    val_images: Path
+    val_masks: Path
+    classes: Path  # a text file, one name a line
+
+    @classmethod
+    def inside(cls, root: Path) -> "Folders":
+        """The usual places below `root`."""
+        train, val = root / "train", root / "val"
+        return cls(
+            train / "images",
+            train / "masks",
+            root / "unlabeled" / "images",
+            val / "images",
+            val / "masks",
+            root / "classes.txt",
+        )
+
+
+def load_sources() -> tuple[Source, Source]:
+    """The training and the validation half of scikit-learn's bundled digits and photographs.
+
+    Raises:
+        ModuleNotFoundError: If scikit-learn is missing; names the command that installs it.
+
+    Example:
+        >>> train, val = load_sources()
+        >>> len(train.digits) + len(val.digits)
+        1797
+    """
+    try:
+        from sklearn.datasets import load_digits, load_sample_images
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'the demo composes its scenes from scikit-learn: `pip install "gmix[demo]"`'
+        ) from error
+    digits, photos = load_digits(), load_sample_images().images
+    n = round(TRAIN_SHARE_DIGITS * len(digits.target))
+    strokes, values = digits.images / 16, digits.target
+    # The top quarter of both photographs is empty: plain sky, dark blur.
+    full = [photo[len(photo) // 4 :] for photo in photos]
+    left = tuple(photo[:, : round(TRAIN_SHARE_PHOTO * photo.shape[1])] for photo in full)
+    right = tuple(photo[:, round(TRAIN_SHARE_PHOTO * photo.shape[1]) :] for photo in full)
+    return Source(strokes[:n], values[:n], left), Source(strokes[n:], values[n:], right)
+
+
+def compose_scenes(
+    source: Source,
+    n: int,
+    *,
+    size: int = 96,
+    digits: tuple[int, int] = (2, 4),
+    rng: np.random.Generator,
+) -> Iterator[Scene]:
+    """Compose `n` scenes of `size` x `size` pixels, each with a random number of digits.
+
+    Classes are dealt like cards, so that each digit occurs equally often even in few scenes.
+
+    Args:
+        source: Digits and photographs to draw from.
+        n: Number of scenes.
+        size: Side of a scene, in pixels.
+        digits: Smallest and largest number of digits a scene.
+        rng: The only source of randomness.
+
+    Example:
+        >>> source, _ = load_sources()
+        >>> scene = next(compose_scenes(source, 1, size=48, rng=np.random.default_rng(0)))
+        >>> scene.image.shape, scene.mask.shape
+        ((48, 48, 3), (48, 48))
+    """
+    deck: list[int] = []
+    for _ in range(n):
+        canvas, mask = _background(source.photos, size, rng), np.zeros((size, size), np.uint8)
+        for cell in rng.permutation(4)[: rng.integers(digits[0], digits[1] + 1)]:
+            if not deck:
+                deck = rng.permutation(10).tolist()
+            value = deck.pop()
+            strokes = source.digits[rng.choice(np.flatnonzero(source.values == value))]
+            alpha = _draw(strokes, divmod(int(cell), 2), size, rng)
+            canvas = _paint(canvas, alpha, rng)
+            mask[alpha > 0.5] = 1 + value
+        yield Scene((canvas.clip(0, 1) * 255).round().astype(np.uint8), mask)
+
+
+def write_scenes(
+    folders: Folders, *, labeled: int, unlabeled: int, val: int, size: int = 96, seed: int = 0
+) -> None:
+    """Write the demo's data set as plain folders of PNG files, like any user's.
+
+    Args:
+        folders: Where to write.
+        labeled: Number of training scenes with a mask.
+        unlabeled: Number of training scenes without one.
+        val: Number of validation scenes.
+        size: Side of a scene, in pixels.
+        seed: Same seed, same files.
+    """
+    train_source, val_source = load_sources()
+    for part, (source, n, images, masks) in enumerate(
+        (
+            (train_source, labeled, folders.images, folders.masks),
+            (train_source, unlabeled, folders.unlabeled, None),
+            (val_source, val, folders.val_images, folders.val_masks),
+        )
+    ):
+        # One stream a part: more unlabeled scenes must not change the validation scenes.
+        rng = np.random.default_rng([seed, part])
+        for folder in (images, masks):
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+        for i, scene in enumerate(compose_scenes(source, n, size=size, rng=rng)):
+            Image.fromarray(scene.image).save(images / f"scene{i:03d}.png")
+            if masks is not None:
+                mask = Image.fromarray(scene.mask)
+                mask.putpalette([channel for colour in PALETTE for channel in colour])
+                mask.save(masks / f"scene{i:03d}.png")
+    folders.classes.write_text("\n".join(NAMES) + "\n", encoding="utf-8")
+
+
+def _background(photos: tuple[Bytes, ...], size: int, rng: np.random.Generator) -> Floats:
+    """A random square of a random photograph, perhaps mirrored, in [0, 1]."""
+    photo = photos[rng.integers(len(photos))]
+    height, width = photo.shape[:2]
+    side = min(int(rng.integers(70, 181)), height, width)
+    y, x = rng.integers(height - side + 1), rng.integers(width - side + 1)
+    crop = Image.fromarray(photo).resize(
+        (size, size), Image.Resampling.LANCZOS, box=(x, y, x + side, y + side)
+    )
+    pixels = np.asarray(crop, dtype=np.float64) / 255
+    pixels = pixels[:, ::-1] if rng.random() < 0.5 else pixels
+    # Rather dark, so that bright digits stand out.
+    return pixels * rng.uniform(0.45, 0.75)
+
+
+def _draw(strokes: Floats, cell: tuple[int, int], size: int, rng: np.random.Generator) -> Floats:
+    """The digit somewhere in one quarter of the scene, as a smooth coverage in [0, 1]."""
+    glyph = Image.fromarray((np.pad(strokes, 3) * 255).astype(np.uint8))
+    box = round(size * rng.uniform(0.36, 0.48) * glyph.height / 8)
+    glyph = glyph.resize((box, box), Image.Resampling.BICUBIC)
+    glyph = glyph.rotate(rng.uniform(-12, 12), Image.Resampling.BICUBIC)
+    y, x = (size * (0.26 + 0.48 * quarter + rng.uniform(-0.05, 0.05)) for quarter in cell)
+    sheet = Image.new("L", (size, size))
+    sheet.paste(glyph, (round(x - box / 2), round(y - box / 2)))
+    # A steep ramp around half coverage: the blurred 8 x 8 digit becomes a stroke with an edge.
+    return ((np.asarray(sheet) / 255 - 0.45) * 5 + 0.5).clip(0, 1)
+
+
+def _paint(canvas: Floats, alpha: Floats, rng: np.random.Generator) -> Floats:
+    """Lay a stroke of one random bright colour, with a soft shadow, on the canvas."""
+    colour = np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.1, 0.7), 1.0))
+    blurred = Image.fromarray((alpha * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(1.5))
+    shadow, opacity = (np.asarray(blurred) / 255)[..., None], 0.95 * alpha[..., None]
+    canvas = canvas * (1 - 0.4 * shadow)
+    return canvas * (1 - opacity) + colour * opacity

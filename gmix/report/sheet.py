@@ -1,0 +1,160 @@
+"""A sheet of pictures: one row an image, one column a view of it, drawn for a slide."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Colour = tuple[int, int, int]
+Pixels = npt.NDArray[Any]
+
+IGNORED: Colour = (255, 255, 255)
+INK, PALE = "#1b1f24", "#6b7280"
+
+
+def colour_mask(mask: Pixels, palette: Sequence[Colour]) -> npt.NDArray[np.uint8]:
+    """Paint a class map; every id without a colour (255, say) becomes white.
+
+    Args:
+        mask: Class ids `(H, W)`.
+        palette: One RGB colour in 0..255 for each class.
+
+    Returns:
+        The picture `(H, W, 3)`.
+
+    Example:
+        >>> colour_mask(np.array([[0, 1, 255]]), [(0, 0, 0), (200, 0, 0)]).tolist()
+        [[[0, 0, 0], [200, 0, 0], [255, 255, 255]]]
+    """
+    table = np.array([*palette, IGNORED], dtype=np.uint8)
+    known = (mask >= 0) & (mask < len(palette))
+    return table[np.where(known, mask, len(palette))]
+
+
+def picture_sheet(
+    rows: Sequence[Sequence[Pixels]],
+    titles: Sequence[str],
+    names: Sequence[str],
+    palette: Sequence[Colour],
+    path: Path,
+    *,
+    notes: Sequence[str] = (),
+    heading: str = "",
+) -> Path:
+    """Draw images and class maps in a grid, with a legend of the class colours.
+
+    Args:
+        rows: One row for each image. A cell `(H, W, 3)` in 0..255 is shown as it is, a cell
+            `(H, W)` holds class ids and is painted with `palette`.
+        titles: One title for each column.
+        names: One name for each class, for the legend.
+        palette: One RGB colour in 0..255 for each class.
+        path: The file to write; its ending chooses the format (png, pdf, svg).
+        notes: A second, paler line under each title; none if empty.
+        heading: A line over the sheet.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: If a row has not one cell for each title, or a cell has another shape.
+
+    Example:
+        >>> import tempfile
+        >>> image, mask = np.zeros((8, 8, 3), np.uint8), np.eye(8, dtype=int)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = picture_sheet(
+        ...         [(image, mask)], ["image", "truth"], ["sky", "bird"],
+        ...         [(0, 0, 0), (230, 150, 0)], Path(folder) / "sheet.png",
+        ...     )
+        ...     file.stat().st_size > 0
+        True
+    """
+    _check(rows, titles, names, palette)
+    # The object interface: no pyplot, so no global state and no window, wherever this runs.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    cell, gap, side = 2.0, 0.09, 0.25
+    height, width = rows[0][0].shape[:2]
+    tall = cell * height / width
+    top = (0.75 if heading else 0.2) + (0.62 if notes else 0.36)
+    legend_columns = min(len(names), 11)
+    bottom = 0.3 + 0.3 * -(-len(names) // legend_columns)
+    total_width = 2 * side + len(titles) * cell + (len(titles) - 1) * gap
+    total_height = top + bottom + len(rows) * tall + (len(rows) - 1) * gap
+
+    figure = Figure(figsize=(total_width, total_height), facecolor="white")
+    FigureCanvasAgg(figure)
+
+    def box(row: int, column: int) -> tuple[float, float, float, float]:
+        left = side + column * (cell + gap)
+        low = total_height - top - (row + 1) * tall - row * gap
+        return (left / total_width, low / total_height, cell / total_width, tall / total_height)
+
+    for i, row in enumerate(rows):
+        for j, pixels in enumerate(row):
+            axes = figure.add_axes(box(i, j))
+            picture = pixels if pixels.ndim == 3 else colour_mask(pixels, palette)
+            axes.imshow(picture, interpolation="nearest", aspect="auto")
+            axes.set_axis_off()
+
+    def write(text: str, inches: float, column: int, **style: Any) -> None:
+        x = (side + column * (cell + gap)) / total_width
+        figure.text(x, 1 - inches / total_height, text, va="baseline", ha="left", **style)
+
+    if heading:
+        write(heading, 0.45, 0, fontsize=16, fontweight="bold", color=INK)
+    for j, title in enumerate(titles):
+        write(title, top - (0.36 if notes else 0.1), j, fontsize=13, fontweight="bold", color=INK)
+    for j, note in enumerate(notes):
+        write(note, top - 0.12, j, fontsize=10.5, color=PALE)
+    figure.legend(
+        handles=[
+            Patch(facecolor=np.array(colour) / 255, label=name)
+            for name, colour in zip(names, palette, strict=True)
+        ],
+        loc="lower left",
+        bbox_to_anchor=(side / total_width, 0.1 / total_height),
+        borderaxespad=0,
+        borderpad=0,
+        ncols=legend_columns,
+        frameon=False,
+        fontsize=11,
+        labelcolor=INK,
+        handlelength=1.1,
+        handleheight=1.1,
+        columnspacing=1.4,
+    )
+    figure.savefig(path, dpi=160)
+    return path
+
+
+def _check(
+    rows: Sequence[Sequence[Pixels]],
+    titles: Sequence[str],
+    names: Sequence[str],
+    palette: Sequence[Colour],
+) -> None:
+    if not rows:
+        raise ValueError("`rows` is empty: a sheet needs at least one row of pictures")
+    if len(names) != len(palette):
+        raise ValueError(
+            f"`names` and `palette` must have one entry for each class, "
+            f"got {len(names)} names and {len(palette)} colours"
+        )
+    for i, row in enumerate(rows):
+        if len(row) != len(titles):
+            raise ValueError(
+                f"each row must have one cell for each of the {len(titles)} titles, "
+                f"row {i} has {len(row)}"
+            )
+        for j, pixels in enumerate(row):
+            if pixels.ndim != 2 and pixels.shape[2:] != (3,):
+                raise ValueError(
+                    f"a cell must be an image (H, W, 3) or class ids (H, W), "
+                    f"row {i} column {j} is {tuple(pixels.shape)}"
+                )
