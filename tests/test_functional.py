@@ -237,6 +237,21 @@ def test_binary_cross_entropy_is_the_two_class_case(seed: int) -> None:
     torch.testing.assert_close(G.cross_entropy(logit, target), G.cross_entropy(two, target))
 
 
+@given(seeds, st.integers(1, 4))
+def test_soft_cross_entropy_is_torchs_own_for_distributions(seed: int, k: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    logits, target = torch.randn(2, max(k, 2), 3, 5, generator=g), random_probs(seed, k=max(k, 2))
+    weight = torch.rand(2, 3, 5, generator=g)
+    if k == 1:  # binary is the two-class case with a background logit of 0
+        logits[:, 0] = 0
+    pixels = F.cross_entropy(logits, target.float(), reduction="none")
+    if k == 1:
+        logits, target = logits[:, 1:], target[:, 1:]
+    torch.testing.assert_close(G.soft_cross_entropy(logits, target), pixels.mean())
+    weighted = G.soft_cross_entropy(logits, target, weight=weight)
+    torch.testing.assert_close(weighted, (pixels * weight).mean())
+
+
 def test_squared_error_sums_over_classes_and_is_k_times_mse_loss() -> None:
     a, b = random_probs(0), random_probs(1)
     assert G.squared_error(a, b).item() == pytest.approx(4 * F.mse_loss(a, b).item(), rel=1e-5)
@@ -255,6 +270,30 @@ def test_squared_error_skips_padding_and_treats_binary_as_two_classes(seed: int)
     assert G.squared_error(a, b, valid=valid).item() == pytest.approx(expected, rel=1e-5)
     one = G.squared_error(a[:, 1:], b[:, 1:], valid=valid)
     assert one.item() == pytest.approx(expected, rel=1e-5)
+
+
+@given(seeds)
+def test_soft_cross_entropy_is_the_naive_loop_and_hard_targets_are_cross_entropy(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 4, 3, 5, generator=g)
+    q, weight = random_probs(seed), torch.rand(2, 3, 5, generator=g)
+    total = 0.0
+    for n, y, x in np.ndindex(2, 3, 5):
+        log_p = logits[n, :, y, x].double().log_softmax(0)
+        total -= weight[n, y, x].item() * (q[n, :, y, x] * log_p).sum().item()
+    out = G.soft_cross_entropy(logits, q, weight=weight)
+    assert out.item() == pytest.approx(total / 30, rel=1e-4)
+    labels = torch.randint(4, (2, 3, 5), generator=g)
+    hard = F.one_hot(labels, 4).permute(0, 3, 1, 2).float()
+    torch.testing.assert_close(G.soft_cross_entropy(logits, hard), G.cross_entropy(logits, labels))
+
+
+@given(seeds)
+def test_binary_soft_cross_entropy_is_the_two_class_case(seed: int) -> None:
+    logit = torch.randn(2, 1, 3, 5, generator=torch.Generator().manual_seed(seed))
+    two = torch.cat([torch.zeros_like(logit), logit], 1)
+    q = random_probs(seed, k=2)
+    torch.testing.assert_close(G.soft_cross_entropy(logit, q[:, 1:]), G.soft_cross_entropy(two, q))
 
 
 @given(seeds)
@@ -314,6 +353,7 @@ def test_gradients_are_right_in_float64(monkeypatch: pytest.MonkeyPatch) -> None
 
     check = torch.autograd.gradcheck
     assert check(lambda z: G.cross_entropy(z, target), (logits,))
+    assert check(lambda z: G.soft_cross_entropy(z, q), (logits,))
     assert check(lambda z: G.squared_error(z.softmax(1), q), (logits,))
     assert check(lambda z: G.reweigh(z.softmax(1), weights), (logits,))
     assert check(lambda z: G.mix(z, q, lam), (logits,))
@@ -351,6 +391,18 @@ def test_half_precision_inputs_are_computed_in_float32(dtype: torch.dtype) -> No
         (lambda: G.sample_lambda(1, alpha=0), "`alpha`"),
         (lambda: G.cross_entropy(torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 5)), "`target`"),
         (lambda: G.squared_error(torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 4, 4)), "`probs`"),
+        (
+            lambda: G.cross_entropy(
+                torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4).long(), weight=torch.ones(4)
+            ),
+            "`weight` must have shape (1, 4, 4)",
+        ),
+        (
+            lambda: G.squared_error(
+                torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4), valid=torch.ones(1, 1, 4, 4)
+            ),
+            "`valid` must have shape (1, 4, 4)",
+        ),
         (lambda: G.reweigh(torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 4, 4)), "`weights`"),
         (
             lambda: G.decouple(torch.zeros(2, 21, 8, 8), torch.zeros(2, 19, 8, 8), torch.zeros(2)),

@@ -263,6 +263,29 @@ def test_images_of_any_size_and_half_precision() -> None:
     assert in_half.isfinite().all()
 
 
+def test_images_are_padded_to_the_encoders_stride() -> None:
+    x, y, x_u = tiny_batch(size=40)
+    x, y, x_u = x[..., :37], y[..., :37], x_u[..., :35]
+    one, two = (LabeledReference(tiny_net().model.encoder, 3) for _ in range(2))
+    one.add(x, y)
+    two.add(F.pad(x, (0, 3)), F.pad(y, (0, 3), value=255))  # padding has no class
+    assert torch.equal(one.likelihood(x_u), two.likelihood(F.pad(x_u, (0, 5))))
+    probs = torch.full((4, 3, 40, 40), 1 / 3)
+    whole = two(probs, F.pad(x_u, (0, 5)))
+    torch.testing.assert_close(one(probs[..., :35], x_u), whole[..., :35])
+
+
+def test_a_vision_transformer_can_serve_as_well() -> None:
+    torch.manual_seed(0)
+    encoder = smp.DPT("tu-test_vit", encoder_weights=None, dynamic_img_size=True).encoder
+    x, y, x_u = tiny_batch(size=40)
+    reference = LabeledReference(encoder, 3)
+    reference.add(x, y)
+    guided = reference(torch.full((4, 3, 40, 40), 1 / 3), x_u)
+    torch.testing.assert_close(guided.sum(1), torch.ones(4, 40, 40))
+    assert guided.std() > 0.01
+
+
 @pytest.mark.parametrize(
     "settings", [{"capacity": 0}, {"temperature": 0.0}, {"strength": -1.0}, {"floor": 0.0}]
 )

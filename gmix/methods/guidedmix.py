@@ -57,9 +57,7 @@ def default_parts(
         "selector": SimilarPairSelector(),
         "mixer": LabeledUnlabeledMixer(max_lambda=0.3),
         "decoupler": SoftDecoupler(),
-        "criterion": GuidedMixLoss(
-            objective="cross_entropy", threshold=0.7, decoupling=0.0, ramp_length=0.0
-        ),
+        "criterion": GuidedMixLoss(objective="soft_cross_entropy", decoupling=0.0, ramp_length=0.0),
         "teacher": EMATeacher(net, decay=0.99),
         "reference": LabeledReference(net.model.encoder, net.classes),
         "color": StrongColor(mean=mean, std=std),
@@ -110,7 +108,7 @@ class GuidedMix(nn.Module):
     | 3 | $\lambda \le 0.3$ | $\lambda \le 0.5$ |
     | 5 | subtracts the partner's true mask, averages with the direct prediction | its prediction |
     | 6 | yes | no |
-    | 7 | cross-entropy on a strong view (colour, CutMix) | squared error, ramped up; $L_{dec}$ |
+    | 7 | soft cross-entropy on a strong view (colour, CutMix) | squared error, ramped up; $L_{dec}$ |
 
     `docs/results.md` shows what each of these is worth.
 

@@ -1,0 +1,192 @@
+"""No part waits for the GPU or mixes devices (on fake CUDA tensors), and each compiles into one graph."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from tiny_nets import AverageEncoder, tiny_net
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeTensorDeviceMismatchError,
+    FakeTensorMode,
+)
+
+import gmix
+from gmix.methods import GuidedMix, Supervised
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*CUDA is not available"),
+    pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor"),
+]
+N, K, SIZE = 4, 3, 32
+
+# name -> (the part, its inputs); made inside the test, on whatever device is the default there
+PARTS: dict[str, Callable[[], tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]] = {
+    "mixer": lambda: (gmix.LabeledUnlabeledMixer(), (images(), images(), lam()), {}),
+    "mixer, lambda drawn": lambda: (gmix.LabeledUnlabeledMixer(), (images(), images()), {}),
+    "similar": lambda: (gmix.SimilarPairSelector(), (torch.randn(N, 8), torch.randn(5, 8)), {}),
+    "cosine, not itself": lambda: (
+        gmix.SimilarPairSelector("cosine"),
+        (torch.randn(N, 8), torch.randn(N, 8)),
+        {"exclude_self": True},
+    ),
+    "random": lambda: (gmix.RandomPairSelector(), (torch.randn(N, 8), torch.randn(5, 8)), {}),
+    "random, not itself": lambda: (
+        gmix.RandomPairSelector(),
+        (torch.randn(N, 8), torch.randn(N, 8), True),
+        {},
+    ),
+    "decoupler": lambda: (gmix.SoftDecoupler(), (probs(), probs(), lam()), {}),
+    "decoupler, rescale": lambda: (
+        gmix.SoftDecoupler(normalize="rescale"),
+        (probs(), probs(), lam()),
+        {},
+    ),
+    "decoupler, hard": lambda: (gmix.SoftDecoupler("hard"), (probs(), probs(), lam()), {}),
+    "decoupler, binary": lambda: (
+        gmix.SoftDecoupler(),
+        (probs()[:, :1], probs()[:, :1], lam()),
+        {},
+    ),
+    "loss": lambda: (gmix.GuidedMixLoss(), (logits(), masks()), every_term(K)),
+    "loss, binary": lambda: (gmix.GuidedMixLoss(), (logits(1), masks(2)), every_term(1)),
+    "loss, thresholded": lambda: (
+        gmix.GuidedMixLoss(objective="cross_entropy", threshold=0.5),
+        (logits(), masks()),
+        every_term(K),
+    ),
+    "loss, soft": lambda: (
+        gmix.GuidedMixLoss(objective="soft_cross_entropy", threshold=0.5),
+        (logits(), masks()),
+        every_term(K),
+    ),
+    "reference": lambda: (reference(), (probs(), images()), {}),
+    "color": lambda: (gmix.StrongColor(), (images(),), {}),
+    "cutmix": lambda: (gmix.CutMix(), (images(),), {}),
+    "network": lambda: (tiny_net(mitrans=True).eval(), (images(),), {}),
+}
+
+
+def images(n: int = N) -> Tensor:
+    return torch.randn(n, 3, SIZE, SIZE)
+
+
+def masks(classes: int = K) -> Tensor:
+    y = torch.randint(classes, (N, SIZE, SIZE))
+    return torch.where(torch.rand(y.shape) < 0.2, 255, y)
+
+
+def logits(k: int = K) -> Tensor:
+    return torch.randn(N, k, SIZE, SIZE)
+
+
+def probs(k: int = K) -> Tensor:
+    return logits(k).sigmoid() if k == 1 else logits(k).softmax(1)
+
+
+def lam() -> Tensor:
+    return torch.rand(N) / 2
+
+
+def every_term(k: int) -> dict[str, Any]:
+    return {
+        "class_logits": torch.randn(N, k),
+        "logits_unlabeled": logits(k),
+        "pseudo": probs(k),
+        "valid": torch.rand(N, SIZE, SIZE) < 0.7,
+        "probs_decoupled": probs(k),
+        "decoupled_target": probs(k),
+        "progress": 0.1,
+    }
+
+
+def reference() -> gmix.LabeledReference:
+    remembered = gmix.LabeledReference(AverageEncoder(), K, capacity=100)
+    remembered.add(images(), masks())
+    return remembered
+
+
+def tensors(out: Any) -> list[Tensor]:
+    if isinstance(out, Tensor):
+        return [out]
+    return [t for part in (out.values() if isinstance(out, dict) else out) for t in tensors(part)]
+
+
+class Fake(FakeTensorMode):
+    def __deepcopy__(self, memo: object) -> "Fake":
+        return self  # a copied tensor stays in the same world
+
+
+@contextmanager
+def fake() -> Iterator[None]:
+    """What is made inside is a CUDA tensor without values: no GPU needed, and none to read."""
+    with Fake(), torch.device("cuda"):
+        yield
+
+
+def test_the_check_itself_finds_waits_and_strays() -> None:
+    with fake():
+        x = torch.randn(2, 3)
+        with pytest.raises(DataDependentOutputException):
+            x.sum().item()
+        with pytest.raises(FakeTensorDeviceMismatchError):
+            x + torch.zeros(2, 3, device="cpu")
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_no_part_waits_for_the_gpu_or_mixes_devices(name: str) -> None:
+    with fake():
+        part, args, options = PARTS[name]()
+        out = tensors(part(*args, **options))
+    assert out and all(t.device.type == "cuda" for t in out)
+
+
+def test_pasting_and_following_do_not_either() -> None:
+    with fake():
+        x = images()
+        pasted = gmix.CutMix()(x)
+        assert pasted.apply(x).device.type == pasted.apply(masks()).device.type == "cuda"
+        net = tiny_net()
+        teacher = gmix.EMATeacher(net)
+        teacher.update(net)
+        assert {t.device.type for t in teacher.state_dict().values()} == {"cuda"}
+
+
+METHODS: dict[str, Callable[[], nn.Module]] = {
+    "supervised": lambda: Supervised(tiny_net()),
+    "default": lambda: GuidedMix(tiny_net()),
+    "default, binary": lambda: GuidedMix(tiny_net(1)),
+    "default, MITrans": lambda: GuidedMix(tiny_net(mitrans=True)),
+    "paper": lambda: GuidedMix(tiny_net(), variant="paper"),
+    "random pairs": lambda: GuidedMix(
+        tiny_net(), variant="paper", selector=gmix.RandomPairSelector()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_step_waits_for_the_gpu_or_mixes_devices(name: str) -> None:
+    with fake():
+        method = METHODS[name]()
+        y = masks(2)
+        valid = torch.rand(5, SIZE, SIZE) < 0.9
+        losses = method(images(), y, images(5), progress=0.5, valid_unlabeled=valid)
+        assert all(loss.device.type == "cuda" for loss in losses.values())
+        # Forward only: torch's backward engine wants a real GPU, see test_cuda.py.
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_every_part_compiles_into_one_graph(name: str) -> None:
+    torch.manual_seed(0)
+    part, args, options = PARTS[name]()
+    torch.compiler.reset()
+    compiled = torch.compile(part, fullgraph=True, backend="eager")
+    outputs = []
+    for call in (part, compiled):
+        torch.manual_seed(1)  # parts that draw draw the same
+        outputs.append(tensors(call(*args, **options)))
+    for expected, out in zip(*outputs, strict=True):
+        torch.testing.assert_close(out, expected)

@@ -1,0 +1,506 @@
+"""The whole method: one step of each variant against plain torch, and the traps around it."""
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_nets import seeded, tiny_batch, tiny_net
+from torch import Tensor, nn
+
+import gmix
+from gmix import GuidedMixLoss
+from gmix.methods import GuidedMix, Supervised
+
+UNSURE = GuidedMixLoss(  # nets that know nothing yet are never 95% sure
+    objective="cross_entropy", threshold=0.36, decoupling=0.0, ramp_length=0.0
+)
+
+
+def default(classes: int = 3, **parts: Any) -> GuidedMix:
+    return GuidedMix(tiny_net(classes), **{"criterion": UNSURE, **parts})
+
+
+def paper(classes: int = 3, **parts: Any) -> GuidedMix:
+    return GuidedMix(tiny_net(classes), variant="paper", **parts)
+
+
+VARIANTS = pytest.mark.parametrize("make", [default, paper])
+
+
+class Recorder(GuidedMixLoss):
+    """Keeps what the method hands to its loss."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        self.logits_labeled, self.given = args[0], kwargs
+        return super().forward(*args, **kwargs)
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor | None]:
+    return {name: p.grad for name, p in module.named_parameters()}
+
+
+def assert_gradients_equal(one: nn.Module, other: nn.Module) -> None:
+    expected = gradients(other)
+    for name, gradient in gradients(one).items():
+        torch.testing.assert_close(
+            gradient, expected[name], atol=1e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def closest(query: Tensor, key: Tensor, exclude_self: bool = False) -> list[int]:
+    distance = [[math.dist(q, k) for k in key.tolist()] for q in query.tolist()]
+    if exclude_self:
+        for i, row in enumerate(distance):
+            row[i] = math.inf
+    return [min(range(len(row)), key=row.__getitem__) for row in distance]
+
+
+def occurring(y: Tensor, classes: int) -> Tensor:
+    return torch.tensor([[float((mask == k).any()) for k in range(classes)] for mask in y])
+
+
+def per_image(lam: Tensor) -> Tensor:
+    return lam[:, None, None, None]
+
+
+# --- against plain torch ----------------------------------------------------------------------
+
+
+def test_a_default_step_is_this_plain_code() -> None:
+    x_l, y, x_u = tiny_batch()
+    valid = torch.rand(4, 32, 32, generator=seeded(3)) < 0.8
+    method = default()
+    with torch.no_grad():  # a student that has moved away from its teacher
+        for p in method.net.parameters():
+            p.mul_(1.05)
+        method.teacher.step.fill_(1)
+    plain = copy.deepcopy(method)
+    losses = method(x_l, y, x_u, valid_unlabeled=valid, generator=seeded(7))
+    losses["total"].backward()
+
+    net, g = plain.net, seeded(7)
+    with torch.no_grad():
+        plain.teacher.update(net)
+        plain.reference.add(x_l, y)
+        teacher = plain.teacher.net
+        partner = closest(teacher.embed(x_u), teacher.embed(x_l))
+        b = torch.rand(4, generator=g)
+        lam = per_image(2 * 0.3 * torch.minimum(b, 1 - b))
+        mixed = lam * x_l[partner] + (1 - lam) * x_u
+        known = F.one_hot(y.clamp(max=2), 3).permute(0, 3, 1, 2).float()
+        known = torch.where((y == 255)[:, None], teacher(x_l).softmax(1), known)
+        left = (teacher(mixed).softmax(1) - lam * known[partner]).clamp(min=0)
+        pseudo = 0.5 * left / left.sum(1, keepdim=True) + 0.5 * teacher(x_u).softmax(1)
+        ratio = F.interpolate(plain.reference.likelihood(x_u), size=(32, 32), mode="bilinear")
+        pseudo = pseudo * (ratio + 0.05)
+        pseudo = pseudo / pseudo.sum(1, keepdim=True)
+        x_s = plain.color(x_u, g)
+        box, source = plain.cutmix(x_s, g)
+        for i, j in enumerate(source.tolist()):
+            assert j == (i - 1) % 4
+        view, target, inside = x_s.clone(), pseudo.clone(), valid.clone()
+        for i, j in enumerate(source.tolist()):
+            view[i, :, box[i]] = x_s[j, :, box[i]]
+            target[i, :, box[i]] = pseudo[j, :, box[i]]
+            inside[i, box[i]] = valid[j, box[i]]
+    assert box.any()
+
+    features = net.encode(torch.cat([x_l, view]))
+    logits = net.decode(features, (32, 32))
+    confidence, label = target.max(1)
+    learnt = (confidence >= 0.36) & inside
+    assert 0.05 < learnt.float().mean() < 0.8
+    pixels = F.cross_entropy(logits[3:], label, reduction="none")
+    expected = {
+        "supervised": F.cross_entropy(logits[:3], y, ignore_index=255),
+        "classification": F.binary_cross_entropy_with_logits(
+            net.classifier(features[-1][:3].mean((2, 3))), occurring(y, 3)
+        ),
+        "unsupervised": (pixels * learnt).sum() / inside.sum(),
+    }
+    expected["total"] = sum(expected.values())
+    expected["total"].backward()
+    assert losses.keys() == expected.keys()
+    for name, value in losses.items():
+        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4)
+    assert_gradients_equal(method, plain)
+
+
+def test_a_paper_step_is_this_plain_code() -> None:
+    x_l, y, x_u = tiny_batch()
+    valid = torch.rand(4, 32, 32, generator=seeded(3)) < 0.8
+    method = paper()
+    plain = copy.deepcopy(method)
+    losses = method(x_l, y, x_u, progress=0.1, valid_unlabeled=valid, generator=seeded(7))
+    losses["total"].backward()
+
+    net, g = plain.net, seeded(7)
+
+    def draw(n: int) -> Tensor:
+        b = torch.rand(n, generator=g)
+        return per_image(torch.minimum(b, 1 - b))
+
+    def decoupled(mixed: Tensor, labeled: Tensor, lam: Tensor) -> Tensor:
+        left = (net(mixed).softmax(1) - lam * labeled).clamp(min=0)
+        return left / left.sum(1, keepdim=True)
+
+    with torch.no_grad():
+        features = net.encode(torch.cat([x_l, x_u]))
+        embedding, probs = features[-1].mean((2, 3)), net.decode(features, (32, 32)).softmax(1)
+        partner = closest(embedding[3:], embedding[:3])
+        lam = draw(4)
+        pseudo = decoupled(lam * x_l[partner] + (1 - lam) * x_u, probs[partner], lam)
+    features = net.encode(torch.cat([x_l, x_u]))
+    logits, embedding = net.decode(features, (32, 32)), features[-1].mean((2, 3))
+    known = logits[:3].softmax(1).detach()
+    partner = closest(embedding[:3].detach(), embedding[:3].detach(), exclude_self=True)
+    lam = draw(3)
+    left = decoupled(lam * x_l[partner] + (1 - lam) * x_l, known[partner], lam)
+    error = (logits[3:].softmax(1) - pseudo).square().sum(1)
+    expected = {
+        "supervised": F.cross_entropy(logits[:3], y, ignore_index=255),
+        "classification": F.binary_cross_entropy_with_logits(
+            net.classifier(embedding[:3]), occurring(y, 3)
+        ),
+        "unsupervised": error[valid].mean(),
+        "decoupling": (left - known).square().sum(1).mean(),
+    }
+    ramp = math.exp(-5 * (1 - 0.1 / 0.3) ** 2)
+    expected["total"] = (
+        expected["supervised"]
+        + expected["classification"]
+        + ramp * (expected["unsupervised"] + expected["decoupling"])
+    )
+    expected["total"].backward()
+    assert losses.keys() == expected.keys()
+    for name, value in losses.items():
+        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4)
+    assert_gradients_equal(method, plain)
+
+
+def test_supervised_is_cross_entropy_and_nothing_else() -> None:
+    x, y, x_u = tiny_batch()
+    method = Supervised(tiny_net())
+    plain = copy.deepcopy(method.net)
+    losses = method(x, y, x_u, progress=0.5, generator=seeded(0))
+    expected = F.cross_entropy(plain(x), y, ignore_index=255)
+    assert losses.keys() == {"supervised", "total"}
+    torch.testing.assert_close(losses["total"], expected)
+    assert losses["total"] == losses["supervised"] == Supervised(tiny_net())(x, y)["total"]
+    losses["total"].backward()
+    assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
+
+
+# --- the steps of one call --------------------------------------------------------------------
+
+
+@VARIANTS
+@pytest.mark.parametrize("classes", [1, 3])
+def test_guidance_is_consistent(make: Any, classes: int) -> None:
+    x_l, y, x_u = tiny_batch(classes=classes)
+    method = make(classes).eval()
+    if method.reference is not None:
+        method.reference.add(x_l, y)
+    partner, mixed, predicted, decoupled, pseudo = method.guide(x_l, y, x_u, seeded(0))
+    predictor = method.net if method.teacher is None else method.teacher.net
+    probabilities = gmix.functional.probabilities
+    assert partner.tolist() == closest(predictor.embed(x_u), predictor.embed(x_l))
+    lam = per_image(mixed.lam)
+    assert lam.min() >= 0 and lam.max() <= method.mixer.max_lambda
+    torch.testing.assert_close(mixed.image, lam * x_l[partner] + (1 - lam) * x_u)
+    torch.testing.assert_close(predicted, probabilities(predictor(mixed.image)))
+    labeled = probabilities(predictor(x_l))
+    if method.true_masks:
+        labeled = gmix.functional.fill_in(labeled, y)
+    torch.testing.assert_close(
+        decoupled, gmix.functional.decouple(predicted, labeled[partner], mixed.lam)
+    )
+    direct = probabilities(predictor(x_u))
+    expected = method.direct * direct + (1 - method.direct) * decoupled
+    if method.reference is not None:
+        expected = method.reference(expected, x_u)
+    torch.testing.assert_close(pseudo, expected)
+    for probs in (predicted, decoupled, pseudo):
+        assert probs.shape == (4, classes, 32, 32) and not probs.requires_grad
+        assert probs.min() >= 0 and probs.max() <= 1 + 1e-6
+        if classes > 1:
+            torch.testing.assert_close(probs.sum(1), torch.ones(4, 32, 32))
+
+
+def test_direct_1_is_plain_self_training_and_0_only_the_decoupled() -> None:
+    x_l, y, x_u = tiny_batch()
+    teacher = default().teacher.net
+    alone = default(direct=1.0, reference=None).guide(x_l, y, x_u)
+    torch.testing.assert_close(alone.pseudo, teacher(x_u).softmax(1))
+    guided = default(direct=0.0, reference=None).guide(x_l, y, x_u)
+    torch.testing.assert_close(guided.pseudo, guided.decoupled)
+    assert not torch.allclose(alone.pseudo, guided.pseudo, atol=1e-4)
+
+
+@VARIANTS
+def test_the_method_draws_from_its_generator_only_and_leaves_its_inputs_alone(make: Any) -> None:
+    batch = tiny_batch()
+    before = [value.clone() for value in batch]
+
+    def step(seed: int | None) -> Tensor:
+        generator = None if seed is None else seeded(seed)
+        losses: dict[str, Tensor] = make()(*batch, progress=0.5, generator=generator)
+        return torch.stack(list(losses.values()))
+
+    state = torch.get_rng_state()
+    method = make()
+    torch.set_rng_state(state)
+    method(*batch, generator=seeded(0))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(step(1), step(1)) and not torch.equal(step(1), step(2))
+    # without one, torch's own is used (each `make` seeds it alike)
+    assert torch.equal(step(None), step(None))
+    assert all(torch.equal(a, b) for a, b in zip(before, batch, strict=True))
+
+
+# --- gradients --------------------------------------------------------------------------------
+
+
+@VARIANTS
+@pytest.mark.parametrize("mitrans", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_every_trained_parameter_gets_a_gradient(make: Any, mitrans: bool, autocast: bool) -> None:
+    # Autocast caches weights it has cast. The paper's variant casts the student's own weights under
+    # no_grad first: a cached copy without a gradient must not be what the student then learns with.
+    method = GuidedMix(
+        tiny_net(mitrans=mitrans),
+        variant="default" if make is default else "paper",
+        **({"criterion": UNSURE} if make is default else {}),
+    )
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        losses = method(*tiny_batch(), progress=1.0, generator=seeded(0))
+    losses["total"].backward()
+    assert all(value.dtype == torch.float32 and value > 0 for value in losses.values())
+    trained = {n for n, p in method.named_parameters() if p.requires_grad}
+    assert trained == {f"net.{n}" for n, _ in method.net.named_parameters()}
+    for name, p in method.named_parameters():
+        if name not in trained:
+            assert p.grad is None, name
+            continue
+        assert p.grad is not None and p.grad.isfinite().all(), name
+        # a bias before a BatchNorm or inside a softmax may truly get zero
+        assert p.dim() == 1 or p.grad.any(), name
+
+
+@VARIANTS
+def test_pseudo_masks_and_the_labeled_side_are_constants(make: Any) -> None:
+    options = {} if make is paper else {"objective": "cross_entropy"}
+    criterion = Recorder(**options, ramp_length=0.0)  # with `decoupling` in both variants
+    losses = make(criterion=criterion)(*tiny_batch(), generator=seeded(0))
+    labeled, given = criterion.logits_labeled, criterion.given
+    assert not given["pseudo"].requires_grad and not given["decoupled_target"].requires_grad
+    for name in ("unsupervised", "decoupling"):
+        (gradient,) = torch.autograd.grad(
+            losses[name], [labeled], retain_graph=True, allow_unused=True
+        )
+        assert gradient is None, f"{name} pushes the labeled logits"
+    through = torch.autograd.grad(
+        losses["decoupling"], [given["probs_decoupled"]], retain_graph=True
+    )
+    assert through[0].any()  # L_dec learns, through the mixed prediction
+    (gradient,) = torch.autograd.grad(losses["supervised"], [labeled], retain_graph=True)
+    assert gradient.any()
+
+
+# --- state ------------------------------------------------------------------------------------
+
+
+def statistics(net: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in net.named_buffers()}
+
+
+def test_mixed_images_never_touch_the_students_batch_norm() -> None:
+    x_l, y, x_u = tiny_batch()
+    method = default(color=None, cutmix=None)  # the student's view is the image itself
+    plain = copy.deepcopy(method.net)
+    method(x_l, y, x_u, generator=seeded(0))
+    plain(torch.cat([x_l, x_u]))
+    expected = statistics(plain)
+    assert any(name.endswith("running_mean") for name in expected)
+    for name, value in statistics(method.net).items():
+        torch.testing.assert_close(value, expected[name])
+
+
+def test_looking_at_the_pseudo_masks_changes_nothing() -> None:
+    method = default()
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    method.guide(*tiny_batch())
+    assert all(torch.equal(before[name], value) for name, value in method.state_dict().items())
+    assert method.net.training
+
+
+def test_the_teacher_follows_in_training_only() -> None:
+    method = default()
+    method.eval()(*tiny_batch())
+    assert method.teacher.step == 0 and method.reference.written == 0
+    method.train()(*tiny_batch())
+    assert method.teacher.step == 1 and method.reference.written > 0
+    assert not method.teacher.net.training and not method.reference.encoder.training
+
+
+@VARIANTS
+def test_state_dict_brings_everything_back(make: Any) -> None:
+    method = make()
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
+    for seed in range(2):
+        optimizer.zero_grad()
+        method(*tiny_batch(seed=seed), generator=seeded(seed))["total"].backward()
+        optimizer.step()
+    other = make()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(1.0)
+    other.load_state_dict(method.state_dict())
+    if make is default:
+        assert other.teacher.step == 2 and other.reference.written == method.reference.written
+    expected, again = (m(*tiny_batch(seed=5), generator=seeded(5)) for m in (method, other))
+    for name, value in expected.items():
+        assert torch.equal(value, again[name])
+    assert all(
+        torch.equal(value, other.state_dict()[name]) for name, value in method.state_dict().items()
+    )
+
+
+# --- inputs of many kinds ---------------------------------------------------------------------
+
+
+@VARIANTS
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize(("labeled", "unlabeled"), [(2, 5), (4, 1), (2, 2)])
+def test_batches_of_any_sizes(make: Any, classes: int, labeled: int, unlabeled: int) -> None:
+    method = make(classes)
+    losses = method(*tiny_batch(labeled, unlabeled, classes), progress=1.0, generator=seeded(0))
+    losses["total"].backward()
+    assert all(value.isfinite() for value in losses.values())
+    assert method.net.model.segmentation_head[0].weight.grad.any()
+
+
+def test_one_labeled_image_is_enough_for_the_default() -> None:
+    assert default()(*tiny_batch(1, 2))["total"].isfinite()
+    with pytest.raises(ValueError, match="two or more images, got 1 and 1"):
+        paper()(*tiny_batch(1, 2))
+
+
+@VARIANTS
+def test_images_that_no_stride_divides(make: Any) -> None:
+    x_l, y, x_u = tiny_batch(size=40)
+    losses = make()(x_l[..., :37], y[..., :37], x_u[..., :37], generator=seeded(0))
+    assert all(value.isfinite() for value in losses.values())
+
+
+@VARIANTS
+def test_the_ignore_index_reaches_every_part(make: Any) -> None:
+    x_l, y, x_u = tiny_batch()
+    expected = make()(x_l, y, x_u, generator=seeded(0))
+    method = make()
+    method.criterion = copy.deepcopy(method.criterion)
+    method.criterion.ignore_index = 77
+    losses = method(x_l, torch.where(y == 255, 77, y), x_u, generator=seeded(0))
+    for name, value in losses.items():
+        assert torch.equal(value, expected[name])
+
+
+@VARIANTS
+def test_padding_of_unlabeled_images_is_not_learnt_from(make: Any) -> None:
+    nothing = torch.zeros(4, 32, 32, dtype=torch.bool)
+    losses = make()(*tiny_batch(), valid_unlabeled=nothing, generator=seeded(0))
+    assert losses["unsupervised"] == 0 and losses["supervised"] > 0
+
+
+def test_a_batch_without_any_label_still_gives_a_finite_step() -> None:
+    x_l, y, x_u = tiny_batch()
+    for make in (default, paper):
+        losses = make()(x_l, torch.full_like(y, 255), x_u, generator=seeded(0))
+        losses["total"].backward()
+        assert losses["supervised"] == 0 and losses["total"].isfinite()
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"selector": gmix.RandomPairSelector()},
+        {"decoupler": gmix.SoftDecoupler("hard")},
+        {"decoupler": gmix.SoftDecoupler(normalize="none")},
+        {"mixer": gmix.LabeledUnlabeledMixer(alpha=0.4, max_lambda=0.4)},
+        {"true_masks": True},
+        {"color": gmix.StrongColor(), "cutmix": gmix.CutMix(p=1.0)},
+    ],
+    ids=lambda parts: "-".join(parts),
+)
+def test_every_part_can_be_exchanged(parts: dict[str, Any]) -> None:
+    batch = tiny_batch()
+    usual = paper()(*batch, progress=1.0, generator=seeded(0))
+    losses = paper(**parts)(*batch, progress=1.0, generator=seeded(0))
+    losses["total"].backward()
+    assert losses["total"].isfinite() and losses["total"] != usual["total"]
+
+
+def test_the_paper_with_a_teacher_is_one_argument() -> None:
+    net = tiny_net()
+    method = GuidedMix(net, variant="paper", teacher=gmix.EMATeacher(net))
+    assert method.guide(*tiny_batch()).pseudo.isfinite().all()
+    assert method(*tiny_batch(), progress=1.0)["decoupling"] > 0
+
+
+images, y, _ = tiny_batch(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: default()(images, y), "GuidedMix needs `x_unlabeled`"),
+        (lambda: default()(images, y, images[:0]), "GuidedMix needs `x_unlabeled`"),
+        (lambda: default()(images, y, images[..., :16]), "(2, 3, 32, 32) and (2, 3, 32, 16)"),
+        (lambda: paper()(images, y, images[:, :2]), "(2, 3, 32, 32) and (2, 2, 32, 32)"),
+        (lambda: paper()(images, y[:, :16], images), "(2, 16, 32)"),
+        (lambda: default()(images, y[:, :16], images), "(2, 16, 32)"),
+        (
+            lambda: paper()(images, y, images, valid_unlabeled=y[:1] > 0),
+            "`valid` must have shape (2, 32, 32)",
+        ),
+        (lambda: GuidedMix(tiny_net(), variant="official"), "['default', 'paper'], got 'official'"),  # type: ignore[arg-type]
+        (lambda: default(direct=1.2), "`direct` is a weight in [0, 1], got 1.2"),
+        (lambda: default(techer=None), "no part 'techer': choose from ['color', "),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_in_one_sentence(call: Any, words: str) -> None:
+    with pytest.raises(ValueError) as error:
+        call()
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+# --- it learns --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [default, paper, lambda: Supervised(tiny_net())])
+def test_a_few_steps_lower_the_loss(make: Any) -> None:
+    """Left half or right half bright: the classes are where the light is."""
+    g = seeded(0)
+
+    def scenes(n: int) -> tuple[Tensor, Tensor]:
+        bright = torch.randint(2, (n, 1, 1, 2), generator=g).repeat_interleave(16, 3)
+        y = bright[:, 0].expand(n, 32, 32)
+        noise = 0.3 * torch.randn(n, 3, 32, 32, generator=g)
+        return 2 * y[:, None].float() - 1 + noise, y
+
+    (x_l, y_l), (x_u, y_u) = scenes(4), scenes(4)
+    method = make()
+    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-2)
+    supervised = []
+    for step in range(15):
+        optimizer.zero_grad()
+        losses = method(x_l, y_l, x_u, progress=step / 15, generator=seeded(step))
+        losses["total"].backward()
+        optimizer.step()
+        supervised.append(losses["supervised"].item())
+    assert sum(supervised[-3:]) < 0.4 * sum(supervised[:3])
+    guess = method.net(x_u).argmax(1)  # in train mode: statistics of 15 steps are too young
+    assert (guess == y_u).float().mean() > 0.8
