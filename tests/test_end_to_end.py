@@ -32,7 +32,13 @@ def test_real_photos_in_voc_layout(
     method: str, shared_data: Path, lists: dict[str, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    words = ["train", "--voc", str(shared_data / "voc_animals"), "--train-list", str(lists["train"])]
+    words = [
+        "train",
+        "--voc",
+        str(shared_data / "voc_animals"),
+        "--train-list",
+        str(lists["train"]),
+    ]
     words += ["--unlabeled-list", str(lists["trainaug"]), "--val-list", str(lists["val"])]
     words += [*VOC, *NETWORK, *SMALL, "--method", method, "--steps", "30", "--log-every", "5"]
     assert main([*words, "--out", str(out)]) == 0
@@ -63,7 +69,10 @@ def test_real_photos_in_plain_folders_then_predict(shared_data: Path, tmp_path: 
     words = ["train", "--images", str(images), "--masks", str(masks), *NETWORK, *SMALL]
     words += ["--classes", str(source / "classes.txt"), "--steps", "3", "--out", str(out)]
     assert main(words) == 0
-    assert main(["predict", "--model", str(out), "--images", str(images), "--out", str(predicted)]) == 0
+    assert (
+        main(["predict", "--model", str(out), "--images", str(images), "--out", str(predicted)])
+        == 0
+    )
     written = sorted((predicted / "masks").glob("*.png"))
     assert [path.stem for path in written] == sorted(path.stem for path in images.iterdir())
     ids = np.array(Image.open(written[0]))

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from gmix.data import IGNORE, Sample, eval_transform
+from gmix.data import Sample, eval_transform
 from gmix.demo.scenes import NAMES, PALETTE, Folders, write_scenes
 from gmix.methods import GuidedMix
 from gmix.methods.guidedmix import Guidance
@@ -22,8 +22,8 @@ from gmix.training.saved import load_model
 from gmix.weights import encoder_stats
 
 LABELED, UNLABELED, VALIDATION = 16, 400, 80
-SIZE = 64
-STEPS = 400
+SIZE, SEEN = 96, 48  # pixels of a scene, and of what the networks see of it
+STEPS = 250
 
 
 class DemoResult(NamedTuple):
@@ -79,13 +79,16 @@ def demo_config(out: Path, folders: Folders, method: str, steps: int, seed: int)
         classes=str(folders.classes),
         encoder="tu-tf_efficientnet_lite0",
         encoder_weights="lite0",
-        # The encoder's last stage would see a scene as 2 x 2 pixels.
-        model_args={"encoder_depth": 4, "decoder_channels": [64, 48, 32, 16]},
+        # Deeper maps would show a whole digit as one or two pixels.
+        model_args={"encoder_depth": 3, "decoder_channels": [96, 64, 48]},
         method=method,
-        crop=f"{SIZE}x{SIZE}",
+        size=f"{SEEN}x{SEEN}",
         scale="0.9-1.1",
         rotate=5.0,
-        lr=2e-3,
+        batch_labeled=16,
+        batch_unlabeled=16,
+        lr=3e-3,
+        encoder_lr=1.0,
         steps=steps,
         seed=seed,
         channels_last=True,
@@ -133,10 +136,9 @@ def draw_sheet(
     assert data.validation is not None  # demo_config names validation folders
     scenes: list[Sample] = [data.validation[i] for i in range(rows)]
     labeled: list[Sample] = [data.labeled[i] for i in range(data.counts["labeled"])]
-    guidance, threshold = guide(config, data, labeled, scenes)
+    guidance = guide(config, data, labeled, scenes)
     seen_by = [load_model(result.out) for result in (supervised, guidedmix)]
-    confidence, pseudo = guidance.pseudo.max(dim=1)
-    pseudo = pseudo.masked_fill(confidence < threshold, IGNORE)
+    pseudo = guidance.pseudo.argmax(dim=1)
     mean, std = (torch.tensor(s)[:, None, None] for s in (seen_by[1].mean, seen_by[1].std))
     mixed = (guidance.mixed.image * std + mean).clamp(0, 1) * 255
     return picture_sheet(
@@ -160,16 +162,14 @@ def draw_sheet(
             f"mIoU {100 * supervised.miou:.1f}",
             f"mIoU {100 * guidedmix.miou:.1f}",
             "with its labeled partner",
-            "white: too unsure to learn",
+            "what it would learn from",
         ],
         heading=f"{LABELED} scenes with masks, {UNLABELED} without: same network, same steps",
     )
 
 
-def guide(
-    config: TrainConfig, data: Data, labeled: list[Sample], scenes: list[Sample]
-) -> tuple[Guidance, float]:
-    """What the GuidedMix of a finished run makes of `scenes`, and how sure it has to be."""
+def guide(config: TrainConfig, data: Data, labeled: list[Sample], scenes: list[Sample]) -> Guidance:
+    """What the GuidedMix of a finished run makes of `scenes`."""
     parts = build_parts(config, data.classes.channels, torch.device("cpu"))
     method: GuidedMix = parts.method.eval()
     load_checkpoint(list_checkpoints(Path(str(config.out)))[-1].path, {"method": method})
@@ -180,7 +180,7 @@ def guide(
     )
     masks = torch.stack([sample.mask.as_subclass(Tensor) for sample in labeled])
     generator = torch.Generator().manual_seed(config.seed)
-    return method.guide(x_labeled, masks, x_scenes, generator), method.criterion.threshold
+    return method.guide(x_labeled, masks, x_scenes, generator)
 
 
 def channels_last(image: Tensor) -> Pixels:
