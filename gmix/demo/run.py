@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -178,6 +179,8 @@ def guide(config: TrainConfig, data: Data, labeled: list[Sample], scenes: list[S
         torch.stack([transform(sample.image).as_subclass(Tensor) for sample in samples])
         for samples in (labeled, scenes)
     )
+    # Scenes to be scored are read at their own size, the network sees all at that of the labeled.
+    x_scenes = F.interpolate(x_scenes, x_labeled.shape[2:], mode="bilinear", antialias=True)
     masks = torch.stack([sample.mask.as_subclass(Tensor) for sample in labeled])
     generator = torch.Generator().manual_seed(config.seed)
     return method.guide(x_labeled, masks, x_scenes, generator)
