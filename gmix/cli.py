@@ -147,7 +147,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 def print_scores(scores: dict[str, object]) -> None:
     """A small table: IoU by class, then mIoU.
 
-    Example:
+    Examples:
         >>> print_scores({"miou": 0.5, "iou": {"cat": 0.5, "cow": None}, "pixel_accuracy": 0.75})
         cat            50.0
         cow            does not occur
@@ -165,7 +165,7 @@ def print_scores(scores: dict[str, object]) -> None:
 def explain(error: Exception) -> str:
     """One line for an error, whatever raised it.
 
-    Example:
+    Examples:
         >>> explain(ValueError("two\\nlines"))
         'two lines'
         >>> explain(ModuleNotFoundError("No module named 'rich'", name="rich"))

@@ -31,7 +31,7 @@ class SoftDecoupler(nn.Module):
     Reference:
         GuidedMix-Net, Sec. 3.3, Eq. 6-8.
 
-    Example:
+    Examples:
         >>> p_l, p_u = torch.tensor([0.7, 0.3]).view(1, 2, 1, 1), torch.tensor([0.1, 0.9]).view(1, 2, 1, 1)
         >>> SoftDecoupler()(0.4 * p_l + 0.6 * p_u, p_l, torch.tensor([0.4])).flatten()
         tensor([0.1000, 0.9000])

@@ -88,7 +88,7 @@ def sample_lambda(
     Reference:
         GuidedMix-Net, Sec. 3.1, Eq. 2.
 
-    Example:
+    Examples:
         >>> g = torch.Generator().manual_seed(0)
         >>> sample_lambda(3, max_lambda=0.3, generator=g)
         tensor([0.2978, 0.1391, 0.0531])
@@ -128,7 +128,7 @@ def mix(labeled: Tensor, unlabeled: Tensor, lam: Tensor) -> Tensor:
     Reference:
         GuidedMix-Net, Eq. 2.
 
-    Example:
+    Examples:
         >>> mix(torch.ones(1, 1, 1, 2), torch.zeros(1, 1, 1, 2), torch.tensor([0.25]))
         tensor([[[[0.2500, 0.2500]]]])
     """
@@ -161,7 +161,7 @@ def nearest(
     Reference:
         GuidedMix-Net, Sec. 3.1.1, Eq. 3.
 
-    Example:
+    Examples:
         >>> nearest(torch.tensor([[0.0], [5.0]]), torch.tensor([[4.0], [1.0]]))
         tensor([1, 0])
     """
@@ -191,7 +191,7 @@ def nearest(
 def probabilities(logits: Tensor) -> Tensor:
     """Class probabilities in float32: softmax over K channels, sigmoid for one.
 
-    Example:
+    Examples:
         >>> probabilities(torch.zeros(1, 2, 1, 1)).flatten()
         tensor([0.5000, 0.5000])
     """
@@ -206,7 +206,7 @@ def fill_in(probs: Tensor, mask: Tensor, ignore_index: int = 255) -> Tensor:
         mask: `(N, H, W)` int64.
         ignore_index: The value of pixels without a class.
 
-    Example:
+    Examples:
         >>> p = torch.full((1, 2, 1, 2), 0.5)
         >>> fill_in(p, torch.tensor([[[1, 255]]])).tolist()
         [[[[0.0, 0.5]], [[1.0, 0.5]]]]
@@ -221,7 +221,7 @@ def fill_in(probs: Tensor, mask: Tensor, ignore_index: int = 255) -> Tensor:
 def most_probable(probs: Tensor) -> tuple[Tensor, Tensor]:
     """Each pixel's confidence and class: `(N, K, H, W)` -> two `(N, H, W)`; K = 1 is the foreground's.
 
-    Example:
+    Examples:
         >>> confidence, labels = most_probable(torch.tensor([0.2, 0.8]).view(1, 2, 1, 1))
         >>> confidence.item(), labels.item()
         (0.800000011920929, 1)
@@ -272,7 +272,7 @@ def decouple(
     Reference:
         GuidedMix-Net, Sec. 3.3, Eq. 6-8.
 
-    Example:
+    Examples:
         >>> p_l, p_u = torch.tensor([0.7, 0.3]), torch.tensor([0.1, 0.9])
         >>> lam = torch.tensor([0.4])
         >>> p_mix = 0.4 * p_l + 0.6 * p_u
@@ -322,7 +322,7 @@ def reweigh(probs: Tensor, weights: Tensor) -> Tensor:
     Raises:
         ValueError: The shapes do not fit.
 
-    Example:
+    Examples:
         >>> reweigh(torch.tensor([0.5, 0.5]).view(1, 2, 1, 1), torch.tensor([1.0, 3.0]).view(1, 2, 1, 1)).flatten()
         tensor([0.2500, 0.7500])
     """
@@ -346,7 +346,7 @@ def ramp_up(progress: float, length: float = 1.0) -> float:
     Reference:
         Laine & Aila, "Temporal Ensembling for Semi-Supervised Learning", Sec. 3; GuidedMix-Net, Eq. 9.
 
-    Example:
+    Examples:
         >>> [round(ramp_up(t, length=0.5), 4) for t in (0.0, 0.25, 0.5, 1.0)]
         [0.0067, 0.2865, 1.0, 1.0]
     """
@@ -380,7 +380,7 @@ def cross_entropy(
     Reference:
         GuidedMix-Net, Eq. 1 (its printed arguments are swapped).
 
-    Example:
+    Examples:
         >>> cross_entropy(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 255]]]))
         tensor(0.6931)
     """
@@ -423,7 +423,7 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, *, weight: Tensor | None 
     Raises:
         ValueError: The shapes do not fit.
 
-    Example:
+    Examples:
         >>> soft_cross_entropy(torch.zeros(1, 2, 1, 1), torch.tensor([[[[0.3]], [[0.7]]]]))
         tensor(0.6931)
     """
@@ -459,7 +459,7 @@ def squared_error(probs: Tensor, target: Tensor, *, valid: Tensor | None = None)
     Reference:
         GuidedMix-Net, Eq. 10.
 
-    Example:
+    Examples:
         >>> squared_error(torch.tensor([[[[1.0]], [[0.0]]]]), torch.tensor([[[[0.0]], [[1.0]]]]))
         tensor(2.)
     """
@@ -489,7 +489,7 @@ def present_classes(mask: Tensor, classes: int, *, ignore_index: int = 255) -> T
     Reference:
         GuidedMix-Net, Sec. 3.1.1.
 
-    Example:
+    Examples:
         >>> present_classes(torch.tensor([[[0, 2, 255]]]), classes=4)
         tensor([[1., 0., 1., 0.]])
     """

@@ -61,7 +61,7 @@ class GuidedMixLoss(nn.Module):
     Reference:
         GuidedMix-Net, Eq. 1 and 9-12.
 
-    Example:
+    Examples:
         >>> import torch
         >>> criterion = GuidedMixLoss(ramp_length=0.3)
         >>> y = torch.zeros(1, 4, 4, dtype=torch.long)

@@ -35,7 +35,7 @@ def non_local(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Reference:
         Wang et al., "Non-local Neural Networks", CVPR 2018.
 
-    Example:
+    Examples:
         >>> import torch
         >>> value = torch.arange(8.0).reshape(1, 2, 2, 2)
         >>> equal = torch.ones(1, 1, 2, 2)  # all positions alike: the plain mean
@@ -77,7 +77,7 @@ def icnr_(weight: Tensor, scale: int = 2) -> Tensor:
     Reference:
         Aitken et al., "Checkerboard artifact free sub-pixel convolution", 2017.
 
-    Example:
+    Examples:
         >>> import torch
         >>> weight = icnr_(torch.empty(8, 3, 1, 1), scale=2)
         >>> bool((weight[:4] == weight[0]).all() and (weight[4:] == weight[4]).all())
@@ -119,7 +119,7 @@ class NonLocalBlock(nn.Module):
     Reference:
         Wang et al., "Non-local Neural Networks", CVPR 2018; GuidedMix-Net, Eq. 4-5.
 
-    Example:
+    Examples:
         >>> import torch
         >>> _ = torch.manual_seed(0)
         >>> x = torch.randn(2, 8, 4, 6)
@@ -161,7 +161,7 @@ class PixelShuffleBlock(nn.Module):
     Raises:
         ValueError: if `skip` is missing, of other channels, or not twice the size of `x`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> block = PixelShuffleBlock(16, 8, 4)
         >>> block(torch.zeros(2, 16, 3, 5), torch.zeros(2, 8, 6, 10)).shape
@@ -219,7 +219,7 @@ class MITransBlock(PixelShuffleBlock):
         Tu et al., "GuidedMix-Net", Sec. 3.1.2 and Fig. 4; Shi et al., "Real-Time Single Image and
         Video Super-Resolution Using an Efficient Sub-Pixel CNN", CVPR 2016.
 
-    Example:
+    Examples:
         >>> import torch
         >>> _ = torch.manual_seed(0)
         >>> block = MITransBlock(in_channels=32, skip_channels=16, out_channels=8)

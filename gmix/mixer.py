@@ -41,7 +41,7 @@ class LabeledUnlabeledMixer(nn.Module):
     Reference:
         GuidedMix-Net, Sec. 3.1, Eq. 2.
 
-    Example:
+    Examples:
         >>> mixer = LabeledUnlabeledMixer(max_lambda=0.3)
         >>> x_l, x_u = torch.ones(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)
         >>> mixed = mixer(x_l, x_u, generator=torch.Generator().manual_seed(0))

@@ -48,7 +48,7 @@ class GuidedMixNet(nn.Module):
         TypeError: if `model` is not an SMP model.
         ValueError: if the model returns more than logits or has an encoder of unusual outputs.
 
-    Example:
+    Examples:
         >>> import segmentation_models_pytorch as smp, torch
         >>> _ = torch.manual_seed(0)
         >>> net = GuidedMixNet(smp.Unet("resnet18", encoder_weights=None, classes=3)).eval()
@@ -172,7 +172,7 @@ class GuidedMixNet(nn.Module):
             `torch.export`, ONNX or `state_dict`. Either takes, like SMP, only sizes that `stride`
             divides.
 
-        Example:
+        Examples:
             >>> import segmentation_models_pytorch as smp, torch
             >>> net = GuidedMixNet(smp.FPN("resnet18", encoder_weights=None), mitrans=True).eval()
             >>> x = torch.ones(1, 3, 64, 64)

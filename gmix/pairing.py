@@ -29,7 +29,7 @@ class SimilarPairSelector(nn.Module):
     Reference:
         GuidedMix-Net, Sec. 3.1.1, Eq. 3.
 
-    Example:
+    Examples:
         >>> selector = SimilarPairSelector()
         >>> selector(torch.tensor([[0.0], [5.0]]), torch.tensor([[4.0], [1.0]]))
         tensor([1, 0])
@@ -62,7 +62,7 @@ class RandomPairSelector(nn.Module):
 
     Called like [`SimilarPairSelector`][gmix.SimilarPairSelector]; the embeddings only say how many there are.
 
-    Example:
+    Examples:
         >>> g = torch.Generator().manual_seed(0)
         >>> RandomPairSelector()(torch.zeros(4, 8), torch.zeros(3, 8), generator=g)
         tensor([2, 0, 2, 0])

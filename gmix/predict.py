@@ -107,7 +107,7 @@ def overlay(
         palette: RGB, 0..255, one per class.
         opacity: 0 .. 1, of the colours.
 
-    Example:
+    Examples:
         >>> image = np.full((1, 2, 3), 100, dtype=np.uint8)
         >>> classes = np.array([[0, 1]], dtype=np.uint8)
         >>> overlay(image, classes, [(0, 0, 0), (200, 0, 0)])[0].tolist()

@@ -49,7 +49,7 @@ class LabeledReference(nn.Module):
     Raises:
         ValueError: Options out of range, an encoder of unusual output, or shapes that do not fit.
 
-    Example:
+    Examples:
         >>> import segmentation_models_pytorch as smp
         >>> _ = torch.manual_seed(0)
         >>> encoder = smp.Unet("resnet18", encoder_weights=None).encoder
@@ -187,7 +187,7 @@ class LabeledReference(nn.Module):
 def class_shares(y: Tensor, classes: int, size: tuple[int, int], ignore_index: int = 255) -> Tensor:
     """The share of each class in each cell of a grid: `(N, H, W)` -> `(N, classes, *size)`.
 
-    Example:
+    Examples:
         >>> class_shares(torch.tensor([[[0, 1], [255, 1]]]), classes=2, size=(1, 1)).flatten()
         tensor([0.2500, 0.5000])
     """

@@ -30,7 +30,7 @@ class EMATeacher(nn.Module, Generic[Net]):
     Reference:
         Tarvainen & Valpola, "Mean teachers are better role models", 2017.
 
-    Example:
+    Examples:
         >>> student = nn.Linear(1, 1, bias=False)
         >>> teacher = EMATeacher(student, decay=0.5)
         >>> with torch.no_grad():

@@ -29,7 +29,7 @@ class MITransDecoder(nn.Module):
     Raises:
         ValueError: if there is not one decoder block for each halving.
 
-    Example:
+    Examples:
         >>> import torch
         >>> decoder = MITransDecoder((3, 8, 16), (8, 4), pyramid_channels=12)
         >>> features = [torch.zeros(2, c, s, s) for c, s in [(3, 32), (8, 16), (16, 8)]]
@@ -97,7 +97,7 @@ class GuidedMixUnet(SegmentationModel):  # type: ignore[misc]
         Tu et al., "GuidedMix-Net: Learning to Improve Pseudo Masks Using Labeled Images as
         Reference", Sec. 3 and Fig. 4.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = GuidedMixUnet("resnet18", encoder_weights=None, classes=21).eval()
         >>> model(torch.zeros(1, 3, 64, 96)).shape

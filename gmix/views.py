@@ -31,7 +31,7 @@ class StrongColor(nn.Module):
     Reference:
         The colour half of FixMatch-style strong augmentation (UniMatch, 2023).
 
-    Example:
+    Examples:
         >>> view = StrongColor()
         >>> x = torch.randn(2, 3, 8, 8)
         >>> view(x, generator=torch.Generator().manual_seed(0)).shape
@@ -104,7 +104,7 @@ class CutMix(nn.Module):
     Reference:
         Yun et al., "CutMix", 2019; French et al., 2020; box sizes as in UniMatch, 2023.
 
-    Example:
+    Examples:
         >>> x = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, 8, 8)
         >>> pasted = CutMix(p=1.0)(x, generator=torch.Generator().manual_seed(0))
         >>> torch.equal(pasted.apply(x)[0, 0], pasted.box[0].float())

@@ -69,7 +69,7 @@ def encoder_stats(encoder_name: str) -> tuple[Stats, Stats]:
     Args:
         encoder_name: Name of an SMP encoder.
 
-    Example:
+    Examples:
         >>> encoder_stats("tu-tf_efficientnet_lite0")
         ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
         >>> encoder_stats("resnet34")[0]
@@ -164,7 +164,7 @@ def lite_name(name: str) -> str:
 
     Names of any other kind come back unchanged.
 
-    Example:
+    Examples:
         >>> lite_name("_blocks.3._expand_conv.weight")
         'blocks.2.0.conv_pw.weight'
         >>> lite_name("_bn0.bias")

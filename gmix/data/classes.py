@@ -31,7 +31,7 @@ class Classes:
             `None`: the file holds class ids already, and any other value is an error.
         binary: Two classes told by one logit channel.
 
-    Example:
+    Examples:
         >>> classes = Classes(("background", "cat", "cow"), label_map={0: 0, 8: 1, 10: 2})
         >>> classes.num_classes, classes.channels
         (3, 3)
@@ -76,7 +76,7 @@ class Classes:
         Raises:
             ValueError: If a file is missing or empty, or an entry cannot be understood.
 
-        Example:
+        Examples:
             >>> Classes.of(["background", "cat"], "0:0, 8:cat").label_map
             {0: 0, 8: 1}
         """
@@ -114,7 +114,7 @@ class Classes:
     def palette(self) -> list[Color]:
         """One RGB colour (0..255) per class, colour-blind safe for the first 16; background black.
 
-        Example:
+        Examples:
             >>> Classes.of(["background", "cat"]).palette
             [(0, 0, 0), (230, 159, 0)]
         """

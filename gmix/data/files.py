@@ -75,7 +75,7 @@ def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
     Raises:
         ValueError: If `count` is not in `1..len(items)`.
 
-    Example:
+    Examples:
         >>> evenly_spaced(range(10), 4), evenly_spaced(range(10), 6)
         ([0, 3, 6, 9], [0, 1, 3, 5, 6, 8])
     """

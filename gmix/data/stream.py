@@ -61,7 +61,7 @@ class TwoStream(Dataset[Batch]):
     Raises:
         ValueError: If a data set is empty or a batch size is not positive.
 
-    Example:
+    Examples:
         >>> from gmix.data import train_transform
         >>> image = tv_tensors.Image(torch.zeros(3, 8, 8, dtype=torch.uint8))
         >>> mask = tv_tensors.Mask(torch.zeros(8, 8, dtype=torch.int64))

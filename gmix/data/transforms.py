@@ -64,7 +64,7 @@ def train_transform(
     Raises:
         ValueError: If a range is empty or a value is out of range.
 
-    Example:
+    Examples:
         >>> from torchvision import tv_tensors
         >>> _ = torch.manual_seed(0)
         >>> transform = train_transform(crop=(4, 6), scale=(0.5, 0.5), rotate=0)
@@ -87,7 +87,7 @@ def train_transform(
 def eval_transform(mean: Stats = IMAGENET_DEFAULT_MEAN, std: Stats = IMAGENET_DEFAULT_STD) -> Any:
     """Scales a uint8 image to 0..1 and normalises it; a torchvision v2 transform.
 
-    Example:
+    Examples:
         >>> from torchvision import tv_tensors
         >>> white = tv_tensors.Image(torch.full((3, 1, 1), 255, dtype=torch.uint8))
         >>> eval_transform((0.5,) * 3, (0.5,) * 3)(white).flatten().tolist()

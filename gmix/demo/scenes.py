@@ -82,7 +82,7 @@ def load_sources() -> tuple[Source, Source]:
     Raises:
         ModuleNotFoundError: If scikit-learn is missing; names the command that installs it.
 
-    Example:
+    Examples:
         >>> train, val = load_sources()
         >>> len(train.digits) + len(val.digits)
         1797
@@ -122,7 +122,7 @@ def compose_scenes(
         digits: Smallest and largest number of digits a scene.
         rng: The only source of randomness.
 
-    Example:
+    Examples:
         >>> source, _ = load_sources()
         >>> scene = next(compose_scenes(source, 1, size=48, rng=np.random.default_rng(0)))
         >>> scene.image.shape, scene.mask.shape

@@ -31,7 +31,7 @@ class Scores:
     def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
         """The scores as JSON can hold them: IoU by class name, `None` in place of `nan`.
 
-        Example:
+        Examples:
             >>> Scores(0.5, [0.5, math.nan], 0.5, [1]).to_dict(["cat", "cow"])["iou"]
             {'cat': 0.5, 'cow': None}
         """
@@ -53,7 +53,7 @@ class ConfusionMatrix:
         num_classes: Number of class ids; 2 in the binary case.
         ignore_index: Target value of pixels that do not count.
 
-    Example:
+    Examples:
         >>> matrix = ConfusionMatrix(num_classes=3)
         >>> matrix.update(torch.tensor([[[0, 1, 1]]]), torch.tensor([[[0, 1, 255]]]))
         >>> matrix.scores()

@@ -33,7 +33,7 @@ def class_map(logits: Tensor, size: Size | None = None) -> Tensor:
     Returns:
         int64 `(N, h, w)`: the channel with the highest logit, or 1 where the only one is above 0.
 
-    Example:
+    Examples:
         >>> class_map(torch.tensor([[[[-1.0, 2.0]]]])).tolist()
         [[[0, 1]]]
     """
@@ -46,7 +46,7 @@ def class_map(logits: Tensor, size: Size | None = None) -> Tensor:
 def eval_mode(net: nn.Module) -> Iterator[None]:
     """Puts a network into eval mode for a while; then every part is back in the mode it was in.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential(nn.BatchNorm2d(1).eval(), nn.ReLU())
         >>> with eval_mode(net):
         ...     print(net.training)
@@ -94,7 +94,7 @@ def evaluate(
     Raises:
         ValueError: If the data set is empty or the network has another number of channels.
 
-    Example:
+    Examples:
         >>> from torchvision import tv_tensors
         >>> from gmix.data import eval_transform
         >>> image = tv_tensors.Image(torch.tensor([[[0, 255]]] * 3, dtype=torch.uint8))
@@ -137,7 +137,7 @@ def predict_sliding(net: nn.Module, x: Tensor, crop: Size, stride: Size) -> Tens
     Raises:
         ValueError: If a stride is below 1 or larger than the window, which would leave gaps.
 
-    Example:
+    Examples:
         >>> probs = predict_sliding(nn.Identity(), torch.zeros(1, 2, 5, 7), (4, 4), (2, 2))
         >>> probs.shape, probs.unique()
         (torch.Size([1, 2, 5, 7]), tensor([0.5000]))
@@ -177,7 +177,7 @@ def predict_multiscale(
     Raises:
         ValueError: If there is no scale or one is not positive.
 
-    Example:
+    Examples:
         >>> predict_multiscale(nn.Identity(), torch.zeros(1, 2, 4, 4), (0.5, 1.0)).unique()
         tensor([0.5000])
     """

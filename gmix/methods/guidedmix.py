@@ -137,7 +137,7 @@ class GuidedMix(nn.Module):
     Reference:
         Tu et al., "GuidedMix-Net: Learning to Improve Pseudo Masks Using Labeled Images as Reference", 2022.
 
-    Example:
+    Examples:
         >>> import segmentation_models_pytorch as smp
         >>> _ = torch.manual_seed(0)
         >>> net = GuidedMixNet(smp.Unet("resnet18", encoder_weights=None, classes=3))

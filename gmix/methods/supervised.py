@@ -21,7 +21,7 @@ class Supervised(nn.Module):
     Returns:
         `{"supervised": ..., "total": ...}`, two equal scalars.
 
-    Example:
+    Examples:
         >>> import segmentation_models_pytorch as smp
         >>> net = GuidedMixNet(smp.Unet("resnet18", encoder_weights=None, classes=3))
         >>> losses = Supervised(net)(torch.randn(2, 3, 64, 64), torch.randint(3, (2, 64, 64)))

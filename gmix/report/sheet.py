@@ -24,7 +24,7 @@ def colour_mask(mask: Pixels, palette: Sequence[Colour]) -> npt.NDArray[np.uint8
     Returns:
         The picture `(H, W, 3)`.
 
-    Example:
+    Examples:
         >>> colour_mask(np.array([[0, 1, 255]]), [(0, 0, 0), (200, 0, 0)]).tolist()
         [[[0, 0, 0], [200, 0, 0], [255, 255, 255]]]
     """
@@ -61,7 +61,7 @@ def picture_sheet(
     Raises:
         ValueError: If a row has not one cell for each title, or a cell has another shape.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> image, mask = np.zeros((8, 8, 3), np.uint8), np.eye(8, dtype=int)
         >>> with tempfile.TemporaryDirectory() as folder:

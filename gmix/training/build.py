@@ -207,7 +207,7 @@ def lookup(name: str, table: dict[str, Any], flag: str) -> Any:
 def one_line(error: BaseException) -> str:
     """What an exception says, on one line.
 
-    Example:
+    Examples:
         >>> one_line(RuntimeError("first\\n  second"))
         'first second'
     """
@@ -218,7 +218,7 @@ def one_line(error: BaseException) -> str:
 def describe_data(data: Data) -> str:
     """One line for the log.
 
-    Example:
+    Examples:
         >>> describe_data(Data(Classes.of(7), [], None, None, {"labeled": 5, "unlabeled": 9}))
         '7 classes, images: 5 labeled, 9 unlabeled'
     """

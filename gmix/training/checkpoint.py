@@ -93,7 +93,7 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
 def contiguous(module: nn.Module) -> dict[str, Tensor]:
     """The module's state as safetensors wants it: contiguous, whatever the memory layout.
 
-    Example:
+    Examples:
         >>> conv = nn.Conv2d(2, 2, 3).to(memory_format=torch.channels_last)
         >>> conv.weight.is_contiguous(), contiguous(conv)["weight"].is_contiguous()
         (False, True)

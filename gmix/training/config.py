@@ -40,7 +40,7 @@ class TrainConfig:
     Paths are strings; sizes are written `HxW` (height first). Each field is documented by its own
     help text, which `gmix train --help` prints.
 
-    Example:
+    Examples:
         >>> config = TrainConfig(images="photos", masks="masks", classes="7", steps=100)
         >>> config.crop_size(), parse_size("120x160")
         ((256, 256), (120, 160))

@@ -111,7 +111,7 @@ def fit(
 def step_seed(seed: int, step: int, stream: str) -> int:
     """One 63-bit seed for (seed, step, stream); streams are unrelated to each other.
 
-    Example:
+    Examples:
         >>> step_seed(0, 7, "method") == step_seed(0, 7, "method")
         True
         >>> step_seed(0, 7, "method") == step_seed(0, 7, "torch")
@@ -127,7 +127,7 @@ def mean_losses(window: list[dict[str, Tensor]], first_step: int) -> dict[str, f
     Raises:
         FloatingPointError: if a value is not finite.
 
-    Example:
+    Examples:
         >>> mean_losses([{"total": torch.tensor(1.0)}, {"total": torch.tensor(2.0)}], first_step=1)
         {'total': 1.5}
     """

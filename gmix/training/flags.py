@@ -33,7 +33,7 @@ def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: st
         UsageError: if a flag is unknown or a value is of the wrong type.
         SystemExit: after `--help`.
 
-    Example:
+    Examples:
         >>> from gmix.training.config import TrainConfig
         >>> parse(TrainConfig, "gmix train", "", ["--steps", "7", "--batch-labeled", "2"]).steps
         7
@@ -124,7 +124,7 @@ def plain(message: str, hints: dict[str, Any]) -> str:
 def expected(hint: Any) -> str:
     """A type, as a person says it.
 
-    Example:
+    Examples:
         >>> expected(int | None), expected(Literal["adamw", "sgd"])
         ('a whole number', 'adamw or sgd')
     """
@@ -143,7 +143,7 @@ def expected(hint: Any) -> str:
 def suggest(word: str, known: Sequence[str]) -> str:
     """A hint at what was meant, or nothing.
 
-    Example:
+    Examples:
         >>> suggest("--crops", ["--crop", "--size"])
         ', did you mean --crop?'
     """

@@ -17,7 +17,7 @@ def poly(step: int, steps: int, power: float = 0.9) -> float:
         steps: length of the training.
         power: 0.9 in the paper (Sec. 4.2) and in DeepLab before it.
 
-    Example:
+    Examples:
         >>> [round(poly(t, 4), 3) for t in range(4)]
         [1.0, 0.772, 0.536, 0.287]
     """
@@ -43,7 +43,7 @@ def build_optimizer(
         encoder_lr: factor for the encoder.
         weight_decay: for both groups.
 
-    Example:
+    Examples:
         >>> encoder, head = nn.Linear(2, 2), nn.Linear(2, 1)
         >>> parameters = [*encoder.parameters(), *head.parameters()]
         >>> optimizer = build_optimizer(parameters, encoder, lr=0.1)

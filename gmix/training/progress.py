@@ -89,7 +89,7 @@ def make_progress(steps: int, start: int = 0) -> PlainProgress:
 def describe(report: Report, steps: int, miou: float | None) -> str:
     """Speed, time left and last mIoU.
 
-    Example:
+    Examples:
         >>> from gmix.training.fit import Report
         >>> report = Report(20, 20, {"ce": 1.0, "total": 1.5}, 1e-3, 0.5, 16)
         >>> describe(report, 140, 0.31)
@@ -115,7 +115,7 @@ def describe_losses(report: Report) -> str:
 def clock(seconds: float) -> str:
     """Minutes and seconds, with hours where there are any.
 
-    Example:
+    Examples:
         >>> clock(60), clock(3725)
         ('1:00', '1:02:05')
     """

@@ -222,7 +222,7 @@ def prepare_device(name: str, threads: int | None = None) -> torch.device:
     Raises:
         ValueError: if there is no such device.
 
-    Example:
+    Examples:
         >>> prepare_device("cpu")
         device(type='cpu')
     """
@@ -255,7 +255,7 @@ def is_due(config: TrainConfig, step: int) -> bool:
 def due(step: int, every: int) -> bool:
     """Whether what happens every so many steps happens now; 0 means never.
 
-    Example:
+    Examples:
         >>> due(40, 20), due(41, 20), due(40, 0)
         (True, False, False)
     """
