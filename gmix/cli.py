@@ -20,7 +20,7 @@ usage: gmix COMMAND [flags]
 A few masks, many images, one better segmentation model.
 
 commands:
-  demo        see it work: trains on small scenes made here; under 5 minutes, no download
+  demo        see it work: trains on small scenes made here; a few minutes, no download
   train       train on your images: supervised, or GuidedMix with unlabeled images as well
   evaluate    score a trained model: mIoU, and IoU of each class
   predict     write class masks and overlays for a folder of images
