@@ -4,6 +4,7 @@ import ast
 import inspect
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,16 @@ import gmix
 @pytest.mark.parametrize("name", gmix.__all__)
 def test_every_exported_name_exists_and_is_documented(name: str) -> None:
     assert inspect.getdoc(getattr(gmix, name))
+
+
+@pytest.mark.parametrize("module", ["data", "demo", "evaluation", "functional", "methods"])
+def test_every_name_a_module_lists_exists_and_is_documented(module: str) -> None:
+    found = import_module(f"gmix.{module}")
+    assert found.__all__ and len(set(found.__all__)) == len(found.__all__)
+    for name in found.__all__:
+        value = getattr(found, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert inspect.getdoc(value), name
 
 
 def test_what_type_checkers_see_is_what_is_there() -> None:

@@ -194,6 +194,15 @@ def test_supervised_is_cross_entropy_and_nothing_else() -> None:
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
 
 
+def test_a_network_trained_by_supervised_first_learns_its_classifier_in_guidedmix() -> None:
+    net = tiny_net()
+    Supervised(net)(*tiny_batch())["total"].backward()
+    method = GuidedMix(net)
+    method(*tiny_batch(), generator=seeded(0))["total"].backward()
+    assert net.classifier.weight.requires_grad
+    assert net.classifier.weight.grad is not None and net.classifier.weight.grad.any()
+
+
 # --- the steps of one call --------------------------------------------------------------------
 
 

@@ -168,6 +168,8 @@ class GuidedMix(nn.Module):
         if not 0 <= chosen["direct"] <= 1:
             raise ValueError(f"`direct` is a weight in [0, 1], got {chosen['direct']}")
         self.net = net
+        # Supervised has no use for the classifier and freezes it; a network may come from there.
+        net.classifier.requires_grad_(True)
         self.selector = chosen["selector"]
         self.mixer = chosen["mixer"]
         self.decoupler = chosen["decoupler"]
