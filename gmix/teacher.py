@@ -17,7 +17,8 @@ class EMATeacher(nn.Module, Generic[Net]):
     r"""The exponential moving average of a student's weights: $\theta' \leftarrow d\,\theta' + (1-d)\,\theta$.
 
     Always in eval mode and without gradients, so looking at mixed images never disturbs a BatchNorm statistic.
-    Early on the decay is $\min(d, 1 - 1/(t+1))$, a plain mean, so that the first random weights are soon forgotten.
+    Early on the decay is $\min(d, (1+t)/(10+t))$: the teacher averages about the last tenth of the steps so far. A
+    mean over weights that are far apart, as that of all first steps, is a poor network.
     BatchNorm statistics and other buffers are copied: they are averages already.
 
     Args:
@@ -28,7 +29,8 @@ class EMATeacher(nn.Module, Generic[Net]):
         ValueError: `decay` out of range.
 
     Reference:
-        Tarvainen & Valpola, "Mean teachers are better role models", 2017.
+        Tarvainen & Valpola, "Mean teachers are better role models", 2017; early decay as in TensorFlow's
+        `ExponentialMovingAverage(num_updates=t)`.
 
     Examples:
         >>> student = nn.Linear(1, 1, bias=False)
@@ -54,7 +56,7 @@ class EMATeacher(nn.Module, Generic[Net]):
     def update(self, student: nn.Module) -> None:
         """Move one step towards `student`."""
         # A tensor, not a Python number: reading it would wait for the GPU.
-        keep = (1 - 1 / (self.step + 1)).clamp(max=self.decay)
+        keep = ((1 + self.step) / (10 + self.step)).clamp(max=self.decay)
         for mean, new in zip(self.net.parameters(), student.parameters(), strict=True):
             mean.lerp_(new, 1 - keep)
         for own, other in zip(self.net.buffers(), student.buffers(), strict=True):
