@@ -7,20 +7,15 @@ mask against the true masks in `--truth`, which training never opens.
 """
 
 import argparse
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from probe import open_run
 
 from gmix import LabeledReference, RandomPairSelector, SimilarPairSelector
 from gmix import functional as G
-from gmix.data import SegmentationDataset, eval_transform, evenly_spaced, pair_masks
 from gmix.evaluation import ConfusionMatrix
-from gmix.training.build import build_net, training_files
-from gmix.training.config import TrainConfig, parse_size, read_yaml
-from gmix.training.saved import load_model
+from gmix.training.build import build_net
 
 
 def main() -> None:
@@ -31,39 +26,26 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(0)
-    config = replace(TrainConfig(**read_yaml(args.run / "config.yaml")), method="guidedmix")
-    saved = load_model(args.run, torch.device("cpu"))
-    net, classes = saved.net.eval(), saved.classes
-    transform = eval_transform(saved.mean, saved.std)
-    size = parse_size(config.size) if config.size else None
-    (images, masks), rest = training_files(config)
-    rest = evenly_spaced(rest, args.images)
-    labeled = SegmentationDataset(images, masks, classes, size)
-    unlabeled = SegmentationDataset(rest, pair_masks(rest, args.truth), classes, size)
+    probe = open_run(args.run, args.truth, args.images)
+    net, classes = probe.net, probe.saved.classes
 
-    def batches(dataset: SegmentationDataset) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(dataset), 20):
-            part = [transform(*dataset[i]) for i in range(start, min(start + 20, len(dataset)))]
-            yield torch.stack([x for x, _ in part]), torch.stack([y.long() for _, y in part])
-
+    pretrained = build_net(probe.config, net.classes).model.encoder
     references = {
-        f"pretrained features, strength {s:g}": LabeledReference(
-            build_net(config, net.classes).model.encoder, net.classes, strength=s
-        )
-        for s in (0.5, 1.0, 2.0)
+        f"tolerance {t:g}": LabeledReference(pretrained, net.classes, tolerance=t)
+        for t in (0.2, 0.5, 1.0)
     }
     references["features of the trained network"] = LabeledReference(net.model.encoder, net.classes)
-    x_l, y_l = (torch.cat(parts) for parts in zip(*batches(labeled), strict=True))
-    for x, y in batches(labeled):
+    x_l, y_l = (torch.cat(parts) for parts in zip(*probe.batches(probe.labeled), strict=True))
+    for x, y in probe.batches(probe.labeled):
         for reference in references.values():
             reference.add(x, y)
 
     matrices: dict[str, ConfusionMatrix] = {}
     with torch.inference_mode():
-        probs_l = torch.cat([G.probabilities(net(x)) for x, _ in batches(labeled)])
+        probs_l = torch.cat([G.probabilities(net(x)) for x, _ in probe.batches(probe.labeled)])
         known = G.fill_in(probs_l, y_l)
-        embedding = torch.cat([net.embed(x) for x, _ in batches(labeled)])
-        for x, y in batches(unlabeled):
+        embedding = torch.cat([net.embed(x) for x, _ in probe.batches(probe.labeled)])
+        for x, y in probe.batches(probe.unlabeled):
             direct = G.probabilities(net(x))
             masks_of = {"direct": direct}
             query = net.embed(x)
@@ -81,11 +63,14 @@ def main() -> None:
                         if value == 0.3 and name == "similar":
                             masks_of[f"mean of direct and the above, {source}"] = (direct + out) / 2
             for name, reference in references.items():
-                masks_of[f"direct, referred: {name}"] = reference(direct, x)
+                masks_of[f"direct, referred, {name}"] = again = reference(direct, x)
+                for _ in range(4):
+                    again = reference(again, x)
+                masks_of[f"direct, referred 5 times, {name}"] = again
             mean = masks_of["mean of direct and the above, true mask"]
-            masks_of["mean, referred: strength 1 (the default)"] = references[
-                "pretrained features, strength 1"
-            ](mean, x)
+            masks_of["mean, referred, tolerance 0.5 (the default)"] = references["tolerance 0.5"](
+                mean, x
+            )
             for name, probs in masks_of.items():
                 matrix = matrices.setdefault(name, ConfusionMatrix(classes.num_classes))
                 matrix.update(G.most_probable(probs)[1], y)

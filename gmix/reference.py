@@ -22,15 +22,20 @@ class LabeledReference(nn.Module):
     feature $f$ of another image, attention over the memory gives the classes of similar labeled pixels, and
     dividing by how common each class is turns them into a likelihood:
 
-    $$a = \mathrm{softmax}_j(\cos(f, f_j) / T)\,y_j, \qquad
-      r_k = a_k / \pi_k \propto p(f \mid k), \qquad
-      P'_k \propto P_k\,(r_k + \epsilon)^s$$
+    $$a = \mathrm{softmax}_j(\cos(f, f_j) / T)\,y_j, \qquad r_k = a_k / \pi_k + \epsilon \propto p(f \mid k),
+      \qquad P'_k \propto P_k \min\Big(1, \frac{r_k}{\tau \max_j r_j}\Big)^s$$
 
-    This is Bayes' rule with the network as prior and a kernel density estimate as likelihood; dividing by $\pi$
-    keeps frequent classes from crowding out rare ones. The features come from a frozen copy of the encoder *as
-    it is when this module is built*: a pretrained encoder knows how alike two animals are long before a network
-    trained on a few masks does, and frozen features never go stale in the memory. It is the non-local block's
-    idea (Eq. 4) with keys and values from another image, and values that are known to be right.
+    Dividing by $\pi$ keeps frequent classes from crowding out rare ones. A class whose likelihood is within
+    $\tau$ of the likeliest is *plausible*: plausible classes keep their odds against each other, the others are
+    weighed down. With $\tau = s = 1$ nothing is clipped and this is Bayes' rule, the network as prior and a kernel
+    density estimate as likelihood. In self-training that counts the same evidence again at every step, since the
+    network has already learned from it: after n times only $r^n$ is left of the prediction, coarse as the features
+    are. What is clipped can be repeated, and where to draw the line among plausible classes stays the network's.
+
+    The features come from a frozen copy of the encoder *as it is when this module is built*: a pretrained
+    encoder knows how alike two animals are long before a network trained on a few masks does, and frozen features
+    never go stale in the memory. It is the non-local block's idea (Eq. 4) with keys and values from other images,
+    and values that are known to be right.
 
     Args:
         encoder: An SMP encoder (`net.model.encoder`): images to feature maps, deepest last. Deep-copied and frozen.
@@ -39,6 +44,7 @@ class LabeledReference(nn.Module):
         capacity: Number of labeled feature positions the memory holds; the oldest are replaced.
         positions: At most this many positions per labeled image are kept, spread evenly.
         temperature: $T$, above 0.
+        tolerance: $\tau$, in (0, 1].
         strength: $s$, at least 0; 0 leaves predictions as they are.
         floor: $\epsilon$, above 0: no class is ever ruled out.
 
@@ -68,8 +74,9 @@ class LabeledReference(nn.Module):
         capacity: int = 4096,
         positions: int = 64,
         temperature: float = 0.05,
+        tolerance: float = 0.5,
         strength: float = 1.0,
-        floor: float = 0.05,
+        floor: float = 0.01,
     ) -> None:
         super().__init__()
         if capacity < 1 or positions < 1 or temperature <= 0 or strength < 0 or floor <= 0:
@@ -77,12 +84,15 @@ class LabeledReference(nn.Module):
                 "`capacity`, `positions`, `temperature` and `floor` must be above 0 and `strength` "
                 f"at least 0, got {capacity}, {positions}, {temperature}, {floor} and {strength}"
             )
+        if not 0 < tolerance <= 1:
+            raise ValueError(f"`tolerance` is a share in (0, 1], got {tolerance}")
         copied: Any = copy.deepcopy(encoder).requires_grad_(False)
         self.encoder = copied
         self.classes = classes
         self.capacity = capacity
         self.positions = positions
         self.temperature = temperature
+        self.tolerance = tolerance
         self.strength = strength
         self.floor = floor
         self._stride = int(getattr(encoder, "output_stride", 1))
@@ -152,7 +162,11 @@ class LabeledReference(nn.Module):
         h, w = x.shape[2:]
         padded = self._pad(x).shape[2:]
         ratio = F.interpolate(self.likelihood(x), size=padded, mode="bilinear")[..., :h, :w]
-        return G.reweigh(probs, (ratio + self.floor) ** self.strength)
+        ratio = ratio + self.floor
+        likeliest = ratio.amax(1, keepdim=True)
+        return G.reweigh(
+            probs, (ratio / (self.tolerance * likeliest)).clamp(max=1) ** self.strength
+        )
 
     def train(self, mode: bool = True) -> LabeledReference:
         """A frozen encoder never trains, whatever its owner does."""
@@ -180,7 +194,7 @@ class LabeledReference(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"capacity={self.capacity}, temperature={self.temperature}, "
-            f"strength={self.strength}, floor={self.floor}"
+            f"tolerance={self.tolerance}, strength={self.strength}, floor={self.floor}"
         )
 
 

@@ -12,6 +12,7 @@ from tiny_data import tiny_config, write_data, write_scene
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))  # as when a script there is started
 
 
 def run(script: str, *words: object) -> str:
@@ -119,3 +120,43 @@ def test_the_probe_scores_every_way_to_make_a_pseudo_mask(recipe: Path, printed:
         transform=transform,
     )
     assert scores["direct"] == pytest.approx(100 * own.miou, abs=0.06)
+
+
+def test_a_perfect_pseudo_mask_pulls_exactly_as_the_truth(
+    recipe: Path, printed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gradients
+    import torch
+    from probe import open_run
+
+    from gmix import GuidedMixLoss, StrongColor
+    from gmix.methods import GuidedMix
+    from gmix.methods.guidedmix import Guidance
+
+    run_dir = recipe.parent / "runs" / "supervised-0"
+    probe = open_run(run_dir, str(recipe.parent / "truth"), 4)
+    (labeled, unlabeled), *_ = gradients.draw(probe, 1)
+    criterion = GuidedMixLoss(objective="cross_entropy")
+    method = GuidedMix(probe.net, criterion=criterion, reference=None).train()
+    truth = unlabeled.y_labeled
+    classes = probe.net.classes
+    one_hot = torch.nn.functional.one_hot(truth.clamp(max=classes - 1), classes).movedim(3, 1)
+
+    def pulled(pseudo: torch.Tensor) -> tuple[float, float, float]:
+        guidance = Guidance(truth, method.mixer(*[unlabeled.x_labeled] * 2), *[pseudo] * 3)
+        monkeypatch.setattr(method, "guide", lambda *_: guidance)
+        return gradients.pull(method, labeled, unlabeled, StrongColor(), 0)
+
+    assert (truth < classes).all()
+    assert pulled(one_hot.float()) == pytest.approx((1, 1, 1), abs=1e-3)
+    assert max(pulled(one_hot.roll(1, 1).float())[:2]) < 0.5
+
+
+def test_the_gradient_probe_compares_every_way(recipe: Path, printed: str) -> None:
+    run_dir = recipe.parent / "runs" / "supervised-0"
+    words = [run_dir, "--truth", recipe.parent / "truth", "--images", 4, "--batches", 2]
+    table = rows(run("gradients.py", *words))
+    assert len(table) == 9  # the heading, too
+    for name, cells in table.items():
+        if name != "pseudo mask, loss":
+            assert all(-1 <= float(cell.split(" ±")[0]) <= 1 for cell in cells[:2]), name

@@ -95,7 +95,8 @@ def test_a_default_step_is_this_plain_code() -> None:
         left = (teacher(mixed).softmax(1) - lam * known[partner]).clamp(min=0)
         pseudo = 0.5 * left / left.sum(1, keepdim=True) + 0.5 * teacher(x_u).softmax(1)
         ratio = F.interpolate(plain.reference.likelihood(x_u), size=(32, 32), mode="bilinear")
-        pseudo = pseudo * (ratio + 0.05)
+        ratio = ratio + 0.01
+        pseudo = pseudo * (ratio / (0.5 * ratio.amax(1, keepdim=True))).clamp(max=1)
         pseudo = pseudo / pseudo.sum(1, keepdim=True)
         x_s = plain.color(x_u, g)
         box, source = plain.cutmix(x_s, g)
@@ -317,6 +318,16 @@ def test_pseudo_masks_and_the_labeled_side_are_constants(make: Any) -> None:
     assert through[0].any()  # L_dec learns, through the mixed prediction
     (gradient,) = torch.autograd.grad(losses["supervised"], [labeled], retain_graph=True)
     assert gradient.any()
+
+
+def test_a_loop_that_tells_no_progress_learns_from_unlabeled_images_all_the_same() -> None:
+    method = GuidedMix(tiny_net())
+    assert method.criterion.ramp_length == 1
+    untold, done, begun = (
+        copy.deepcopy(method)(*tiny_batch(), **told, generator=seeded(0))["total"]
+        for told in ({}, {"progress": 1.0}, {"progress": 0.0})
+    )
+    assert untold == done > begun
 
 
 # --- state ------------------------------------------------------------------------------------

@@ -94,7 +94,8 @@ def test_likelihood_and_guidance_are_the_loops(
     capacity, positions = memory
     g = seeded(seed)
     settings = {"capacity": capacity, "positions": positions, "temperature": 0.2}
-    reference = LabeledReference(AverageEncoder(), classes, strength=0.7, floor=0.1, **settings)  # type: ignore[arg-type]
+    settings |= {"tolerance": 0.4, "strength": 0.7, "floor": 0.1}
+    reference = LabeledReference(AverageEncoder(), classes, **settings)  # type: ignore[arg-type]
     naive = NaiveReference(classes, capacity, positions, 0.2)
     for n in (3, 2, 3):  # 8 images: more than the smaller memories hold
         x, y = random_images(g, n, max(classes, 2))
@@ -109,7 +110,13 @@ def test_likelihood_and_guidance_are_the_loops(
     probs = torch.rand(2, max(classes, 2), SIZE, SIZE, generator=g)
     probs = probs / probs.sum(1, keepdim=True)
     ratio = F.interpolate(torch.from_numpy(expected), size=(SIZE, SIZE), mode="bilinear").numpy()
-    weighed = probs.numpy() * (ratio + 0.1) ** 0.7
+    weighed = np.zeros_like(ratio)
+    for i, r, c in np.ndindex(len(x), SIZE, SIZE):
+        likelihood = ratio[i, :, r, c] + 0.1
+        enough = 0.4 * max(likelihood)
+        for k in range(len(likelihood)):
+            plausible = 1 if likelihood[k] >= enough else (likelihood[k] / enough) ** 0.7
+            weighed[i, k, r, c] = probs[i, k, r, c].item() * plausible
     weighed = weighed / weighed.sum(1, keepdims=True)
     own = slice(1, 2) if classes == 1 else slice(None)
     guided = reference(probs[:, own], x)
@@ -176,6 +183,37 @@ def test_ignored_pixels_are_not_remembered() -> None:
     assert torch.equal(whole.values, half.values)
     stored = whole.values[:32].view(2, 4, 4, 3).sum(-1)
     assert not stored[:, :2].any() and stored[:, 2:].any()
+
+
+@given(st.integers(0, 999))
+def test_plausible_classes_keep_their_odds_however_often_it_is_asked(seed: int) -> None:
+    """Self-training asks again and again: the line between plausible classes is the network's."""
+    g = seeded(seed)
+    x, y = random_images(g, 2, 3)
+    reference = LabeledReference(AverageEncoder(), 3, tolerance=0.3, temperature=1.0)
+    reference.add(x, y)
+    probs = guided = torch.randn(2, 3, SIZE, SIZE, generator=g).softmax(1)
+    for _ in range(10):
+        guided = reference(guided, x)
+    ratio = F.interpolate(reference.likelihood(x), size=(SIZE, SIZE), mode="bilinear") + 0.01
+    plausible = ratio >= 0.3 * ratio.amax(1, keepdim=True)
+    both = plausible[:, 0] & plausible[:, 1]
+    assert both.any()
+    odds, before = (p[:, 0][both] / p[:, 1][both] for p in (guided, probs))
+    torch.testing.assert_close(odds, before, rtol=1e-3, atol=1e-5)
+    lost = plausible[:, 0] & ~plausible[:, 1]
+    assert (guided[:, 1] / guided[:, 0] < probs[:, 1] / probs[:, 0])[lost].all()
+
+
+def test_without_tolerance_it_is_bayes_rule() -> None:
+    x, y = random_images(seeded(0), 2, 3)
+    reference = LabeledReference(AverageEncoder(), 3, tolerance=1.0, floor=1e-6)
+    reference.add(x, y)
+    probs = torch.rand(2, 3, SIZE, SIZE).softmax(1)
+    likelihood = F.interpolate(reference.likelihood(x), size=(SIZE, SIZE), mode="bilinear")
+    joint = probs * likelihood
+    bayes = joint / joint.sum(1, keepdim=True)
+    torch.testing.assert_close(reference(probs, x), bayes, rtol=1e-4, atol=1e-4)
 
 
 def test_strength_0_leaves_probabilities_as_they_are() -> None:
@@ -279,7 +317,7 @@ def test_a_vision_transformer_can_serve_as_well() -> None:
     torch.manual_seed(0)
     encoder = smp.DPT("tu-test_vit", encoder_weights=None, dynamic_img_size=True).encoder
     x, y, x_u = tiny_batch(size=40)
-    reference = LabeledReference(encoder, 3)
+    reference = LabeledReference(encoder, 3, tolerance=1.0)
     reference.add(x, y)
     guided = reference(torch.full((4, 3, 40, 40), 1 / 3), x_u)
     torch.testing.assert_close(guided.sum(1), torch.ones(4, 40, 40))
@@ -292,6 +330,12 @@ def test_a_vision_transformer_can_serve_as_well() -> None:
 def test_bad_settings_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be above 0 and `strength` at least 0, got"):
         LabeledReference(AverageEncoder(), 2, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1.5])
+def test_a_tolerance_that_is_no_share_is_refused(tolerance: float) -> None:
+    with pytest.raises(ValueError, match=r"`tolerance` is a share in \(0, 1\], got"):
+        LabeledReference(AverageEncoder(), 2, tolerance=tolerance)
 
 
 def test_what_does_not_fit_is_refused_in_one_sentence() -> None:

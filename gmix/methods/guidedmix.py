@@ -57,7 +57,7 @@ def default_parts(
         "selector": SimilarPairSelector(),
         "mixer": LabeledUnlabeledMixer(max_lambda=0.3),
         "decoupler": SoftDecoupler(),
-        "criterion": GuidedMixLoss(objective="soft_cross_entropy", decoupling=0.0, ramp_length=0.0),
+        "criterion": GuidedMixLoss(objective="soft_cross_entropy", decoupling=0.0, ramp_length=1.0),
         "teacher": EMATeacher(net, decay=0.99),
         "reference": LabeledReference(net.model.encoder, net.classes),
         "color": StrongColor(mean=mean, std=std),
@@ -108,7 +108,8 @@ class GuidedMix(nn.Module):
     | 3 | $\lambda \le 0.3$ | $\lambda \le 0.5$ |
     | 5 | subtracts the partner's true mask, averages with the direct prediction | its prediction |
     | 6 | yes | no |
-    | 7 | soft cross-entropy on a strong view (colour, CutMix) | squared error, ramped up; $L_{dec}$ |
+    | 7 | soft cross-entropy on a strong view (colour, CutMix) | squared error; $L_{dec}$ |
+    | ramp of the unlabeled terms | over the whole training | over its first 30% |
 
     `docs/results.md` shows what each of these is worth.
 
@@ -123,7 +124,7 @@ class GuidedMix(nn.Module):
 
     Shape:
         - `x_labeled` `(N, C, H, W)`, `y_labeled` `(N, H, W)` int64, `x_unlabeled` `(M, C, H, W)`
-        - `progress` in [0, 1]: the share of the training that is done, for the ramp
+        - `progress` in [0, 1]: the share of the training that is done, for the ramp; without it there is none
         - `valid_unlabeled` `(M, H, W)` bool: False on padding
         - `generator`: on the images' device; without it torch's global one is used
 
@@ -187,7 +188,7 @@ class GuidedMix(nn.Module):
         y_labeled: Tensor,
         x_unlabeled: Tensor | None = None,
         *,
-        progress: float = 0.0,
+        progress: float = 1.0,
         valid_unlabeled: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ class Supervised(nn.Module):
         y_labeled: Tensor,
         x_unlabeled: Tensor | None = None,
         *,
-        progress: float = 0.0,
+        progress: float = 1.0,
         valid_unlabeled: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
