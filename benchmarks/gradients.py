@@ -36,9 +36,9 @@ def main() -> None:
     color = StrongColor(mean=probe.saved.mean, std=probe.saved.std)
     print("| pseudo mask, loss | cosine, image as it is | strong view | relative length |")
     print("|---|---|---|---|")
+    batches = list(draw(probe, args.batches))
     for name, method in methods(probe).items():
-        batches = enumerate(draw(probe, args.batches))
-        pulls = [pull(method, *batch, color, seed) for seed, batch in batches]
+        pulls = [pull(method, *batch, color, seed) for seed, batch in enumerate(batches)]
         plain, strong, length = (list(column) for column in zip(*pulls, strict=True))
         print(
             f"| {name} | {mean(plain)} | {mean(strong)} | {statistics.mean(length):.2f} |",
@@ -51,8 +51,12 @@ def methods(probe: Probe) -> dict[str, GuidedMix]:
     soft = GuidedMixLoss(objective="soft_cross_entropy", decoupling=0.0, ramp_length=0.0)
     hard = GuidedMixLoss(objective="cross_entropy", threshold=0.95, decoupling=0.0, ramp_length=0.0)
     ways = {
-        "as printed: decoupled, squared error": {"variant": "paper"},
-        "as printed, soft cross-entropy": {"variant": "paper", "criterion": soft},
+        "as printed: decoupled, squared error": {"variant": "paper", "reference": None},
+        "as printed, soft cross-entropy": {
+            "variant": "paper",
+            "criterion": soft,
+            "reference": None,
+        },
         "decoupled, by a teacher": {"direct": 0.0, "reference": None},
         "direct, by a teacher": {"direct": 1.0, "reference": None},
         "mean of both": {"reference": None},
@@ -60,18 +64,16 @@ def methods(probe: Probe) -> dict[str, GuidedMix]:
         "mean of both, referred (the default)": {},
         "the same, hard labels above 0.95": {"criterion": hard},
     }
-    made = {}
-    for name, way in ways.items():
-        net = copy.deepcopy(probe.net)
-        method = GuidedMix(net, **{"cutmix": None, "color": None, **way})
-        if method.reference is not None:
-            # As it was when training began: with the pretrained encoder.
-            encoder = build_net(probe.config, net.classes).model.encoder
-            method.reference = LabeledReference(encoder, net.classes)
-            for x, y in probe.batches(probe.labeled):
-                method.reference.add(x, y)
-        made[name] = method.train()
-    return made
+    # As it was when training began: with the pretrained encoder.
+    pretrained = build_net(probe.config, probe.net.classes).model.encoder
+    reference = LabeledReference(pretrained, probe.net.classes)
+    for x, y in probe.batches(probe.labeled):
+        reference.add(x, y)
+    common = {"cutmix": None, "color": None, "reference": reference}
+    return {
+        name: GuidedMix(copy.deepcopy(probe.net), **{**common, **way}).train()
+        for name, way in ways.items()
+    }
 
 
 def draw(probe: Probe, number: int) -> Iterator[tuple[Batch, Batch]]:

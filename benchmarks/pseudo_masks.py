@@ -35,16 +35,17 @@ def main() -> None:
         for t in (0.2, 0.5, 1.0)
     }
     references["features of the trained network"] = LabeledReference(net.model.encoder, net.classes)
-    x_l, y_l = (torch.cat(parts) for parts in zip(*probe.batches(probe.labeled), strict=True))
-    for x, y in probe.batches(probe.labeled):
+    labeled = list(probe.batches(probe.labeled))
+    x_l, y_l = (torch.cat(parts) for parts in zip(*labeled, strict=True))
+    for x, y in labeled:
         for reference in references.values():
             reference.add(x, y)
 
     matrices: dict[str, ConfusionMatrix] = {}
     with torch.inference_mode():
-        probs_l = torch.cat([G.probabilities(net(x)) for x, _ in probe.batches(probe.labeled)])
+        probs_l = torch.cat([G.probabilities(net(x)) for x, _ in labeled])
         known = G.fill_in(probs_l, y_l)
-        embedding = torch.cat([net.embed(x) for x, _ in probe.batches(probe.labeled)])
+        embedding = torch.cat([net.embed(x) for x, _ in labeled])
         for x, y in probe.batches(probe.unlabeled):
             direct = G.probabilities(net(x))
             masks_of = {"direct": direct}

@@ -12,7 +12,6 @@ from tiny_data import tiny_config, write_data, write_scene
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))  # as when a script there is started
 
 
 def run(script: str, *words: object) -> str:
