@@ -52,7 +52,7 @@ class Guidance(NamedTuple):
 def default_parts(
     net: GuidedMixNet, mean: Sequence[float] | float, std: Sequence[float] | float
 ) -> GuidedMixParts:
-    """The parts of `variant="default"`: the settings that won in `docs/results.md`."""
+    """The parts of `variant="default"`: the settings measured in `docs/results.md`."""
     return {
         "selector": SimilarPairSelector(),
         "mixer": LabeledUnlabeledMixer(max_lambda=0.3),
