@@ -14,16 +14,18 @@ if TYPE_CHECKING:
     from gmix.mixer import LabeledUnlabeledMixer, Mixed
     from gmix.network import GuidedMixNet
     from gmix.pairing import RandomPairSelector, SimilarPairSelector
+    from gmix.pseudo import PseudoMask
     from gmix.reference import LabeledReference
     from gmix.teacher import EMATeacher
     from gmix.unet import GuidedMixUnet
-    from gmix.views import CutMix, Pasted, StrongColor
+    from gmix.views import CutMix, GaussianBlur, Pasted, StrongColor, StrongView
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CutMix",
     "EMATeacher",
+    "GaussianBlur",
     "GuidedMixLoss",
     "GuidedMixNet",
     "GuidedMixUnet",
@@ -33,10 +35,12 @@ __all__ = [
     "Mixed",
     "NonLocalBlock",
     "Pasted",
+    "PseudoMask",
     "RandomPairSelector",
     "SimilarPairSelector",
     "SoftDecoupler",
     "StrongColor",
+    "StrongView",
     "functional",
     "methods",
 ]
@@ -44,6 +48,7 @@ __all__ = [
 _HOMES = {
     "CutMix": "views",
     "EMATeacher": "teacher",
+    "GaussianBlur": "views",
     "GuidedMixLoss": "losses",
     "GuidedMixNet": "network",
     "GuidedMixUnet": "unet",
@@ -53,10 +58,12 @@ _HOMES = {
     "Mixed": "mixer",
     "NonLocalBlock": "mitrans",
     "Pasted": "views",
+    "PseudoMask": "pseudo",
     "RandomPairSelector": "pairing",
     "SimilarPairSelector": "pairing",
     "SoftDecoupler": "decoupler",
     "StrongColor": "views",
+    "StrongView": "views",
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: `gmix train | evaluate | predict | demo`.
+"""The command line: `gmix train | compare | evaluate | predict | demo`.
 
 Nothing heavy is imported before a command has read its flags: help and typing errors come at once.
 """
@@ -10,7 +10,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gmix import __version__
-from gmix.training.config import DemoConfig, EvaluateConfig, PredictConfig, TrainConfig, flag
+from gmix.training.config import (
+    CompareConfig,
+    DemoConfig,
+    EvaluateConfig,
+    PredictConfig,
+    TrainConfig,
+    flag,
+)
 from gmix.training.flags import UsageError, parse, suggest
 from gmix.training.interrupts import Interrupted
 
@@ -22,6 +29,7 @@ A few masks, many images, one better segmentation model.
 commands:
   demo        see it work: trains on small scenes made here; a few minutes, no download
   train       train on your images: supervised, or GuidedMix with unlabeled images as well
+  compare     train several methods alike on your images, and put them into one table
   evaluate    score a trained model: mIoU, and IoU of each class
   predict     write class masks and overlays for a folder of images
 
@@ -35,6 +43,14 @@ examples:
   gmix train --voc VOC2012 --unlabeled-list trainaug --labels 92 --classes 21 --out runs/voc
   gmix train --config runs/first/config.yaml --seed 1 --out runs/second
   gmix train --config runs/first/config.yaml --resume
+"""
+
+COMPARE_EXAMPLES = """\
+examples:
+  gmix compare --methods supervised,unimatch,guidedmix --labels 55 --seeds 3 --steps 1500 \\
+               --images photos --masks masks --val-images val/photos --val-masks val/masks \\
+               --classes names.txt --out runs/compare
+  gmix compare --config runs/first/config.yaml --full --labels 20 --out runs/compare
 """
 
 
@@ -91,6 +107,23 @@ def train(words: Sequence[str]) -> int:
     return 0
 
 
+def compare(words: Sequence[str]) -> int:
+    """`gmix compare`."""
+    about = "Train several methods with equal steps on your images, and compare them."
+    config = parse(CompareConfig, "gmix compare", about, words, COMPARE_EXAMPLES)
+    from gmix.compare import compare as run
+    from gmix.compare.board import print_table
+
+    found = run(config)
+    if found.done:
+        for table in found.tables:
+            print_table(table)
+        print("", *found.notes, f"all of this is in {config.out}/compare.md", sep="\n")
+    if found.failures:
+        return complain(describe_failures(found.failures, len(found.runs)), 1)
+    return 0
+
+
 def evaluate(words: Sequence[str]) -> int:
     """`gmix evaluate`."""
     about = "Score a trained model on images with masks, at the masks' own resolution."
@@ -139,6 +172,7 @@ def demo(words: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "train": train,
+    "compare": compare,
     "evaluate": evaluate,
     "predict": predict,
 }
@@ -180,6 +214,20 @@ def explain(error: Exception) -> str:
     elif not isinstance(error, (ValueError, TypeError, ImportError, OSError, ArithmeticError)):
         text = f"{type(error).__name__}: {text} (--debug shows where)"
     return " ".join(text.split())
+
+
+def describe_failures(reasons: dict[str, str], runs: int) -> str:
+    """Which runs failed and why, in one line.
+
+    Examples:
+        >>> describe_failures({"cps-0": "no mask", "cps-1": "no mask", "cct-0": "no image"}, 9)
+        '3 of 9 runs failed: cps-0, cps-1: no mask; cct-0: no image'
+    """
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(name)
+    parts = [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]
+    return f"{len(reasons)} of {runs} runs failed: {'; '.join(parts)}"
 
 
 def complain(text: str, code: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import segmentation_models_pytorch as smp
 from segmentation_models_pytorch.base import SegmentationModel
+from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
 from segmentation_models_pytorch.base.modules import Activation
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -97,7 +98,7 @@ class GuidedMixNet(nn.Module):
                 declares, or if a batch of 1 is too small to train the model's BatchNorm.
         """
         height, width = x.shape[-2:]
-        padded = self._padded(height, width)
+        padded = self.padded(height, width)
         images = pad(x, (0, padded[1] - width, 0, padded[0] - height))
         try:
             features = self._run(self.model.encoder, images)
@@ -148,9 +149,9 @@ class GuidedMixNet(nn.Module):
         if self.mitrans is not None:
             maps = [*maps[:-1], self.mitrans(maps[-1])]
         logits: Tensor = self.model.segmentation_head(self._run(self.model.decoder, maps, *extra))
-        if logits.shape[-2:] != self._padded(*size):
+        if logits.shape[-2:] != self.padded(*size):
             raise ValueError(
-                f"the model's logits must have the size of its input, {self._padded(*size)}, got "
+                f"the model's logits must have the size of its input, {self.padded(*size)}, got "
                 f"{tuple(logits.shape[-2:])}: adjust its `upsampling` or `encoder_depth`"
             )
         return logits[..., : size[0], : size[1]]
@@ -162,6 +163,15 @@ class GuidedMixNet(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """(N, C, H, W) images -> (N, D) embeddings, `pool(encode(x))`."""
         return self.pool(self.encode(x))
+
+    def reset_decoder(self) -> None:
+        """Draw the decoder and the head anew, as SMP does; the encoder keeps its weights."""
+        for part in (self.model.decoder, self.model.segmentation_head):
+            for module in part.modules():  # what SMP leaves as torch made it
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
+        initialize_decoder(self.model.decoder)
+        initialize_head(self.model.segmentation_head)
 
     def export(self) -> nn.Module:
         """Copy out what deployment needs, in eval mode: no classifier, no gmix wrapper.
@@ -188,7 +198,9 @@ class GuidedMixNet(nn.Module):
         exported: nn.Module = model.eval()
         return exported
 
-    def _padded(self, height: int, width: int) -> tuple[int, int]:
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that images of this size are padded to."""
+
         def up(n: int) -> int:
             return max(-(-n // self.stride) * self.stride, self._smallest)
 

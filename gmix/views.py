@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["CutMix", "Pasted", "StrongColor"]
+__all__ = ["CutMix", "GaussianBlur", "Pasted", "StrongColor", "StrongView", "drop_channels"]
 
 
 class StrongColor(nn.Module):
-    r"""Strong colour changes, drawn per image: brightness, contrast, saturation, grey. Geometry stays.
+    r"""Strong colour changes, drawn per image: brightness, contrast, saturation, hue, grey. Geometry stays.
 
     Works on the *normalised* batch on its own device and needs no loop over images. Factors are uniform on
     $[1-s, 1+s]$; an image is changed with probability `p` and turned grey with probability `grey`. Any number
-    of channels: saturation is the distance from the channels' mean.
+    of channels: saturation is the distance from the channels' mean. The hue turns about the grey axis by up to
+    `hue` of a full turn either way, and only in images of three channels.
 
     Args:
         strength: $s$, in [0, 1].
         p: Probability that an image is changed at all.
         grey: Probability that an image becomes grey.
+        hue: In [0, 0.5].
         mean: Per channel, what was subtracted when the images (0 to 1) were normalised; a number serves all.
         std: Per channel, what they were divided by.
 
@@ -47,15 +51,19 @@ class StrongColor(nn.Module):
         grey: float = 0.2,
         mean: Sequence[float] | float = (0.485, 0.456, 0.406),
         std: Sequence[float] | float = (0.229, 0.224, 0.225),
+        hue: float = 0.0,
     ) -> None:
         super().__init__()
         if not (0 <= strength <= 1 and 0 <= p <= 1 and 0 <= grey <= 1):
             raise ValueError(
                 f"`strength`, `p` and `grey` must be in [0, 1], got {strength}, {p} and {grey}"
             )
+        if not 0 <= hue <= 0.5:
+            raise ValueError(f"`hue` is a share of a turn in [0, 0.5], got {hue}")
         self.strength = strength
         self.p = p
         self.grey = grey
+        self.hue = hue
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", _channels(mean), persistent=False)
@@ -73,8 +81,59 @@ class StrongColor(nn.Module):
         new = raw * brightness
         new = torch.lerp(new.mean((1, 2, 3), keepdim=True), new, contrast)
         saturation = torch.where(u[3] < self.grey, 0.0, saturation)
+        if self.hue > 0 and x.shape[1] == 3:
+            turn = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device)
+            new = _turn_hue(new, 2 * math.pi * self.hue * (2 * turn - 1))
         new = torch.lerp(new.mean(1, keepdim=True), new, saturation).clamp(0, 1)
         return torch.where(u[4] < self.p, (new - self.mean) / self.std, x)
+
+
+class GaussianBlur(nn.Module):
+    r"""Blur each image with probability `p` by a Gaussian of its own width.
+
+    Args:
+        p: Probability that an image is blurred.
+        sigma: Smallest and largest standard deviation, in pixels, above 0.
+
+    Shape:
+        - input, output: `(N, C, H, W)`
+
+    Reference:
+        UniMatch, 2023.
+
+    Examples:
+        >>> x = torch.zeros(1, 1, 5, 5)
+        >>> x[..., 2, 2] = 1
+        >>> out = GaussianBlur(p=1.0)(x, generator=torch.Generator().manual_seed(0))
+        >>> bool(out[..., 2, 2] < 1), round(GaussianBlur(p=0.0)(x)[..., 2, 2].item())
+        (True, 1)
+    """
+
+    def __init__(self, p: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0)) -> None:
+        super().__init__()
+        if not (0 <= p <= 1 and 0 < sigma[0] <= sigma[1]):
+            raise ValueError(
+                f"`p` must be in [0, 1], `sigma` two rising numbers above 0, got {p} and {sigma}"
+            )
+        self.p = p
+        self.sigma = sigma
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        n, channels = x.shape[:2]
+        u = torch.rand(2, n, 1, generator=generator, device=x.device)
+        sigma = self.sigma[0] + (self.sigma[1] - self.sigma[0]) * u[0]
+        # So narrow a Gaussian has all its weight on the pixel itself: nothing is blurred.
+        sigma = torch.where(u[1] < self.p, sigma, 1e-3)
+        radius = math.ceil(3 * self.sigma[1])
+        distance = torch.arange(-radius, radius + 1, device=x.device)
+        kernel = torch.exp(-(distance**2) / (2 * sigma**2))
+        kernel = (kernel / kernel.sum(1, keepdim=True)).to(x.dtype)
+        kernel = kernel.repeat_interleave(channels, 0)[:, None]
+        # One group per image and channel, so that each image has its own width in one convolution.
+        planes = F.pad(x.reshape(1, -1, *x.shape[2:]), (radius,) * 4, mode="replicate")
+        with torch.autocast(x.device.type, enabled=False):
+            planes = F.conv2d(planes, kernel[:, :, :, None], groups=n * channels)
+            return F.conv2d(planes, kernel[:, :, None, :], groups=n * channels).view_as(x)
 
 
 class Pasted(NamedTuple):
@@ -140,6 +199,68 @@ class CutMix(nn.Module):
         cols = ((torch.arange(w, device=x.device) + 0.5) / w).view(1, 1, w)
         inside = (rows >= top) & (rows < top + box_h) & (cols >= left) & (cols < left + box_w)
         return Pasted(inside & (u[4] < self.p), torch.arange(n, device=x.device).roll(1))
+
+
+class StrongView(nn.Module):
+    """Strong colours, blur and CutMix: the view FixMatch and UniMatch learn from.
+
+    Args:
+        mean: Per channel, what was subtracted when the images (0 to 1) were normalised; a number serves all.
+        std: Per channel, what they were divided by.
+
+    Shape:
+        - input: `(N, C, H, W)`
+        - output: the view, and the `Pasted` to apply to what belongs to its pixels
+
+    Reference:
+        UniMatch, 2023.
+
+    Examples:
+        >>> x = torch.randn(2, 3, 8, 8)
+        >>> view, pasted = StrongView()(x)
+        >>> view.shape, pasted.apply(torch.zeros(2, 8, 8)).shape
+        (torch.Size([2, 3, 8, 8]), torch.Size([2, 8, 8]))
+    """
+
+    def __init__(
+        self,
+        mean: Sequence[float] | float = (0.485, 0.456, 0.406),
+        std: Sequence[float] | float = (0.229, 0.224, 0.225),
+    ) -> None:
+        super().__init__()
+        self.color = StrongColor(hue=0.25, mean=mean, std=std)
+        self.blur = GaussianBlur()
+        self.cutmix = CutMix()
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Pasted]:
+        view = self.blur(self.color(x, generator), generator)
+        pasted = self.cutmix(view, generator)
+        return pasted.apply(view), pasted
+
+
+def drop_channels(x: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
+    """Dropout of whole channels: `(N, C, ...)`, as `torch.nn.Dropout2d`, from a generator.
+
+    Raises:
+        ValueError: `p` outside [0, 1].
+
+    Examples:
+        >>> out = drop_channels(torch.ones(1, 4, 2, 2), 0.5, torch.Generator().manual_seed(0))
+        >>> out[0, :, 0, 0]
+        tensor([0., 2., 0., 0.])
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"`p` is a probability in [0, 1], got {p}")
+    draw = torch.rand(x.shape[:2], generator=generator, device=x.device)
+    keep = (draw >= p).to(x.dtype) / max(1 - p, torch.finfo(x.dtype).tiny)
+    return x * keep.view(*x.shape[:2], *[1] * (x.dim() - 2))
+
+
+def _turn_hue(x: Tensor, angle: Tensor) -> Tensor:
+    """Turn `(N, 3, H, W)` colours about the grey axis (Rodrigues' formula); their mean stays."""
+    grey = x.mean(1, keepdim=True)
+    across = (x.roll(1, 1) - x.roll(-1, 1)) / math.sqrt(3)
+    return grey + angle.cos() * (x - grey) + angle.sin() * across
 
 
 def _channels(values: Sequence[float] | float) -> Tensor:

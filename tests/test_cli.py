@@ -73,7 +73,7 @@ def test_module_is_the_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "gmix", "--help"], check=True, capture_output=True, text=True
     )
-    for command in ("demo", "train", "evaluate", "predict"):
+    for command in ("demo", "train", "compare", "evaluate", "predict"):
         assert f"\n  {command} " in done.stdout
 
 
@@ -282,7 +282,7 @@ def test_a_broken_unlabeled_image_is_named_even_by_a_loader_process(
         ({"encoder": "resnet35"}, "cannot build Unet with the encoder resnet35"),
         ({"encoder_weights": "nowhere.pth"}, "cannot read weights nowhere.pth"),
         ({"model_args": {"decoder_channels": [8]}}, "cannot build Unet"),
-        ({"method": "magic"}, "--method magic is unknown: choose one of guidedmix, supervised"),
+        ({"method": "magic"}, "--method magic is unknown: choose one of cct, classmix"),
         ({"method": "guidedmix", "method_args": {"magic": 3}}, "GuidedMix has no part 'magic'"),
         ({"method": "guidedmix", "method_args": {"teacher": 3}}, "teacher must be a mapping"),
         ({"method": "guidedmix", "method_args": {"teacher": {"dcay": 3}}}, "'dcay'"),

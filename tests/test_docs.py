@@ -14,6 +14,7 @@ import yaml
 
 import gmix
 from gmix.training.config import (
+    CompareConfig,
     DemoConfig,
     EvaluateConfig,
     PredictConfig,
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS: dict[str, type] = {
     "train": TrainConfig,
+    "compare": CompareConfig,
     "evaluate": EvaluateConfig,
     "predict": PredictConfig,
     "demo": DemoConfig,

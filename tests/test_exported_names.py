@@ -17,7 +17,9 @@ def test_every_exported_name_exists_and_is_documented(name: str) -> None:
     assert inspect.getdoc(getattr(gmix, name))
 
 
-@pytest.mark.parametrize("module", ["data", "demo", "evaluation", "functional", "methods"])
+@pytest.mark.parametrize(
+    "module", ["compare", "data", "demo", "evaluation", "functional", "methods"]
+)
 def test_every_name_a_module_lists_exists_and_is_documented(module: str) -> None:
     found = import_module(f"gmix.{module}")
     assert found.__all__ and len(set(found.__all__)) == len(found.__all__)

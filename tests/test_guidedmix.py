@@ -484,7 +484,7 @@ images, y, _ = tiny_batch(2, 2)
         (lambda: default()(images, y[:, :16], images), "(2, 16, 32)"),
         (
             lambda: paper()(images, y, images, valid_unlabeled=y[:1] > 0),
-            "`valid` must have shape (2, 32, 32)",
+            "`valid_unlabeled` must have shape (2, 32, 32)",
         ),
         (lambda: GuidedMix(tiny_net(), variant="official"), "['default', 'paper'], got 'official'"),  # type: ignore[arg-type]
         (lambda: default(direct=1.2), "`direct` is a weight in [0, 1], got 1.2"),

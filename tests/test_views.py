@@ -1,4 +1,4 @@
-"""Strong colours and CutMix: against a loop over images, and against what a box must be."""
+"""Strong colours, blur and CutMix: against loops over images, and against what a box must be."""
 
 import math
 from typing import Any
@@ -12,23 +12,38 @@ from tiny_nets import seeded
 from torch import Tensor
 
 from gmix import CutMix, StrongColor
+from gmix.views import GaussianBlur, StrongView, _turn_hue, drop_channels
 
 seeds = st.integers(0, 2**31 - 1)
 
 
-def naive_color(view: StrongColor, x: Tensor, u: Tensor) -> Tensor:
-    """One image at a time, in numpy; `u` are the five numbers drawn for each image."""
+def turned(image: Any, angle: float) -> Any:
+    """Colours `(3, H, W)` turned about the grey axis, by a rotation matrix."""
+    axis = np.ones(3) / math.sqrt(3)
+    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+    matrix = np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
+    assert np.allclose(matrix @ matrix.T, np.eye(3)) and np.allclose(matrix @ axis, axis)
+    out = np.empty(image.shape)
+    for r, c in np.ndindex(*image.shape[1:]):
+        out[:, r, c] = matrix @ image[:, r, c]
+    return out
+
+
+def naive_color(view: StrongColor, x: Tensor, u: Tensor, turn: Tensor | None = None) -> Tensor:
+    """One image at a time, in numpy; `u` are the five numbers drawn for each image, `turn` a sixth."""
     channels = x.shape[1]
     mean = view.mean.flatten().numpy() * np.ones(channels)
     std = view.std.flatten().numpy() * np.ones(channels)
     out = []
-    for image, draws in zip(x.double().numpy(), u.double().numpy().T, strict=True):
+    for i, (image, draws) in enumerate(zip(x.double().numpy(), u.double().numpy().T, strict=True)):
         brightness, contrast, saturation = 1 + view.strength * (2 * draws[:3] - 1)
         if draws[3] < view.grey:
             saturation = 0
         raw = np.stack([image[c] * std[c] + mean[c] for c in range(channels)])
         raw = raw * brightness
         raw = raw.mean() + contrast * (raw - raw.mean())
+        if turn is not None:
+            raw = turned(raw, 2 * math.pi * view.hue * (2 * turn[i].item() - 1))
         centre = raw.mean(0)
         raw = np.clip(
             np.stack([centre + saturation * (raw[c] - centre) for c in range(channels)]), 0, 1
@@ -91,10 +106,222 @@ def test_grey_images_have_equal_channels_and_p_is_a_share() -> None:
 
 def test_views_follow_their_generator() -> None:
     x = torch.rand(8, 3, 16, 16)
-    for view in (StrongColor(), CutMix()):
+    for view in (StrongColor(), StrongColor(hue=0.2), GaussianBlur(), CutMix(), StrongView()):
         once, again, other = view(x, seeded(1)), view(x, seeded(1)), view(x, seeded(2))
         first, second, third = (v[0] if isinstance(v, tuple) else v for v in (once, again, other))
         assert torch.equal(first, second) and not torch.equal(first, third)
+
+
+# --- hue --------------------------------------------------------------------------------------
+
+
+@given(seeds, st.floats(1e-3, 0.5), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_color_with_hue_is_the_loop_over_images(
+    seed: int, hue: float, strength: float, p: float, grey: float
+) -> None:
+    view = StrongColor(strength, p, grey, hue=hue)
+    x = torch.randn(6, 3, 4, 5, generator=seeded(seed))
+    g = seeded(seed)
+    u = torch.rand(5, 6, 1, 1, 1, generator=g).view(5, 6)
+    turn = torch.rand(6, 1, 1, 1, generator=g).flatten()
+    out = view(x, generator=seeded(seed))
+    torch.testing.assert_close(out, naive_color(view, x, u, turn), atol=1e-4, rtol=1e-4)
+
+
+@given(seeds, st.floats(-7, 7))
+def test_turning_the_hue_keeps_the_mean_and_the_distance_from_grey(seed: int, angle: float) -> None:
+    x = torch.rand(2, 3, 3, 4, generator=seeded(seed))
+    before = x.clone()
+    angles = torch.tensor([angle, 0.0]).view(2, 1, 1, 1)
+    out = _turn_hue(x, angles)
+    assert torch.equal(x, before)
+    torch.testing.assert_close(out[1], x[1])  # each image has its own angle
+    torch.testing.assert_close(out.mean(1), x.mean(1))
+    distance = (x - x.mean(1, keepdim=True)).norm(dim=1)
+    torch.testing.assert_close((out - out.mean(1, keepdim=True)).norm(dim=1), distance)
+    expected = torch.from_numpy(turned(x[0].double().numpy(), angle)).float()
+    torch.testing.assert_close(out[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_third_of_a_turn_makes_red_green() -> None:
+    red, third = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1), torch.tensor(2 * math.pi / 3)
+    green, blue = red.roll(1, 1), red.roll(2, 1)
+    torch.testing.assert_close(_turn_hue(red, third), green, atol=1e-6, rtol=0)
+    torch.testing.assert_close(_turn_hue(red, -third), blue, atol=1e-6, rtol=0)
+
+
+def test_hues_turn_either_way_and_no_further_than_told() -> None:
+    view = StrongColor(strength=0.0, p=1.0, grey=0.0, hue=0.1, mean=0.0, std=1.0)
+    colour = torch.tensor([0.6, 0.5, 0.45]).view(1, 3, 1, 1)  # so near grey that nothing is cut
+    out = view(colour.expand(4000, 3, 1, 1), seeded(0)).flatten(1)
+    a, b = colour.flatten() - colour.mean(), out - out.mean(1, keepdim=True)
+    across = torch.linalg.cross(a.expand_as(b), b).sum(1) / math.sqrt(3)
+    turns = torch.atan2(across, b @ a) / (2 * math.pi)
+    levels = np.linspace(0.05, 0.95, 10)
+    found = np.quantile(turns.numpy(), levels)
+    np.testing.assert_allclose(found, 0.1 * (2 * levels - 1), atol=0.01)
+    assert turns.abs().max() < 0.1 + 1e-4
+
+
+def test_without_hue_nothing_more_is_drawn() -> None:
+    """So that what a seed gave before there were hues it gives still."""
+    x = torch.rand(4, 3, 5, 5, generator=seeded(0))
+    plain, with_hue, five = seeded(1), seeded(1), seeded(1)
+    out = StrongColor(hue=0.0)(x, plain)
+    assert torch.equal(out, StrongColor()(x, seeded(1)))
+    torch.rand(5, 4, 1, 1, 1, generator=five)
+    assert torch.equal(plain.get_state(), five.get_state())
+    assert not torch.equal(StrongColor(hue=0.2)(x, with_hue), out)
+    assert not torch.equal(with_hue.get_state(), five.get_state())
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_hue_is_for_images_of_three_channels(channels: int) -> None:
+    x = torch.rand(4, channels, 5, 5)
+    settings: dict[str, Any] = {"mean": 0.5, "std": 0.2}
+    out = StrongColor(**settings, hue=0.5)(x, seeded(0))
+    assert torch.equal(out, StrongColor(**settings)(x, seeded(0)))
+
+
+# --- blur -------------------------------------------------------------------------------------
+
+
+def naive_blur(image: Any, sigma: float) -> Any:
+    """`(C, H, W)`: every pixel the Gaussian mean of a window, the border's pixels going on forever."""
+    h, w = image.shape[1:]
+    radius = 6
+    out = np.zeros(image.shape)
+    for r, c in np.ndindex(h, w):
+        total = 0.0
+        for i, j in np.ndindex(2 * radius + 1, 2 * radius + 1):
+            weight = math.exp(-((i - radius) ** 2 + (j - radius) ** 2) / (2 * sigma**2))
+            row, col = min(max(r + i - radius, 0), h - 1), min(max(c + j - radius, 0), w - 1)
+            out[:, r, c] += weight * image[:, row, col]
+            total += weight
+        out[:, r, c] /= total
+    return out
+
+
+@pytest.mark.parametrize(("n", "channels", "h", "w"), [(4, 3, 8, 11), (3, 1, 16, 5), (2, 5, 1, 9)])
+def test_blur_is_the_loop_over_pixels(n: int, channels: int, h: int, w: int) -> None:
+    blur = GaussianBlur(p=0.7, sigma=(0.3, 2.0))
+    x = torch.randn(n, channels, h, w, generator=seeded(0))
+    before = x.clone()
+    out = blur(x, seeded(1))
+    u = torch.rand(2, n, 1, generator=seeded(1)).view(2, n).tolist()
+    blurred = [draw < 0.7 for draw in u[1]]
+    assert any(blurred)
+    for image, result, width, changed in zip(x, out, u[0], blurred, strict=True):
+        expected = image.double().numpy()
+        if changed:
+            expected = naive_blur(expected, 0.3 + 1.7 * width)
+        np.testing.assert_allclose(result.numpy(), expected, atol=1e-5)
+    assert torch.equal(x, before) and out.shape == x.shape and out.dtype == x.dtype
+
+
+def test_some_images_of_a_batch_are_blurred_and_others_are_not() -> None:
+    x = torch.randn(2000, 1, 2, 2, generator=seeded(0))
+    changed = ((GaussianBlur(p=0.3, sigma=(0.5, 1.0))(x, seeded(1)) - x).abs() > 1e-4).flatten(1)
+    assert changed.any(1).float().mean().item() == pytest.approx(0.3, abs=0.04)
+
+
+def test_every_image_has_a_width_of_its_own() -> None:
+    point = torch.zeros(2000, 2, 1, 15)
+    point[..., 7] = 1
+    out = GaussianBlur(p=1.0, sigma=(0.5, 1.5))(point, seeded(0))
+    assert torch.equal(out[:, 0], out[:, 1])  # one width for an image's channels
+    width = (out[:, 0, 0] * (torch.arange(15) - 7.0) ** 2).sum(1).sqrt().numpy()
+    levels = np.linspace(0.1, 0.9, 9)
+    np.testing.assert_allclose(np.quantile(width, levels), 0.5 + levels, atol=0.05)
+
+
+def test_blur_with_p_0_changes_nothing_and_a_blurred_constant_is_the_constant() -> None:
+    x = torch.randn(3, 3, 6, 7, generator=seeded(0))
+    torch.testing.assert_close(GaussianBlur(p=0.0)(x, seeded(0)), x, atol=1e-6, rtol=0)
+    flat = torch.randn(3, 3, 1, 1).expand(3, 3, 6, 7)
+    torch.testing.assert_close(GaussianBlur(p=1.0)(flat, seeded(0)), flat, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("view", [GaussianBlur(p=0.0), GaussianBlur(p=1.0), StrongView()])
+def test_views_of_single_precision_stay_so_under_autocast(view: Any) -> None:
+    """A convolution would round the images, blurred or not."""
+    x = torch.rand(4, 3, 8, 8, generator=seeded(0))
+    expected, out = view(x, seeded(1)), None
+    with torch.autocast("cpu", torch.bfloat16):
+        out = view(x, seeded(1))
+    if isinstance(view, StrongView):
+        expected, out = expected[0], out[0]
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, expected)
+
+
+def test_blur_takes_channels_last_images() -> None:
+    x = torch.randn(3, 3, 6, 7, generator=seeded(0))
+    last = x.contiguous(memory_format=torch.channels_last)
+    blur = GaussianBlur(p=1.0)
+    torch.testing.assert_close(blur(last, seeded(1)), blur(x, seeded(1)))
+
+
+# --- the strong view --------------------------------------------------------------------------
+
+
+@given(seeds)
+def test_a_strong_view_is_coloured_blurred_and_pasted_as_it_says(seed: int) -> None:
+    strong = StrongView()
+    x = torch.randn(4, 3, 9, 8, generator=seeded(seed))
+    before = x.clone()
+    view, pasted = strong(x, seeded(seed))
+    g = seeded(seed)
+    blurred = strong.blur(strong.color(x, g), g)
+    box, source = strong.cutmix(x, g)
+    assert torch.equal(pasted.box, box) and torch.equal(pasted.source, source)
+    expected = blurred.clone()
+    for i, j in enumerate(source.tolist()):
+        expected[i, :, box[i]] = blurred[j, :, box[i]]
+    assert torch.equal(view, expected) and torch.equal(x, before)
+
+
+def test_a_strong_view_knows_how_images_were_normalised() -> None:
+    strong = StrongView(mean=0.5, std=(0.25,))
+    assert strong.color.mean.flatten().tolist() == [0.5]
+    assert strong.color.std.flatten().tolist() == [0.25]
+    assert (strong.color.hue, strong.blur.p, strong.cutmix.p) == (0.25, 0.5, 0.5)
+    assert strong(torch.randn(2, 6, 8, 8))[0].shape == (2, 6, 8, 8)
+
+
+# --- dropped channels -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 5), (4, 6, 3, 2)])
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.5, 0.9])
+def test_channels_are_dropped_whole_and_the_others_grow(p: float, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=seeded(0))
+    before = x.clone()
+    out = drop_channels(x, p, seeded(1))
+    draw = torch.rand(4, 6, generator=seeded(1))
+    for i, c in np.ndindex(4, 6):
+        expected = torch.zeros_like(x[i, c]) if draw[i, c] < p else x[i, c] / (1 - p)
+        torch.testing.assert_close(out[i, c], expected)
+    assert torch.equal(x, before)
+
+
+def test_dropping_channels_is_torchs_dropout_in_distribution() -> None:
+    x = torch.ones(400, 50, 2, 2)
+    torch.manual_seed(0)
+    for p in (0.2, 0.5, 1.0):
+        for out in (drop_channels(x, p, seeded(0)), torch.nn.functional.dropout2d(x, p)):
+            assert torch.equal(out, out[..., :1, :1].expand_as(out))
+            kept = {round(value, 4) for value in out.unique().tolist()}
+            assert kept == ({0.0} if p == 1 else {0.0, round(1 / (1 - p), 4)})
+            assert out.mean().item() == pytest.approx(float(p < 1), abs=0.03)
+
+
+def test_dropping_channels_keeps_the_type_and_the_gradient() -> None:
+    x = torch.ones(2, 8, 2, 2, dtype=torch.bfloat16, requires_grad=True)
+    out = drop_channels(x, 0.5, seeded(0))
+    assert out.dtype == torch.bfloat16
+    out.sum().backward()
+    assert x.grad is not None and torch.equal(x.grad, out.detach())
 
 
 # --- CutMix -----------------------------------------------------------------------------------
@@ -167,6 +394,12 @@ def test_apply_pastes_images_masks_and_validity_alike(seed: int) -> None:
         (lambda: StrongColor(strength=2.0), "must be in [0, 1], got 2.0, 0.8 and 0.2"),
         (lambda: StrongColor(p=-0.1), "must be in [0, 1]"),
         (lambda: StrongColor()(torch.zeros(1, 4, 2, 2)), "3 channels, the images have 4"),
+        (lambda: StrongColor(hue=0.6), "`hue` is a share of a turn in [0, 0.5], got 0.6"),
+        (lambda: StrongColor(hue=-0.1), "in [0, 0.5], got -0.1"),
+        (lambda: GaussianBlur(p=1.5), "`p` must be in [0, 1]"),
+        (lambda: GaussianBlur(p=-0.1), "`p` must be in [0, 1]"),
+        (lambda: GaussianBlur(sigma=(0.0, 1.0)), "two rising numbers above 0"),
+        (lambda: GaussianBlur(sigma=(2.0, 1.0)), "above 0, got 0.5 and (2.0, 1.0)"),
         (lambda: CutMix(p=2), "`p` must be in [0, 1]"),
         (lambda: CutMix(area=(0.5, 0.2)), "two rising shares"),
         (lambda: CutMix(aspect=0.5), "`aspect` at least 1"),

@@ -1,7 +1,6 @@
 """Predicting whole images, in windows or at several scales, and scoring a data set."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torchvision.transforms import v2
 from gmix.data.classes import Classes
 from gmix.data.datasets import Sample
 from gmix.evaluation.confusion import ConfusionMatrix, Scores
+from gmix.modes import eval_mode
 
 Size = tuple[int, int]
 
@@ -40,27 +40,6 @@ def class_map(logits: Tensor, size: Size | None = None) -> Tensor:
     if size is not None and size != tuple(logits.shape[-2:]):
         logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
     return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
-
-
-@contextmanager
-def eval_mode(net: nn.Module) -> Iterator[None]:
-    """Puts a network into eval mode for a while; then every part is back in the mode it was in.
-
-    Examples:
-        >>> net = nn.Sequential(nn.BatchNorm2d(1).eval(), nn.ReLU())
-        >>> with eval_mode(net):
-        ...     print(net.training)
-        False
-        >>> net.training, net[0].training
-        (True, False)
-    """
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @torch.inference_mode()

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
 from gmix import functional as G
 from gmix.decoupler import SoftDecoupler
 from gmix.losses import GuidedMixLoss
+from gmix.methods.method import Method, Step
 from gmix.mixer import LabeledUnlabeledMixer, Mixed
+from gmix.modes import eval_mode
 from gmix.network import GuidedMixNet
 from gmix.pairing import RandomPairSelector, SimilarPairSelector
 from gmix.reference import LabeledReference
@@ -88,7 +90,7 @@ def paper_parts(
 RECIPES = {"default": default_parts, "paper": paper_parts}
 
 
-class GuidedMix(nn.Module):
+class GuidedMix(Method):
     r"""Mix each unlabeled image with its most similar labeled one and learn what the labeled one does not explain.
 
     One call is one step:
@@ -122,18 +124,12 @@ class GuidedMix(nn.Module):
             prediction beside the decoupled one, in [0, 1]; `true_masks` subtracts the partner's mask instead of
             its prediction.
 
-    Shape:
-        - `x_labeled` `(N, C, H, W)`, `y_labeled` `(N, H, W)` int64, `x_unlabeled` `(M, C, H, W)`
-        - `progress` in [0, 1]: the share of the training that is done, for the ramp; without it there is none
-        - `valid_unlabeled` `(M, H, W)` bool: False on padding
-        - `generator`: on the images' device; without it torch's global one is used
-
     Returns:
-        Named float32 scalars: `supervised`, `classification`, `unsupervised`, with `variant="paper"` also
+        `supervised`, `classification`, `unsupervised`, with `variant="paper"` also
         `decoupling`, and `total`.
 
     Raises:
-        ValueError: No unlabeled images, an unknown part, or shapes that do not fit.
+        ValueError: An unknown part.
 
     Reference:
         Tu et al., "GuidedMix-Net: Learning to Improve Pseudo Masks Using Labeled Images as Reference", 2022.
@@ -159,7 +155,6 @@ class GuidedMix(nn.Module):
         std: Sequence[float] | float = (0.229, 0.224, 0.225),
         **parts: Unpack[GuidedMixParts],
     ) -> None:
-        super().__init__()
         if variant not in RECIPES:
             raise ValueError(f"`variant` must be one of {sorted(RECIPES)}, got {variant!r}")
         recipe = RECIPES[variant](net, mean, std)
@@ -168,8 +163,7 @@ class GuidedMix(nn.Module):
         chosen: GuidedMixParts = {**recipe, **parts}
         if not 0 <= chosen["direct"] <= 1:
             raise ValueError(f"`direct` is a weight in [0, 1], got {chosen['direct']}")
-        self.net = net
-        # Supervised has no use for the classifier and freezes it; a network may come from there.
+        super().__init__(net, ignore_index=chosen["criterion"].ignore_index)
         net.classifier.requires_grad_(True)
         self.selector = chosen["selector"]
         self.mixer = chosen["mixer"]
@@ -182,31 +176,19 @@ class GuidedMix(nn.Module):
         self.direct = chosen["direct"]
         self.true_masks = chosen["true_masks"]
 
-    def forward(
-        self,
-        x_labeled: Tensor,
-        y_labeled: Tensor,
-        x_unlabeled: Tensor | None = None,
-        *,
-        progress: float = 1.0,
-        valid_unlabeled: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> dict[str, Tensor]:
-        if x_unlabeled is None or not len(x_unlabeled):
-            raise ValueError(
-                "GuidedMix needs `x_unlabeled`; with labeled images only, use Supervised"
-            )
-        if x_unlabeled.shape[1:] != x_labeled.shape[1:]:
-            raise ValueError(
-                "`x_labeled` and `x_unlabeled` must have the same shape but for their number, "
-                f"got {tuple(x_labeled.shape)} and {tuple(x_unlabeled.shape)}"
-            )
+    @property
+    def threshold(self) -> float:  # type: ignore[override]
+        """Least confidence of a pixel that is learned."""
+        return self.criterion.threshold
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        x_labeled, y_labeled, x_unlabeled, progress, valid, generator = step
         if self.training and self.teacher is not None:
             self.teacher.update(self.net)
         if self.training and self.reference is not None:
             self.reference.add(x_labeled, y_labeled, ignore_index=self.criterion.ignore_index)
         pseudo = self.guide(x_labeled, y_labeled, x_unlabeled, generator).pseudo
-        x_student, valid = x_unlabeled, valid_unlabeled
+        x_student = x_unlabeled
         if self.color is not None:
             x_student = self.color(x_student, generator)
         if self.cutmix is not None:
@@ -232,6 +214,17 @@ class GuidedMix(nn.Module):
             **decoupled,
         )
         return losses
+
+    def pseudo_masks(
+        self,
+        x_labeled: Tensor,
+        y_labeled: Tensor,
+        x_unlabeled: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        # With variant="paper" it looks at the mixes itself, which would move its BatchNorm.
+        with eval_mode(self.net):
+            return self.guide(x_labeled, y_labeled, x_unlabeled, generator).pseudo
 
     @torch.no_grad()
     def guide(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gmix import functional as G
-from gmix.network import GuidedMixNet
+from gmix.methods.method import Method, Step
 
 __all__ = ["Supervised"]
 
 
-class Supervised(nn.Module):
-    """Cross-entropy on the labeled images; called like every other method.
+class Supervised(Method):
+    """Cross-entropy on the labeled images; unlabeled ones are not looked at.
 
     Args:
         net: The network to train.
@@ -22,29 +20,16 @@ class Supervised(nn.Module):
         `{"supervised": ..., "total": ...}`, two equal scalars.
 
     Examples:
-        >>> import segmentation_models_pytorch as smp
+        >>> import segmentation_models_pytorch as smp, torch
+        >>> from gmix import GuidedMixNet
         >>> net = GuidedMixNet(smp.Unet("resnet18", encoder_weights=None, classes=3))
         >>> losses = Supervised(net)(torch.randn(2, 3, 64, 64), torch.randint(3, (2, 64, 64)))
         >>> sorted(losses)
         ['supervised', 'total']
     """
 
-    def __init__(self, net: GuidedMixNet, *, ignore_index: int = 255) -> None:
-        super().__init__()
-        self.net = net
-        self.ignore_index = ignore_index
-        # It takes no part here, and a parameter without a gradient must not be trained.
-        net.classifier.requires_grad_(False)
+    needs_unlabeled = False
 
-    def forward(
-        self,
-        x_labeled: Tensor,
-        y_labeled: Tensor,
-        x_unlabeled: Tensor | None = None,
-        *,
-        progress: float = 1.0,
-        valid_unlabeled: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> dict[str, Tensor]:
-        loss = G.cross_entropy(self.net(x_labeled), y_labeled, ignore_index=self.ignore_index)
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        loss = self.supervised(self.net(step.x_labeled), step.y_labeled)
         return {"supervised": loss, "total": loss}

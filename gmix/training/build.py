@@ -48,6 +48,7 @@ class Data:
     unlabeled: Dataset[tv_tensors.Image] | None
     validation: Dataset[Sample] | None
     counts: dict[str, int]
+    held_out: Dataset[Sample] | None = None  # unlabeled images with their masks, never trained on
 
 
 def build_data(config: TrainConfig) -> Data:
@@ -56,17 +57,14 @@ def build_data(config: TrainConfig) -> Data:
     Raises:
         ValueError: if something is missing or does not fit, naming the file.
     """
-    if config.classes is None:
-        raise ValueError(
-            "--classes is missing: a number of classes, or a file with a name per line"
-        )
-    classes = Classes.of(config.classes, config.label_map)
+    classes = build_classes(config)
     size = None if config.size is None else parse_size(config.size)
     (images, masks), unlabeled = training_files(config)
     validation = validation_files(config)
     if validation is not None:
         # Never learn from what the run is judged on, not even without masks.
         unlabeled = sorted(set(unlabeled) - set(validation[0]))
+    held_out = held_out_files(config, unlabeled)
     if config.method == "supervised" or config.batch_unlabeled == 0:
         unlabeled = []
     elif not unlabeled:
@@ -77,28 +75,75 @@ def build_data(config: TrainConfig) -> Data:
     labeled_set: Dataset[Sample] = SegmentationDataset(images, masks, classes, size)
     unlabeled_set: Dataset[tv_tensors.Image] | None = None
     validation_set: Dataset[Sample] | None = None
+    held_out_set: Dataset[Sample] | None = None
     if unlabeled:
         unlabeled_set = ImageDataset(unlabeled, size)
     if validation is not None:
         validation_set = SegmentationDataset(*validation, classes)
+    if held_out is not None:
+        held_out_set = SegmentationDataset(*held_out, classes, size)
     if config.cache:
         labeled_set = Cached(labeled_set)
         unlabeled_set = Cached(unlabeled_set) if unlabeled_set is not None else None
         validation_set = Cached(validation_set) if validation_set is not None else None
+        held_out_set = Cached(held_out_set) if held_out_set is not None else None
     else:
         read_once(labeled_set, len(images))
         if validation is not None and validation_set is not None:
             read_once(validation_set, len(validation[0]))
+        if held_out is not None and held_out_set is not None:
+            read_once(held_out_set, len(held_out[0]))
     counts = {
         "labeled": len(images),
         "unlabeled": len(unlabeled),
         "validation": 0 if validation is None else len(validation[0]),
     }
-    return Data(classes, labeled_set, unlabeled_set, validation_set, counts)
+    if held_out is not None:
+        counts["held_out"] = len(held_out[0])
+    return Data(classes, labeled_set, unlabeled_set, validation_set, counts, held_out_set)
+
+
+def build_classes(config: TrainConfig) -> Classes:
+    """The classes the flags name.
+
+    Raises:
+        ValueError: if they are missing or cannot be understood.
+    """
+    if config.classes is None:
+        raise ValueError(
+            "--classes is missing: a number of classes, or a file with a name per line"
+        )
+    return Classes.of(config.classes, config.label_map)
 
 
 def training_files(config: TrainConfig) -> tuple[Pairs, list[Path]]:
     """Labeled images with their masks, and all unlabeled images."""
+    (images, masks), rest = all_files(config)
+    if config.labels is not None:
+        rest = rest + images
+        pairs = evenly_spaced(list(zip(images, masks, strict=True)), config.labels)
+        images, masks = [image for image, _ in pairs], [mask for _, mask in pairs]
+    return (images, masks), sorted(set(rest) - set(images))
+
+
+def held_out_files(config: TrainConfig, unlabeled: Sequence[Path]) -> Pairs | None:
+    """Up to `--held-out` of the unlabeled images whose masks `--labels` left unused, with them.
+
+    Training goes on using the images; the masks are only there to measure by.
+    """
+    if config.held_out == 0:
+        return None
+    (images, masks), _ = all_files(config)
+    free = set(unlabeled)
+    unused = [pair for pair in zip(images, masks, strict=True) if pair[0] in free]
+    if not unused:
+        return None
+    pairs = evenly_spaced(unused, min(config.held_out, len(unused)))
+    return [image for image, _ in pairs], [mask for _, mask in pairs]
+
+
+def all_files(config: TrainConfig) -> tuple[Pairs, list[Path]]:
+    """All training images with a mask, whatever `--labels` says, and those without."""
     rest: list[Path] = []
     if config.voc is not None:
         if config.images is not None or config.masks is not None:
@@ -113,11 +158,7 @@ def training_files(config: TrainConfig) -> tuple[Pairs, list[Path]]:
         images, masks, rest = match_masks(find_images(config.images), config.masks)
     if config.unlabeled is not None:
         rest = rest + find_images(config.unlabeled)
-    if config.labels is not None:
-        rest = rest + images
-        pairs = evenly_spaced(list(zip(images, masks, strict=True)), config.labels)
-        images, masks = [image for image, _ in pairs], [mask for _, mask in pairs]
-    return (images, masks), sorted(set(rest) - set(images))
+    return (images, masks), rest
 
 
 def validation_files(config: Any) -> Pairs | None:
@@ -222,5 +263,5 @@ def describe_data(data: Data) -> str:
         >>> describe_data(Data(Classes.of(7), [], None, None, {"labeled": 5, "unlabeled": 9}))
         '7 classes, images: 5 labeled, 9 unlabeled'
     """
-    counts: Sequence[str] = [f"{number} {name}" for name, number in data.counts.items()]
+    counts = [f"{number} {name.replace('_', ' ')}" for name, number in data.counts.items()]
     return f"{data.classes.num_classes} classes, images: {', '.join(counts)}"

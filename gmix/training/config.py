@@ -19,6 +19,12 @@ def option(default: Any, group: str, metavar: str, help: str) -> Any:
     return field(default=default, metadata=metadata)
 
 
+def left_out(default: Any, why: str) -> Any:
+    """An inherited field that a command does without: no flag, and `why` for those who try it."""
+    return field(init=False, default=default, metadata={"help": why})
+
+
+COMPARE = "the comparison"
 DATA = "your data: plain folders"
 VOC = "your data: VOC layout (instead of the folders above)"
 CLASSES = "classes and labels"
@@ -70,6 +76,9 @@ class TrainConfig:
     labels: int | None = option(
         None, CLASSES, "N", "keep N evenly spaced masks; the other images become unlabeled"
     )
+    held_out: int = option(
+        0, CLASSES, "N", "judge pseudo masks on N images whose mask --labels left unused"
+    )
     val_part: Literal["all", "odd", "even"] = option(
         "all",
         CLASSES,
@@ -89,14 +98,17 @@ class TrainConfig:
     model_args: dict[str, Any] = option(dict, MODEL, "YAML", "more arguments of the architecture")
 
     method: str = option(
-        "guidedmix", METHOD, "NAME", "guidedmix, or supervised: labeled images only"
+        "guidedmix",
+        METHOD,
+        "NAME",
+        "or supervised, mean_teacher, cct, cutmix, classmix, cps, fixmatch, unimatch",
     )
     variant: str = option("default", METHOD, "NAME", "guidedmix: default or paper")
     method_args: dict[str, Any] = option(
         dict,
         METHOD,
         "YAML",
-        'its parts, e.g. "{selector: random, teacher: {decay: 0.999}, cutmix: null}"',
+        'its settings: "{threshold: 0.9}"; parts of guidedmix: "{teacher: {decay: 0.999}}"',
     )
 
     size: str | None = option(None, INPUT, "HxW", "resize every image first (default: leave as is)")
@@ -136,7 +148,7 @@ class TrainConfig:
         """Refuse values that cannot work."""
         for name in ("steps", "batch_labeled", "log_every"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("batch_unlabeled", "eval_every", "checkpoint_every", "workers"):
+        for name in ("batch_unlabeled", "held_out", "eval_every", "checkpoint_every", "workers"):
             _at_least(name, getattr(self, name), 0)
         for name in ("labels", "threads"):
             if getattr(self, name) is not None:
@@ -163,6 +175,46 @@ class TrainConfig:
                 f"{flag('scale')} must be written LOW-HIGH, e.g. 0.5-2: {self.scale!r}"
             )
         return low, high
+
+
+@dataclass
+class CompareConfig(TrainConfig):
+    """What `gmix compare` needs: the flags of `gmix train`, and which methods to run how often.
+
+    Examples:
+        >>> config = CompareConfig(methods="supervised, unimatch", seeds=2, seed=5)
+        >>> config.method_names(), config.all_seeds()
+        (['supervised', 'unimatch'], [5, 6])
+    """
+
+    methods: str = option("supervised,guidedmix", COMPARE, "NAME,NAME,..", "what to compare")
+    seeds: int = option(3, COMPARE, "N", "runs of each method: --seed, --seed + 1, ...")
+    full: bool = option(False, COMPARE, "", "also train supervised with all masks: an upper bound")
+    jobs: int = option(1, COMPARE, "N", "runs at a time")
+    held_out: int = option(
+        32, CLASSES, "N", "judge pseudo masks on N images whose mask --labels left unused"
+    )
+    method: str = left_out("guidedmix", "name what to compare with --methods NAME,NAME")
+    resume: bool = left_out(False, "a comparison always goes on with what is in --out")
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        super().__post_init__()
+        for name in ("seeds", "jobs"):
+            _at_least(name, getattr(self, name), 1)
+        if not self.method_names():
+            raise ValueError("--methods names no method: write e.g. supervised,guidedmix")
+        if self.full and self.labels is None:
+            raise ValueError("--full needs --labels N: without it every run has all masks already")
+
+    def method_names(self) -> list[str]:
+        """The methods asked for, each once, in their order."""
+        names = (name.strip().lower() for name in self.methods.split(","))
+        return list(dict.fromkeys(filter(None, names)))
+
+    def all_seeds(self) -> list[int]:
+        """The seed of each run of a method."""
+        return [self.seed + i for i in range(self.seeds)]
 
 
 @dataclass
@@ -267,6 +319,7 @@ def write_yaml(config: TrainConfig, path: Path) -> None:
 FREE_ON_RESUME = {
     "resume",
     "out",
+    "held_out",
     "workers",
     "cache",
     "log_every",

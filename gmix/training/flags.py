@@ -6,7 +6,7 @@ import difflib
 import re
 from argparse import Action, BooleanOptionalAction, RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -43,7 +43,9 @@ def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: st
     """
     from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-    hints = get_type_hints(kind)
+    options = [item for item in fields(kind) if item.init]  # type: ignore[arg-type]
+    refused = {item.name: item for item in fields(kind) if not item.init}  # type: ignore[arg-type]
+    hints = {item.name: get_type_hints(kind)[item.name] for item in options}
 
     class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
         """One line a flag: what it is and its default."""
@@ -64,7 +66,7 @@ def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: st
 
     class Parser(ArgumentParser):  # type: ignore[misc, unused-ignore]
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise UsageError(plain(message, hints))
+            raise UsageError(plain(message, hints, refused))
 
     parser = Parser(
         prog=prog,
@@ -77,7 +79,7 @@ def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: st
     common = parser.add_argument_group("any of these flags can be a line of a YAML file")
     common.add_argument("--config", metavar="FILE", help="read flags from FILE, e.g. `steps: 100`")
     groups: dict[str, Any] = {}
-    for item in fields(kind):  # type: ignore[arg-type]
+    for item in options:
         title = item.metadata["group"]
         group = groups.setdefault(title, None) or parser.add_argument_group(title)
         groups[title] = group
@@ -99,6 +101,9 @@ def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: st
     path = chosen.pop("config")
     if path is not None:
         values = read_yaml(path)
+        for name, item in refused.items():  # the file of another command may say the obvious
+            if name in values and values.pop(name) != item.default:
+                raise UsageError(f"{path}: {misplaced(item)}")
         for name in values:
             if name not in hints:
                 raise UsageError(f"{path}: unknown key {name}{suggest(name, list(hints))}")
@@ -109,14 +114,22 @@ def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: st
     return kind(**chosen)
 
 
-def plain(message: str, hints: dict[str, Any]) -> str:
+def misplaced(item: Field[Any]) -> str:
+    """Why a command does without a flag."""
+    return f"{flag(item.name)} has no place here: {item.metadata['help']}"
+
+
+def plain(message: str, hints: dict[str, Any], refused: dict[str, Field[Any]]) -> str:
     """An error message of the parser, in the words of this library."""
     found = re.match(r'(?:Validation failed: )?\s*Parser key "(\w+)', message)
     if found and found[1] in hints:
         value = message.rsplit("alue: ", 1)[-1].strip()
         return f"{flag(found[1])} expects {expected(hints[found[1]])}, got {value}"
-    unknown = re.search(r"unrecognized arguments: (\S+)", message)
+    unknown = re.search(r"unrecognized arguments: ([^\s=]+)", message)
     if unknown:
+        for item in refused.values():
+            if unknown[1] == flag(item.name):
+                return misplaced(item)
         return f"unknown flag {unknown[1]}{suggest(unknown[1], [flag(name) for name in hints])}"
     return " ".join(message.split())
 

@@ -6,11 +6,20 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from torch import nn
-
 from gmix.decoupler import SoftDecoupler
 from gmix.losses import GuidedMixLoss
-from gmix.methods import GuidedMix, Supervised
+from gmix.methods import (
+    CCT,
+    CPS,
+    ClassMix,
+    CutMixSeg,
+    FixMatch,
+    GuidedMix,
+    MeanTeacher,
+    Method,
+    Supervised,
+    UniMatch,
+)
 from gmix.mixer import LabeledUnlabeledMixer
 from gmix.network import GuidedMixNet
 from gmix.pairing import RandomPairSelector, SimilarPairSelector
@@ -21,29 +30,39 @@ from gmix.training.config import TrainConfig
 from gmix.views import CutMix, StrongColor
 from gmix.weights import encoder_stats
 
+# By what it needs: those that change colours have to know how images were normalised.
+PLAIN: dict[str, Callable[..., Method]] = {"supervised": Supervised, "cct": CCT, "cps": CPS}
+COLORED: dict[str, Callable[..., Method]] = {
+    "mean_teacher": MeanTeacher,
+    "cutmix": CutMixSeg,
+    "classmix": ClassMix,
+    "fixmatch": FixMatch,
+    "unimatch": UniMatch,
+}
+METHODS = sorted([*PLAIN, *COLORED, "guidedmix"])
 
-def build_method(config: TrainConfig, net: GuidedMixNet) -> nn.Module:
+
+def build_method(config: TrainConfig, net: GuidedMixNet) -> Method:
     """The method the flags name, around a network.
 
     Raises:
         ValueError: if the method, its variant or one of its arguments is unknown.
     """
-    build = lookup(config.method, {"supervised": supervised, "guidedmix": guidedmix}, "--method")
+    mean, std = encoder_stats(config.encoder)
+    colored = {name: partial(build, mean=mean, std=std) for name, build in COLORED.items()}
+    builders: dict[str, Callable[..., Method]] = {**PLAIN, **colored}
+    builders["guidedmix"] = partial(guidedmix, config)
+    build = lookup(config.method, builders, "--method")
     try:
-        method: nn.Module = build(config, net)
+        if config.variant != "default" and config.method.lower() != "guidedmix":
+            raise ValueError(f"it has no --variant {config.variant}")
+        method: Method = build(net, **config.method_args)
     except (TypeError, ValueError) as error:
         raise ValueError(f"--method {config.method}: {one_line(error)}") from error
     return method
 
 
-def supervised(config: TrainConfig, net: GuidedMixNet) -> Supervised:
-    """`--method supervised`."""
-    if config.variant != "default":
-        raise ValueError(f"it has no --variant {config.variant}")
-    return Supervised(net, **config.method_args)
-
-
-def guidedmix(config: TrainConfig, net: GuidedMixNet) -> GuidedMix:
+def guidedmix(config: TrainConfig, net: GuidedMixNet, **given: Any) -> GuidedMix:
     """`--method guidedmix`: `{teacher: {decay: 0.999}}` makes that part with these arguments."""
     mean, std = encoder_stats(config.encoder)
     parts: dict[str, Callable[..., Any]] = {
@@ -56,7 +75,6 @@ def guidedmix(config: TrainConfig, net: GuidedMixNet) -> GuidedMix:
         "cutmix": CutMix,
     }
     selectors = {"similar": SimilarPairSelector, "random": RandomPairSelector}
-    given = dict(config.method_args)
     for name, value in given.items():
         if name in parts and isinstance(value, dict):
             given[name] = parts[name](**value)

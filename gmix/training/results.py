@@ -23,6 +23,8 @@ class Tally:
     best: tuple[float, int] | None = None  # highest mIoU so far and its step
     step_seconds: float = 0.0  # of the training steps alone
     seconds: float = 0.0  # of everything
+    image_passes: int | None = None  # images through an encoder in one step
+    peak_memory: int | None = None  # bytes
 
 
 class Metrics:
@@ -51,6 +53,10 @@ class Metrics:
         """A validation."""
         self._write({"step": step, "validation": scores.to_dict(self.names)})
 
+    def pseudo(self, step: int, pseudo: dict[str, Any]) -> None:
+        """What the pseudo masks of the held-out images are like."""
+        self._write({"step": step, "pseudo": pseudo})
+
     def _write(self, row: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -63,8 +69,9 @@ def write_results(
     counts: dict[str, int],
     tally: Tally,
     scores: Scores | None,
+    pseudo: dict[str, Any] | None = None,
 ) -> None:
-    """Write `results.json`: scores of the last weights, best mIoU, images, time, versions."""
+    """Write `results.json`: scores of the last weights, best mIoU, images, cost, versions."""
     best = None if tally.best is None else {"miou": tally.best[0], "step": tally.best[1]}
     last = None if scores is None else {"step": config.steps, **scores.to_dict(names)}
     results = {
@@ -74,8 +81,11 @@ def write_results(
         "images": counts,
         "last": last,
         "best": best,
+        "pseudo": None if pseudo is None else {"step": config.steps, **pseudo},
         "minutes": tally.seconds / 60,
         "seconds_per_step": tally.step_seconds / config.steps,
+        "image_passes_per_step": tally.image_passes,
+        "peak_memory_bytes": tally.peak_memory,
         "versions": versions(),
     }
     path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from gmix.data import Batch, eval_transform
 from gmix.evaluation import Scores, evaluate
+from gmix.network import GuidedMixNet
 from gmix.training.build import build_data, build_net, build_stream, describe_data
 from gmix.training.checkpoint import (
     Checkpoint,
@@ -24,11 +25,13 @@ from gmix.training.checkpoint import (
     save_checkpoint,
 )
 from gmix.training.config import TrainConfig, flag, parse_size, refuse_changes, write_yaml
+from gmix.training.cost import count_first_step, peak_memory
 from gmix.training.fit import Report, fit
 from gmix.training.interrupts import Interrupted, Interrupts, leave_to_parent
 from gmix.training.methods import build_method
 from gmix.training.optim import build_optimizer
 from gmix.training.progress import make_progress
+from gmix.training.quality import judge_pseudo_masks
 from gmix.training.results import Metrics, Tally, write_results
 from gmix.training.saved import SavedModel, save_model
 from gmix.weights import encoder_stats
@@ -112,10 +115,11 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
         pin_memory=device.type == "cuda",
     )
 
+    transform = eval_transform(mean, std)
+
     def score() -> Scores | None:
         if data.validation is None:
             return None
-        transform = eval_transform(mean, std)
         return evaluate(
             parts.deployed,
             data.validation,
@@ -125,8 +129,20 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
             device=device,
         )
 
+    def judge() -> dict[str, Any] | None:
+        return judge_pseudo_masks(
+            parts.method,
+            data,
+            transform=transform,
+            batch_labeled=config.batch_labeled,
+            seed=config.seed,
+        )
+
     scores: Scores | None = None
+    pseudo: dict[str, Any] | None = None
     tally = parts.tally
+    if start < config.steps:
+        count_first_step(parts.method, lambda images: setattr(tally, "image_passes", images))
     with Interrupts() as interrupts, make_progress(config.steps, start) as show:
         show.note(f"{config.method}: {describe_data(data)}; writing to {out}")
         if start:
@@ -151,9 +167,13 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
                     show.miou = scores.miou
                     metrics.scores(report.step, scores)
                     tally.best = max(tally.best or (-1.0, 0), (scores.miou, report.step))
+                pseudo = judge()
+                if pseudo is not None:
+                    metrics.pseudo(report.step, pseudo)
             show.report(report)
             tally.step_seconds += report.seconds * report.steps
             tally.seconds = before + perf_counter() - began
+            tally.peak_memory = max(tally.peak_memory or 0, peak_memory(device) or 0) or None
             stopping = interrupts.asked  # read once: a signal may arrive on any line
             if last or stopping or due(report.step, config.checkpoint_every):
                 state = {"optimizer": parts.optimizer.state_dict(), "tally": vars(tally)}
@@ -166,9 +186,10 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
                     "repeat the command with --resume to go on"
                 )
         if start == config.steps:  # resumed after the end
-            scores = score()
+            scores, pseudo = score(), judge()
     save_model(SavedModel(parts.deployed, data.classes, size, mean, std), out / "model")
-    write_results(out / "results.json", config, data.classes.names, data.counts, tally, scores)
+    path, names = out / "results.json", data.classes.names
+    write_results(path, config, names, data.counts, tally, scores, pseudo)
     return Result(scores, tally.best, data.classes.names, tally.seconds / 60, out)
 
 
@@ -194,9 +215,10 @@ def build_parts(config: TrainConfig, channels: int, device: torch.device) -> Par
     torch.manual_seed(config.seed)
     net = build_net(config, channels)
     method = build_method(config, net).to(device).to(memory_format=layout(config))
+    nets = [module for module in method.modules() if isinstance(module, GuidedMixNet)]
     optimizer = build_optimizer(
         method.parameters(),
-        net.model.encoder,
+        nn.ModuleList(net.model.encoder for net in nets),
         name=config.optimizer,
         lr=config.lr,
         encoder_lr=config.encoder_lr,

@@ -1,0 +1,145 @@
+"""What a comparison shows while it runs: a live table in a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from gmix.compare.plan import Run
+from gmix.compare.table import NOTHING, Record, Table, mean, of, points
+
+TAIL = 65536  # bytes of metrics.jsonl: the last reports and, most likely, a validation
+
+
+class PlainBoard:
+    """One line when a run starts and when it ends, fit for log files."""
+
+    def __enter__(self) -> PlainBoard:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        """Say something that stays."""
+        print(text, flush=True)
+
+    def update(self, runs: Sequence[Run], records: Sequence[Record], now: Iterable[Run]) -> None:
+        """Show how far everything is.
+
+        Args:
+            runs: all of them.
+            records: of the finished ones.
+            now: those that are running.
+        """
+
+
+class LiveBoard(PlainBoard):
+    """A rich table with a row a method, below the notes."""
+
+    def __init__(self) -> None:
+        from rich.live import Live
+
+        self.live = Live(refresh_per_second=2)
+
+    def __enter__(self) -> LiveBoard:
+        self.live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.live.stop()
+
+    def note(self, text: str) -> None:
+        self.live.console.print(text, highlight=False, markup=False)
+
+    def update(self, runs: Sequence[Run], records: Sequence[Record], now: Iterable[Run]) -> None:
+        self.live.update(rich_table(state_table(runs, records, now)))
+
+
+def make_board() -> PlainBoard:
+    """A live table if a person is watching, else plain lines."""
+    return LiveBoard() if sys.stdout.isatty() else PlainBoard()
+
+
+def state_table(runs: Sequence[Run], records: Sequence[Record], now: Iterable[Run]) -> Table:
+    """How far each method is."""
+    head = ["method", "seeds done", "running", "its last mIoU", "mean of the finished"]
+    running = list(now)
+    rows = []
+    for method in dict.fromkeys(run.method for run in runs):
+        done = of(records, method)
+        here = [(run, how_far(run.folder)) for run in running if run.method == method]
+        steps = [f"seed {run.seed}: {far.step}/{run.config.steps}" for run, far in here]
+        rows.append(
+            [
+                method,
+                f"{len(done)}/{sum(run.method == method for run in runs)}",
+                "\n".join(steps) or NOTHING,
+                "\n".join(points(far.miou) for _, far in here) or NOTHING,
+                points(mean(record["last"]["miou"] for record in done)),
+            ]
+        )
+    return Table("", head, rows)
+
+
+class HowFar(NamedTuple):
+    """What a run has reported so far."""
+
+    step: int
+    miou: float | None
+
+
+def how_far(folder: Path) -> HowFar:
+    """Read the end of a run's `metrics.jsonl`."""
+    step, miou = 0, None
+    try:
+        with (folder / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - TAIL))
+            lines = file.read().splitlines()
+    except OSError:  # it has not begun
+        lines = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+            step = row["step"]
+            miou = row.get("validation", {"miou": miou})["miou"]
+        except (ValueError, TypeError, KeyError):  # cut at the beginning, or just being written
+            continue
+    return HowFar(step, miou)
+
+
+def print_table(table: Table) -> None:
+    """Fitted to the width of a terminal, or as Markdown into a file or pipe."""
+    if not sys.stdout.isatty():
+        print(f"\n{table.markdown()}")
+        return
+    from rich.console import Console
+
+    Console().print(rich_table(table))
+
+
+def rich_table(table: Table) -> Any:
+    """The same in rich's words."""
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown = RichTable(title=table.title or None, title_justify="left")
+    for place, name in enumerate(table.head):
+        shown.add_column(Text(name), justify="right" if place else "left")
+    for row in table.rows:
+        shown.add_row(*map(Text, row))
+    return shown

@@ -1,0 +1,109 @@
+"""A training in a process of its own: its memory is its own, and its crash ends nothing else."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from typing import IO
+
+from gmix.compare.plan import Run
+from gmix.training.config import read_yaml, refuse_changes, write_yaml
+
+
+class Child:
+    """One `gmix train --resume`, started at once; what it prints goes to `log.txt` in its folder.
+
+    Args:
+        run: what to train.
+
+    Raises:
+        ValueError: if another process is training in that folder.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        run.folder.mkdir(parents=True, exist_ok=True)
+        self.log = run.folder / "log.txt"
+        with self.log.open("ab") as log:
+            lock(log)
+            self.start = log.tell()
+            # Not config.yaml: that one says what the run was started with.
+            flags = run.folder / "flags.yaml"
+            write_yaml(run.config, flags)
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gmix", "train", "--config", str(flags), "--resume"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C would reach it as well, and a second signal ends it before it has saved.
+                start_new_session=True,
+            )
+
+    def ended(self) -> bool:
+        """Whether the process has come to its end, good or bad."""
+        return self.process.poll() is not None
+
+    def failure(self) -> str | None:
+        """Why an ended process has left no result, in one line; None if it has."""
+        code = self.process.returncode
+        if code == 0:
+            there = (self.run.folder / "results.json").is_file()
+            return None if there else "it was stopped: repeat the command to go on"
+        if code < 0:
+            name = signal.Signals(-code).name
+            hint = ", as happens when memory runs out" if name == "SIGKILL" else ""
+            return f"it was ended by {name}{hint}"
+        with self.log.open("rb") as log:
+            log.seek(self.start)
+            return last_words(log.read().decode("utf-8", "replace")) or f"exit code {code}"
+
+    def stop(self) -> None:
+        """Ask it to save and stop; asked twice, it ends at once."""
+        if not self.ended():
+            self.process.terminate()
+
+
+def is_finished(run: Run) -> bool:
+    """Whether the run has come to its end before, under these very settings."""
+    try:
+        json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
+        refuse_changes(run.config, run.folder / "config.yaml")
+        before = read_yaml(run.folder / "config.yaml")
+    except (OSError, ValueError):  # if something is wrong, the run itself will say what
+        return False
+    # Resuming a finished run only measures again, and that is what another --held-out wants.
+    return bool(before.get("held_out", 0) == run.config.held_out)
+
+
+def lock(file: IO[bytes]) -> None:
+    """Reserve an open file until all processes that inherit it have ended.
+
+    Raises:
+        ValueError: if another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(
+            "another process is training it: repeat the command when it is done"
+        ) from None
+    except OSError:  # some network drives know no locks
+        pass
+
+
+def last_words(text: str) -> str:
+    """The last line that says what went wrong, or just the last one.
+
+    Examples:
+        >>> last_words("step 1\\ngmix: no mask\\nstep 2\\n"), last_words("step 1\\n\\n")
+        ('no mask', 'step 1')
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line.removeprefix("gmix: ") for line in lines if line.startswith("gmix: ")]
+    return (errors or lines or [""])[-1]

@@ -1,0 +1,139 @@
+"""Which trainings a comparison is made of, and what each of them is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from gmix.training.build import build_classes, lookup, training_files, validation_files
+from gmix.training.config import CompareConfig, TrainConfig
+from gmix.training.methods import METHODS
+
+BASELINE = "supervised"
+UPPER = "supervised-full"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        method: its row in the table: a method, or `supervised-full`.
+        seed: of the training.
+        config: all its flags; `out` is its own folder.
+    """
+
+    method: str
+    seed: int
+    config: TrainConfig
+
+    @property
+    def name(self) -> str:
+        """As its folder is called."""
+        return f"{self.method}-{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """Where it writes."""
+        return Path(str(self.config.out))
+
+
+def plan(config: CompareConfig) -> list[Run]:
+    """All trainings of a comparison, seed by seed: the table soon has something in each row.
+
+    Raises:
+        ValueError: if a method is unknown, or it is not clear which one a setting is for.
+
+    Examples:
+        >>> config = CompareConfig(val_images="val", labels=9, full=True, seeds=2, out="o")
+        >>> [run.name for run in plan(config)][:4]
+        ['supervised-0', 'guidedmix-0', 'supervised-full-0', 'supervised-1']
+    """
+    if config.out is None:
+        raise ValueError("--out DIR is missing: where the runs and the table go")
+    if config.val_images is None and config.voc is None:
+        raise ValueError(
+            "a comparison needs validation images: give --val-images DIR and --val-masks DIR"
+        )
+    methods = compared_methods(config)
+    arguments = arguments_by_method(config, methods)
+    if config.variant != "default" and "guidedmix" not in methods:
+        raise ValueError(
+            f"--variant {config.variant} is for guidedmix: add it to --methods, or leave it out"
+        )
+    shared = {item.name: getattr(config, item.name) for item in fields(TrainConfig)}
+    runs = []
+    for seed in config.all_seeds():
+        for row in table_rows(config):
+            method = BASELINE if row == UPPER else row
+            own: dict[str, Any] = {
+                "method": method,
+                "method_args": arguments.get(method, {}),
+                "variant": config.variant if method == "guidedmix" else "default",
+                "seed": seed,
+                "out": str(Path(config.out) / f"{row}-{seed}"),
+            }
+            if row == UPPER:  # no mask is left unused to judge pseudo masks by
+                own |= {"labels": None, "held_out": 0}
+            runs.append(Run(row, seed, TrainConfig(**{**shared, **own})))
+    return runs
+
+
+def table_rows(config: CompareConfig) -> list[str]:
+    """The methods, and the upper bound if it is wanted."""
+    return [*compared_methods(config), *([UPPER] if config.full else [])]
+
+
+def compared_methods(config: CompareConfig) -> list[str]:
+    """The methods asked for; the baseline comes first if it was not among them.
+
+    Examples:
+        >>> compared_methods(CompareConfig(methods="unimatch"))
+        ['supervised', 'unimatch']
+    """
+    known = {name: name for name in METHODS}
+    names = [lookup(name, known, "--methods") for name in config.method_names()]
+    return names if BASELINE in names else [BASELINE, *names]
+
+
+def arguments_by_method(config: CompareConfig, methods: list[str]) -> dict[str, dict[str, Any]]:
+    """`method_args` of each method: one mapping for each, or one that can be meant for one only.
+
+    Raises:
+        ValueError: if more than one method might be meant.
+
+    Examples:
+        >>> config = CompareConfig(method_args={"threshold": 0.9})
+        >>> arguments_by_method(config, ["supervised", "unimatch"])
+        {'unimatch': {'threshold': 0.9}}
+        >>> config = CompareConfig(method_args={"unimatch": {"threshold": 0.9}})
+        >>> arguments_by_method(config, ["supervised", "unimatch", "guidedmix"])
+        {'unimatch': {'threshold': 0.9}}
+    """
+    given = config.method_args
+    if given and given.keys() <= set(methods):
+        for name, arguments in given.items():
+            if not isinstance(arguments, dict):
+                raise ValueError(
+                    f"--method-args: {name} must have a mapping of its arguments, got {arguments!r}"
+                )
+        return given
+    takers = [name for name in methods if name != BASELINE] or [BASELINE]
+    if given and len(takers) > 1:
+        raise ValueError(
+            f"--method-args with {', '.join(map(str, given))} may be meant for any of "
+            f'{", ".join(takers)}: write one mapping for each, e.g. "{{{takers[-1]}: {{...}}}}"'
+        )
+    return {takers[0]: given}
+
+
+def check_data(config: TrainConfig) -> None:
+    """Find the files of a run, so that a wrong folder is told once, and before any training.
+
+    Raises:
+        ValueError: if something is missing.
+    """
+    build_classes(config)
+    training_files(config)
+    validation_files(config)

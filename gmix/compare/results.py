@@ -1,0 +1,107 @@
+"""What the runs of a comparison came to, and the files that say so."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gmix.compare.plan import UPPER, Run, table_rows
+from gmix.compare.table import Record, Table, classes_table, scores_table
+from gmix.training.config import CompareConfig
+
+
+@dataclass
+class Comparison:
+    """What a comparison has come to.
+
+    Attributes:
+        config: the flags.
+        runs: all trainings, finished or not.
+        done: what each finished one came to, by its name.
+        failures: why a run has no result, by its name.
+    """
+
+    config: CompareConfig
+    runs: list[Run]
+    done: dict[str, Record] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def records(self) -> list[Record]:
+        """Of the finished runs, in order."""
+        return [self.done[run.name] for run in self.runs if run.name in self.done]
+
+    @property
+    def tables(self) -> list[Table]:
+        """Scores, and IoU by class."""
+        rows = table_rows(self.config)
+        return [scores_table(self.records, rows), classes_table(self.records, rows)]
+
+    @property
+    def notes(self) -> list[str]:
+        """What one has to know to read the tables, a sentence each."""
+        c = self.config
+        found = [
+            f"{c.steps} steps with {c.batch_labeled} labeled and {c.batch_unlabeled} unlabeled "
+            f"images each, {c.arch} with {c.encoder}; the same labeled batches in every run of a "
+            f"seed. mIoU in percent on the validation images, {describe_seeds(c.all_seeds())}."
+        ]
+        if c.full:
+            found.append(f"{UPPER}: supervised training with all masks, the upper bound.")
+        if not any(record["pseudo"] for record in self.records):
+            found.append(f"No pseudo masks were judged: {why_unjudged(c)}.")
+        if missing := [run.name for run in self.runs if run.name not in self.done]:
+            found.append(f"Not finished: {', '.join(missing)}.")
+        return found
+
+    def write(self) -> None:
+        """`compare.jsonl` and `compare.md`, whole or as they were before."""
+        out = Path(str(self.config.out))
+        lines = [json.dumps(record) + "\n" for record in self.records]
+        tables = [table.markdown() for table in self.tables]
+        texts = ["# Comparison", *self.notes, *tables]
+        for name, text in (("jsonl", "".join(lines)), ("md", "\n\n".join(texts) + "\n")):
+            aside = out / f".compare.{name}.part"
+            aside.write_text(text, encoding="utf-8")
+            aside.replace(out / f"compare.{name}")
+
+
+def read_record(run: Run) -> Record:
+    """A line of compare.jsonl, from the results of a finished training."""
+    found: dict[str, Any] = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
+    last = found["last"]
+    same = ("seconds_per_step", "image_passes_per_step", "peak_memory_bytes", "minutes", "pseudo")
+    return {
+        "method": run.method,
+        "seed": run.seed,
+        "last": {"miou": last["miou"], "step": last["step"]},
+        "best": found["best"],
+        "iou": last["iou"],
+        "images": found["images"],
+        # A run of an earlier version knows less of itself.
+        **{name: found.get(name) for name in same},
+        "versions": found["versions"],
+    }
+
+
+def describe_seeds(seeds: list[int]) -> str:
+    """Which they are, and what is made of them.
+
+    Examples:
+        >>> describe_seeds([4]), describe_seeds([4, 5])
+        ('seed 4', 'mean ± standard deviation over the seeds 4, 5')
+    """
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    return f"mean ± standard deviation over the seeds {', '.join(map(str, seeds))}"
+
+
+def why_unjudged(config: CompareConfig) -> str:
+    """Why the column of the pseudo masks is empty."""
+    if config.held_out == 0:
+        return "--held-out is 0"
+    if config.labels is None:
+        return "every mask is learned from (--labels N would leave some unused)"
+    return "--labels leaves no mask of an unlabeled image unused"

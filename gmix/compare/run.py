@@ -1,0 +1,124 @@
+"""All trainings of a comparison, each a process of its own, and the table they end in."""
+
+from __future__ import annotations
+
+import time
+
+from gmix.compare.board import PlainBoard, make_board
+from gmix.compare.child import Child, is_finished
+from gmix.compare.plan import BASELINE, Run, check_data, plan
+from gmix.compare.results import Comparison, read_record
+from gmix.compare.table import points
+from gmix.training.config import CompareConfig
+from gmix.training.interrupts import Interrupted, Interrupts
+
+PAUSE = 0.2  # seconds between two looks at the processes
+
+
+def compare(config: CompareConfig) -> Comparison:
+    """Train every method with every seed, or read what is finished, and write the tables.
+
+    Written into `config.out`: a folder for each run as `gmix train` writes it, with `log.txt`;
+    `compare.jsonl`, one object a run; `compare.md`, the tables. The last two are written anew
+    after each run.
+
+    Args:
+        config: the flags of `gmix compare`.
+
+    Raises:
+        ValueError: on bad input, in one sentence, before anything is trained.
+        Interrupted: after SIGINT or SIGTERM, once all running trainings have saved their state.
+
+    Examples:
+        >>> compare(CompareConfig(methods="unimatch"))
+        Traceback (most recent call last):
+        ValueError: --out DIR is missing: where the runs and the table go
+    """
+    runs = plan(config)
+    comparison = Comparison(config, runs)
+    waiting = [run for run in runs if not is_finished(run)]
+    if waiting:
+        check_data(runs[0].config)
+    with Interrupts() as interrupts, make_board() as board:
+        if BASELINE not in config.method_names():
+            board.note(f"{BASELINE} is added: the baseline at equal steps")
+        for run in runs:
+            if run not in waiting:
+                keep(comparison, run, board, "was finished before")
+        if comparison.done:
+            comparison.write()
+        train_all(comparison, waiting, board, interrupts)
+    return comparison
+
+
+def train_all(
+    comparison: Comparison, waiting: list[Run], board: PlainBoard, interrupts: Interrupts
+) -> None:
+    """Keep `--jobs` trainings going until all have ended."""
+    waiting = list(waiting)
+    children: list[Child] = []
+    try:
+        while (waiting or children) and not interrupts.asked:
+            while waiting and len(children) < comparison.config.jobs:
+                start(comparison, waiting.pop(0), children, board)
+            for child in [child for child in children if child.ended()]:
+                children.remove(child)
+                end(comparison, child, board)
+            board.update(comparison.runs, comparison.records, [child.run for child in children])
+            time.sleep(PAUSE)
+        if interrupts.asked and (waiting or children):
+            stop(comparison, children, board)
+    finally:  # whatever went wrong here, no process is left behind
+        for child in children:
+            child.stop()
+        for child in children:
+            child.process.wait()
+
+
+def start(comparison: Comparison, run: Run, children: list[Child], board: PlainBoard) -> None:
+    """Start a training, or note why it cannot be."""
+    try:
+        children.append(Child(run))
+    except ValueError as error:
+        fail(comparison, run, str(error), board)
+        return
+    board.note(f"{run.name} starts, {1 + comparison.runs.index(run)} of {len(comparison.runs)}")
+
+
+def end(comparison: Comparison, child: Child, board: PlainBoard) -> None:
+    """Note how a training ended."""
+    failure = child.failure()
+    if failure is None:
+        keep(comparison, child.run, board, "is finished")
+        comparison.write()
+    else:
+        fail(comparison, child.run, failure, board)
+
+
+def stop(comparison: Comparison, children: list[Child], board: PlainBoard) -> None:
+    """Let the running trainings save their state.
+
+    Raises:
+        Interrupted: always, and says how to go on.
+    """
+    board.note("stopping: the running trainings save their state ...")
+    for child in children:
+        child.stop()
+    for child in children:
+        child.process.wait()
+    raise Interrupted(
+        f"stopped with {len(comparison.done)} of {len(comparison.runs)} runs finished, everything "
+        "is saved: repeat the command to go on"
+    )
+
+
+def keep(comparison: Comparison, run: Run, board: PlainBoard, how: str) -> None:
+    """Read a finished training."""
+    record = comparison.done[run.name] = read_record(run)
+    board.note(f"{run.name} {how}: mIoU {points(record['last']['miou'])}")
+
+
+def fail(comparison: Comparison, run: Run, reason: str, board: PlainBoard) -> None:
+    """Remember why a run has no result."""
+    comparison.failures[run.name] = reason
+    board.note(f"{run.name} failed: {reason}")

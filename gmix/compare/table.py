@@ -1,0 +1,194 @@
+"""From the results of all runs to the two tables of a comparison."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from gmix.compare.plan import BASELINE, UPPER
+
+Record = dict[str, Any]  # one line of compare.jsonl
+NOTHING = "–"
+GAP = "gap to all masks closed"
+
+
+class Table(NamedTuple):
+    """A table of text."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        """As a Markdown table below its title.
+
+        Examples:
+            >>> print(Table("T", ["a", "b"], [["x|y", "1"]]).markdown())
+            ## T
+            <BLANKLINE>
+            | a | b |
+            |---|---|
+            | x\\|y | 1 |
+        """
+        lines = [self.head, ["---"] * len(self.head), *self.rows]
+        cells = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+        text = ["|" + "|".join(line) + "|" for line in cells[1:2]]
+        first, *rest = ("| " + " | ".join(line) + " |" for line in (cells[0], *cells[2:]))
+        return "\n".join([f"## {self.title}", "", first, *text, *rest])
+
+
+def scores_table(records: Sequence[Record], methods: Sequence[str]) -> Table:
+    """A row a method: scores, what they cost, and how good the pseudo masks were.
+
+    Args:
+        records: of the finished runs.
+        methods: the rows, in their order; one without a finished run is left out.
+    """
+    rows = [scores_row(records, method) for method in methods if of(records, method)]
+    if UPPER not in methods:
+        for row in rows:
+            del row[GAP]
+    return Table("Scores", list(rows[0]) if rows else [], [list(row.values()) for row in rows])
+
+
+def scores_row(records: Sequence[Record], method: str) -> dict[str, str]:
+    """The cells of one method, by what stands above them."""
+    own = of(records, method)
+    last = [record["last"]["miou"] for record in own]
+    precision = mean(pseudo(record, "precision") for record in own)
+    coverage = mean(pseudo(record, "coverage") for record in own)
+    seconds = mean(record["seconds_per_step"] for record in own)
+    passes = mean(record["image_passes_per_step"] for record in own)
+    return {
+        "method": method,
+        "mIoU of the last weights": mean_and_spread(last),
+        "each seed": ", ".join(points(value) for value in last),
+        "best checkpoint (chosen with the validation masks)": points(
+            mean(record["best"]["miou"] for record in own)
+        ),
+        "points against supervised": NOTHING
+        if method == BASELINE
+        else describe_gain(gain(records, method)),
+        GAP: NOTHING if method in (BASELINE, UPPER) else share(gap_closed(records, method)),
+        "seconds a step": number(seconds, "{:.3f}"),
+        "image passes a step": number(passes, "{:g}"),
+        "peak memory": memory([record["peak_memory_bytes"] for record in own]),
+        "pseudo masks: precision / coverage": NOTHING
+        if coverage is None
+        else f"{share(precision)} / {share(coverage)}",
+    }
+
+
+def classes_table(records: Sequence[Record], methods: Sequence[str]) -> Table:
+    """A row a class, a column a method: mean IoU of the last weights.
+
+    Examples:
+        >>> records = [{"method": "cct", "iou": {"cat": 0.5}}, {"method": "cct", "iou": {"cat": 0.6}}]
+        >>> classes_table(records, ["cct", "cps"])
+        Table(title='IoU by class', head=['class', 'cct'], rows=[['cat', '55.0']])
+    """
+    shown = [method for method in methods if of(records, method)]
+    names = list(records[0]["iou"]) if records else []
+    rows = [
+        [name, *(points(mean(r["iou"][name] for r in of(records, method))) for method in shown)]
+        for name in names
+    ]
+    return Table("IoU by class", ["class", *shown], rows)
+
+
+def gain(records: Sequence[Record], method: str, *others: str) -> float | None:
+    """Mean mIoU of a method less that of the baseline, over the seeds both (and `others`) have.
+
+    Examples:
+        >>> records = [
+        ...     {"method": method, "seed": seed, "last": {"miou": miou}}
+        ...     for method, seed, miou in [("supervised", 0, 0.25), ("cps", 0, 0.5), ("cps", 1, 1.0)]
+        ... ]
+        >>> gain(records, "cps"), gain(records, "cct")
+        (0.25, None)
+    """
+    seeds = set.intersection(
+        *({record["seed"] for record in of(records, name)} for name in (BASELINE, method, *others))
+    )
+    both = [
+        mean(r["last"]["miou"] for r in of(records, name) if r["seed"] in seeds)
+        for name in (method, BASELINE)
+    ]
+    return None if both[0] is None or both[1] is None else both[0] - both[1]
+
+
+def gap_closed(records: Sequence[Record], method: str) -> float | None:
+    """The share of what all masks would gain that the method gains without them; None if nothing."""
+    gap = gain(records, UPPER, method)
+    own = gain(records, method, UPPER)
+    return None if own is None or gap is None or gap <= 0 else own / gap
+
+
+def describe_gain(value: float | None) -> str:
+    """Points, and words where there is a loss.
+
+    Examples:
+        >>> describe_gain(0.0125), describe_gain(-0.02), describe_gain(None)
+        ('+1.2', '-2.0, below supervised', '–')
+    """
+    if value is None:
+        return NOTHING
+    return f"{100 * value:+.1f}{', below supervised' if value < 0 else ''}"
+
+
+def mean_and_spread(values: Sequence[float | None]) -> str:
+    """Mean ± standard deviation (of a sample: n - 1); one value has none.
+
+    Examples:
+        >>> mean_and_spread([0.4, 0.5]), mean_and_spread([0.4])
+        ('45.0 ± 7.1', '40.0')
+    """
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return NOTHING
+    spread = f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.1f}{spread}"
+
+
+def memory(values: Sequence[int | None]) -> str:
+    """The highest number of bytes.
+
+    Examples:
+        >>> memory([2_500_000, 3_000_000_000, None]), memory([None])
+        ('3,000 MB', '–')
+    """
+    return number(
+        max((value for value in values if value is not None), default=None), "{:,.0f} MB", 1e-6
+    )
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values there are, or None if there is none."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def points(value: float | None) -> str:
+    """A share in percent, one digit."""
+    return number(value, "{:.1f}", 100)
+
+
+def share(value: float | None) -> str:
+    """A share in whole percent."""
+    return number(value, "{:.0f}%", 100)
+
+
+def number(value: float | None, form: str, factor: float = 1) -> str:
+    """A number in this form, or a dash."""
+    return NOTHING if value is None else form.format(factor * value)
+
+
+def of(records: Sequence[Record], method: str) -> list[Record]:
+    """The runs of one method."""
+    return [record for record in records if record["method"] == method]
+
+
+def pseudo(record: Record, name: str) -> float | None:
+    """A number about the pseudo masks of a run, if they were judged."""
+    return None if record["pseudo"] is None else record["pseudo"][name]

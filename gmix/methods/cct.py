@@ -1,0 +1,234 @@
+"""Cross-consistency training: auxiliary decoders agree with the main one on disturbed features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gmix import functional as G
+from gmix.methods.method import Method, Step
+from gmix.network import GuidedMixNet
+from gmix.views import drop_channels
+
+__all__ = ["CCT"]
+
+DECODERS = {
+    "noise": 6,
+    "feature_drop": 6,
+    "dropout": 6,
+    "cutout": 6,
+    "context": 2,
+    "objects": 2,
+    "adversarial": 2,
+}
+
+
+class CCT(Method):
+    r"""Auxiliary decoders see the encoder's output disturbed in seven ways; each learns the main decoder's prediction.
+
+    $$L = L_{sup} + w\,\omega(t)\,\frac{1}{K |A|} \sum_{a \in A} \lVert\hat y_a(d_a(z)) - \hat y\rVert^2$$
+
+    $z$ is the deepest feature map, $d_a$ a disturbance; the auxiliary decoders, a 1x1 convolution to K channels and
+    PixelShuffles, see nothing else. The target is detached: the encoder learns, the main decoder does not. An ordinary
+    SMP decoder (with skips) serves as the main one.
+
+    | decoder | what it sees |
+    |---|---|
+    | `noise` | every activation times a factor in [0.7, 1.3] |
+    | `feature_drop` | without the positions of highest mean activation, above 70% to 90% of the maximum |
+    | `dropout` | without half of the channels |
+    | `cutout` | without a box of 40% of the height and width of all predicted objects (the authors: of each object) |
+    | `context` | without everything but the objects |
+    | `objects` | without the objects |
+    | `adversarial` | a step of length 2 towards the largest change (VAT) away |
+
+    Class 0 is the background, all others are objects.
+
+    Args:
+        net: The network to train.
+        unsupervised: $w$, 30 with the mean over K classes as the authors take it.
+        ramp_length: Share of the training over which $\omega$ rises to 1.
+        decoders: How many auxiliary decoders of each kind, by the names above.
+        ignore_index: Mask value without a class.
+
+    Returns:
+        `supervised`, `unsupervised` and `total`.
+
+    Raises:
+        ValueError: An unknown kind of decoder, or none at all.
+
+    Reference:
+        Ouali, Hudelot, Tami, "Semi-Supervised Semantic Segmentation with Cross-Consistency Training", CVPR 2020.
+
+    Examples:
+        >>> import segmentation_models_pytorch as smp
+        >>> method = CCT(GuidedMixNet(smp.Unet("resnet18", encoder_weights=None, classes=3)))
+        >>> x_l, y_l, x_u = torch.randn(2, 3, 64, 64), torch.randint(3, (2, 64, 64)), torch.randn(4, 3, 64, 64)
+        >>> sorted(method(x_l, y_l, x_u))
+        ['supervised', 'total', 'unsupervised']
+    """
+
+    def __init__(
+        self,
+        net: GuidedMixNet,
+        *,
+        unsupervised: float = 30.0,
+        ramp_length: float = 0.1,
+        decoders: Mapping[str, int] = DECODERS,
+        ignore_index: int = 255,
+    ) -> None:
+        super().__init__(net, ignore_index=ignore_index)
+        if unknown := sorted(decoders.keys() - DECODERS.keys()):
+            raise ValueError(f"CCT has no decoder {unknown[0]!r}: choose from {sorted(DECODERS)}")
+        self.kinds = [kind for kind, number in decoders.items() for _ in range(number)]
+        if not self.kinds:
+            raise ValueError("`decoders` must ask for at least one auxiliary decoder")
+        self.decoders = nn.ModuleList(
+            auxiliary_decoder(net.embedding_dim, net.classes) for _ in self.kinds
+        )
+        self.weight = unsupervised
+        self.ramp_length = ramp_length
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        x_labeled, y_labeled, x_unlabeled, progress, valid, generator = step
+        n, size = len(x_labeled), (x_labeled.shape[2], x_labeled.shape[3])
+        features = self.net.encode(torch.cat([x_labeled, x_unlabeled]))
+        logits = self.net.decode(features, size)
+        target = G.probabilities(logits[n:]).detach()
+        z = features[-1][n:]
+        padded = self.net.padded(*size)
+        objects = object_map(target, padded, (z.shape[2], z.shape[3]))
+        errors = []
+        for kind, decoder in zip(self.kinds, self.decoders, strict=True):
+            disturbed = disturb(kind, z, objects, decoder, generator)
+            auxiliary = F.interpolate(decoder(disturbed), size=padded, mode="bilinear")
+            auxiliary = auxiliary[..., : size[0], : size[1]]
+            errors.append(G.squared_error(G.probabilities(auxiliary), target, valid=valid))
+        supervised = self.supervised(logits[:n], y_labeled)
+        unsupervised = torch.stack(errors).mean() / max(self.net.classes, 2)
+        omega = G.ramp_up(progress, self.ramp_length)
+        total = supervised + self.weight * omega * unsupervised
+        return {"supervised": supervised, "unsupervised": unsupervised, "total": total}
+
+
+def auxiliary_decoder(channels: int, classes: int, doublings: int = 3) -> nn.Sequential:
+    """A 1x1 convolution to `classes` channels, then PixelShuffles that double the map each.
+
+    They end in a ReLU, as the authors' do. A single channel could then never say no: in the binary case there are
+    two, and their difference comes out.
+    """
+    binary, classes = classes == 1, max(classes, 2)
+    layers: list[nn.Module] = [nn.Conv2d(channels, classes, 1, bias=False)]
+    for _ in range(doublings):
+        wide = nn.Conv2d(classes, 4 * classes, 1)
+        # ICNR: the four pixels that come out of one start equal, without a checkerboard.
+        assert wide.bias is not None
+        with torch.no_grad():
+            start = nn.init.kaiming_normal_(torch.empty(classes, classes, 1, 1))
+            wide.weight.copy_(start.repeat_interleave(4, 0))
+            wide.bias.copy_(wide.bias[::4].repeat_interleave(4))
+        layers += [wide, nn.ReLU(), nn.PixelShuffle(2)]
+    return nn.Sequential(*layers, _Difference()) if binary else nn.Sequential(*layers)
+
+
+class _Difference(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, 1:] - x[:, :1]
+
+
+def object_map(probs: Tensor, padded: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Where the most probable class is not the background, on the grid of the features.
+
+    Args:
+        probs: `(N, K, H, W)`.
+        padded: What the images were padded to; there are no objects on padding.
+        grid: Height and width of the features.
+
+    Returns:
+        `(N, 1, *grid)`, 0 or 1.
+    """
+    objects = (G.most_probable(probs)[1] > 0).float()[:, None]
+    objects = F.pad(objects, (0, padded[1] - probs.shape[3], 0, padded[0] - probs.shape[2]))
+    return F.interpolate(objects, size=grid, mode="nearest")
+
+
+def disturb(
+    kind: str,
+    z: Tensor,
+    objects: Tensor,
+    decoder: nn.Module,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The features `z (N, C, h, w)` as a decoder of this kind sees them."""
+    if kind == "dropout":
+        return drop_channels(z, 0.5, generator)
+    if kind == "context":
+        return z * objects
+    if kind == "objects":
+        return z * (1 - objects)
+    if kind == "cutout":
+        return z * (1 - box_in(objects, 0.4, generator))
+    if kind == "adversarial":
+        return z + adversarial(z.detach(), decoder, generator=generator)
+    if kind == "noise":
+        factor = torch.rand(z.shape[1:], generator=generator, device=z.device)
+        return z * (1 + 0.3 * (2 * factor - 1))
+    activation = z.mean(1, keepdim=True)
+    draw = torch.rand((), generator=generator, device=z.device)
+    highest = activation.amax((2, 3), keepdim=True)
+    return z * (activation < highest * (0.7 + 0.2 * draw))
+
+
+def box_in(objects: Tensor, share: float, generator: torch.Generator | None = None) -> Tensor:
+    """A random box of `share` of the height and width of the objects' bounding box; empty without objects."""
+    box = torch.ones_like(objects)
+    for dim in (2, 3):
+        length = objects.shape[dim]
+        there = objects.amax(5 - dim, keepdim=True) > 0
+        place = torch.arange(length, device=objects.device).view(
+            [-1 if d == dim else 1 for d in range(4)]
+        )
+        low = torch.where(there, place, length).amin(dim, keepdim=True)
+        high = torch.where(there, place + 1, 0).amax(dim, keepdim=True)
+        extent = (high - low).clamp(min=0)
+        draw = torch.rand(len(objects), 1, 1, 1, generator=generator, device=objects.device)
+        start = low + (draw * (1 - share) * extent).floor()
+        box = box * ((place >= start) & (place < start + (share * extent).ceil()))
+    return box
+
+
+def adversarial(
+    z: Tensor,
+    decoder: nn.Module,
+    *,
+    xi: float = 0.1,
+    length: float = 2.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The step of this length from `z` that changes the decoder's prediction most, one iteration of VAT.
+
+    Args:
+        z: Features, detached.
+        decoder: What is to be misled.
+        xi: Length of the trial step. The authors' configuration says 1e-6, which rounds to nothing in float32;
+            this is the default of their function.
+        length: Of the step.
+        generator: On the device of `z`.
+    """
+    draw = torch.rand(z.shape, generator=generator, device=z.device) - 0.5
+    with torch.enable_grad(), torch.autocast(z.device.type, enabled=False):
+        z = z.float()
+        direction = (xi * unit(draw)).requires_grad_()
+        target = G.probabilities(decoder(z)).detach()
+        distance = G.soft_cross_entropy(decoder(z + direction), target)
+        gradient: Tensor = torch.autograd.grad(distance, direction)[0]
+    return length * unit(gradient)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Each `(C, h, w)` of a batch with length 1."""
+    length: Tensor = x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    return x / length.clamp(min=torch.finfo(x.dtype).tiny)

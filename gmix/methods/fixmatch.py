@@ -1,0 +1,72 @@
+"""FixMatch for segmentation: what is sure on the weak view is taught on the strong one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gmix.methods.method import Method, Step
+from gmix.network import GuidedMixNet
+from gmix.pseudo import PseudoMask
+from gmix.views import StrongView
+
+__all__ = ["FixMatch"]
+
+
+class FixMatch(Method):
+    r"""Cross-entropy on a strong view towards the network's own sure labels on the weak one.
+
+    $$L = L_{sup} + w\,\mathrm{CE}(\mathrm{strong}(x_u), \arg\max \hat y(x_u))\,[\max \hat y(x_u) \ge \tau]$$
+
+    The mean is over all pixels: few sure ones give a small loss.
+
+    Args:
+        net: The network to train.
+        threshold: $\tau$.
+        unsupervised: $w$.
+        mean: Per channel, what was subtracted from the images (in 0..1) when they were normalised.
+        std: Per channel, what they were divided by. Both serve the strong view, the part `strong`.
+        ignore_index: Mask value without a class.
+
+    Returns:
+        `supervised`, `unsupervised` and `total`.
+
+    Reference:
+        Sohn et al., "FixMatch", 2020; as a method for segmentation with strong colours and CutMix: Yang et al.,
+        "Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic Segmentation" (UniMatch), CVPR 2023.
+
+    Examples:
+        >>> import segmentation_models_pytorch as smp
+        >>> method = FixMatch(GuidedMixNet(smp.Unet("resnet18", encoder_weights=None, classes=3)))
+        >>> x_l, y_l, x_u = torch.randn(2, 3, 64, 64), torch.randint(3, (2, 64, 64)), torch.randn(4, 3, 64, 64)
+        >>> sorted(method(x_l, y_l, x_u))
+        ['supervised', 'total', 'unsupervised']
+    """
+
+    def __init__(
+        self,
+        net: GuidedMixNet,
+        *,
+        threshold: float = 0.95,
+        unsupervised: float = 1.0,
+        mean: Sequence[float] | float = (0.485, 0.456, 0.406),
+        std: Sequence[float] | float = (0.229, 0.224, 0.225),
+        ignore_index: int = 255,
+    ) -> None:
+        super().__init__(net, ignore_index=ignore_index)
+        self.strong = StrongView(mean=mean, std=std)
+        self.threshold = threshold
+        self.weight = unsupervised
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        x_labeled, y_labeled, x_unlabeled, _, valid, generator = step
+        logits = self.net(torch.cat([x_labeled, x_unlabeled]))
+        labeled, weak = logits.split([len(x_labeled), len(x_unlabeled)])
+        pseudo = PseudoMask.of(weak, valid, self.ignore_index)
+        view, pasted = self.strong(x_unlabeled, generator)
+        supervised = self.supervised(labeled, y_labeled)
+        unsupervised = pseudo.paste(pasted).loss(self.net(view), self.threshold, self.ignore_index)
+        total = supervised + self.weight * unsupervised
+        return {"supervised": supervised, "unsupervised": unsupervised, "total": total}

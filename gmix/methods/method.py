@@ -1,0 +1,129 @@
+"""What every training method is: a network, and one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gmix import functional as G
+from gmix.modes import eval_mode
+from gmix.network import GuidedMixNet
+
+__all__ = ["Method", "Step"]
+
+
+class Step(NamedTuple):
+    """What a method learns from in one step; the shapes are checked."""
+
+    x_labeled: Tensor  # (N, C, H, W)
+    y_labeled: Tensor  # (N, H, W) int64
+    x_unlabeled: Tensor  # (M, C, H, W)
+    progress: float  # in [0, 1]
+    valid: Tensor | None  # (M, H, W) bool: False on the padding of unlabeled images
+    generator: torch.Generator | None
+
+
+class Method(nn.Module):
+    """A way to train a network on labeled and unlabeled images. Every method is called like this one.
+
+    A subclass writes `losses`; `forward` is the same for all.
+
+    Whatever a method needs besides the network (a teacher, a second student, auxiliary decoders) is part of the
+    method: it is saved and resumed with it, and never reaches `net.model`, the model that is deployed.
+
+    Args:
+        net: The network to train.
+        ignore_index: Mask value without a class.
+
+    Shape:
+        - `x_labeled` `(N, C, H, W)`, `y_labeled` `(N, H, W)` int64, `x_unlabeled` `(M, C, H, W)`: a batch
+        - `progress` in [0, 1]: the share of the training that is done, for ramps
+        - `valid_unlabeled` `(M, H, W)` bool: False on padding
+        - `generator`: on the images' device; without it torch's global one is used
+
+    Returns:
+        Named float32 scalars, each unweighted, and `total`, what is to be minimised.
+
+    Raises:
+        ValueError: No unlabeled images for a method that needs them, or shapes that do not fit.
+    """
+
+    __call__: Callable[..., dict[str, Tensor]]
+    needs_unlabeled = True
+    # Pixels whose pseudo label is less sure are not learned; a method with a threshold sets its own.
+    threshold: float = 0.0
+
+    def __init__(self, net: GuidedMixNet, *, ignore_index: int = 255) -> None:
+        super().__init__()
+        self.net = net
+        self.ignore_index = ignore_index
+        # Only GuidedMix trains it, and a parameter without a gradient must not be trained.
+        net.classifier.requires_grad_(False)
+
+    def forward(
+        self,
+        x_labeled: Tensor,
+        y_labeled: Tensor,
+        x_unlabeled: Tensor | None = None,
+        *,
+        progress: float = 1.0,
+        valid_unlabeled: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        x_unlabeled = self._unlabeled(x_labeled, x_unlabeled, valid_unlabeled)
+        return self.losses(
+            Step(x_labeled, y_labeled, x_unlabeled, progress, valid_unlabeled, generator)
+        )
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """What a method is: the named losses of one step."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def pseudo_masks(
+        self,
+        x_labeled: Tensor,
+        y_labeled: Tensor,
+        x_unlabeled: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """What this method would learn from if it met `x_unlabeled`: probabilities `(M, K, H, W)`.
+
+        Changes nothing, so that the pseudo masks of images whose masks are known can be judged at any time.
+        Unless a method says otherwise, its teacher's prediction, or without one its own in eval mode.
+        """
+        teacher = getattr(self, "teacher", None)
+        net = self.net if teacher is None else teacher.net
+        with eval_mode(net):
+            return G.probabilities(net(x_unlabeled))
+
+    def supervised(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Cross-entropy of the labeled images, the one term all methods have."""
+        return G.cross_entropy(logits, y, ignore_index=self.ignore_index)
+
+    def _unlabeled(
+        self, x_labeled: Tensor, x_unlabeled: Tensor | None, valid: Tensor | None
+    ) -> Tensor:
+        """The unlabeled images, if all shapes fit."""
+        if not self.needs_unlabeled:
+            return x_labeled[:0] if x_unlabeled is None else x_unlabeled
+        if x_unlabeled is None or not len(x_unlabeled):
+            raise ValueError(
+                f"{type(self).__name__} needs `x_unlabeled`; with labeled images only, "
+                "use Supervised"
+            )
+        if x_unlabeled.shape[1:] != x_labeled.shape[1:]:
+            raise ValueError(
+                "`x_labeled` and `x_unlabeled` must have the same shape but for their number, "
+                f"got {tuple(x_labeled.shape)} and {tuple(x_unlabeled.shape)}"
+            )
+        pixels = (len(x_unlabeled), *x_unlabeled.shape[2:])
+        if valid is not None and valid.shape != pixels:
+            raise ValueError(
+                f"`valid_unlabeled` must have shape {pixels}, one value per pixel of `x_unlabeled`, "
+                f"got {tuple(valid.shape)}"
+            )
+        return x_unlabeled

@@ -1,0 +1,94 @@
+"""UniMatch: FixMatch with two strong views and one disturbed in the features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gmix.methods.method import Method, Step
+from gmix.network import GuidedMixNet
+from gmix.pseudo import PseudoMask
+from gmix.views import StrongView, drop_channels
+
+__all__ = ["UniMatch"]
+
+
+class UniMatch(Method):
+    r"""Two strong views and a view with half of the feature channels dropped learn the weak view's sure labels.
+
+    $$L = L_{sup} + \tfrac{w}{2}(L_{s1} + L_{s2}) + w_{f} L_{features}$$
+
+    each $L$ as in [`FixMatch`][gmix.methods.FixMatch]. The authors divide the whole by 2, which AdamW does not notice.
+
+    Args:
+        net: The network to train.
+        threshold: Least confidence of a label.
+        strong: $w$ of the two strong views together.
+        features: $w_f$ of the view disturbed in the features.
+        drop: Share of channels that are dropped from the encoder's maps.
+        mean: Per channel, what was subtracted from the images (in 0..1) when they were normalised.
+        std: Per channel, what they were divided by. Both serve the strong view, the part `view`.
+        ignore_index: Mask value without a class.
+
+    Returns:
+        `supervised`, `strong` (mean of the two), `features` and `total`.
+
+    Reference:
+        Yang, Qi, Feng, Zhang, Shi, "Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic
+        Segmentation", CVPR 2023; their VOC settings.
+
+    Examples:
+        >>> import segmentation_models_pytorch as smp
+        >>> method = UniMatch(GuidedMixNet(smp.Unet("resnet18", encoder_weights=None, classes=3)))
+        >>> x_l, y_l, x_u = torch.randn(2, 3, 64, 64), torch.randint(3, (2, 64, 64)), torch.randn(4, 3, 64, 64)
+        >>> sorted(method(x_l, y_l, x_u))
+        ['features', 'strong', 'supervised', 'total']
+    """
+
+    def __init__(
+        self,
+        net: GuidedMixNet,
+        *,
+        threshold: float = 0.95,
+        strong: float = 0.5,
+        features: float = 0.5,
+        drop: float = 0.5,
+        mean: Sequence[float] | float = (0.485, 0.456, 0.406),
+        std: Sequence[float] | float = (0.229, 0.224, 0.225),
+        ignore_index: int = 255,
+    ) -> None:
+        super().__init__(net, ignore_index=ignore_index)
+        self.view = StrongView(mean=mean, std=std)
+        self.threshold = threshold
+        self.strong_weight = strong
+        self.features_weight = features
+        self.drop = drop
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        x_labeled, y_labeled, x_unlabeled, _, valid, generator = step
+        n, size = len(x_labeled), (x_labeled.shape[2], x_labeled.shape[3])
+        features = self.net.encode(torch.cat([x_labeled, x_unlabeled]))
+        # Of three dimensions are a vision transformer's prefix tokens, which have no maps.
+        disturbed = [
+            drop_channels(f[n:], self.drop, generator) if f.dim() == 4 else f[n:] for f in features
+        ]
+        logits = self.net.decode(features, size)
+        pseudo = PseudoMask.of(logits[n:], valid, self.ignore_index)
+        views = [self.view(x_unlabeled, generator) for _ in range(2)]
+        strong = self.net(torch.cat([view for view, _ in views])).chunk(2)
+        each = [
+            pseudo.paste(pasted).loss(out, self.threshold, self.ignore_index)
+            for out, (_, pasted) in zip(strong, views, strict=True)
+        ]
+        losses = {
+            "supervised": self.supervised(logits[:n], y_labeled),
+            "strong": torch.stack(each).mean(),
+            "features": pseudo.loss(
+                self.net.decode(disturbed, size), self.threshold, self.ignore_index
+            ),
+        }
+        total = losses["supervised"] + self.strong_weight * losses["strong"]
+        losses["total"] = total + self.features_weight * losses["features"]
+        return losses

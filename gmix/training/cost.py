@@ -1,0 +1,75 @@
+"""What a training costs: images through encoders in a step, and the memory it took."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from gmix.network import GuidedMixNet
+from gmix.reference import LabeledReference
+
+
+def count_first_step(method: nn.Module, tell: Callable[[int], None]) -> None:
+    """Count the images that go through an encoder the next time the method is called.
+
+    Teachers, second students and frozen references count like the network itself: an image that
+    is looked at twice is two passes.
+
+    Args:
+        method: any training method; it is left as it was after that call.
+        tell: called with the number.
+
+    Examples:
+        >>> import segmentation_models_pytorch as smp
+        >>> from gmix.methods import FixMatch
+        >>> net = GuidedMixNet(smp.Unet("resnet18", encoder_weights=None, classes=2))
+        >>> method = FixMatch(net)
+        >>> count_first_step(method, lambda images: print(images, "passes"))
+        >>> x, y = torch.randn(2, 3, 32, 32), torch.randint(2, (2, 32, 32))
+        >>> _ = method(x, y, torch.randn(3, 3, 32, 32))  # 2 labeled + 3 weak + 3 strong views
+        8 passes
+    """
+    images = 0
+
+    def count(encoder: nn.Module, inputs: tuple[Any, ...]) -> None:
+        nonlocal images
+        images += len(inputs[0])
+
+    def finish(method: nn.Module, inputs: tuple[Any, ...], losses: Any) -> None:
+        for handle in handles:
+            handle.remove()
+        tell(images)
+
+    handles = [encoder.register_forward_pre_hook(count) for encoder in encoders(method)]
+    handles.append(method.register_forward_hook(finish))
+
+
+def encoders(method: nn.Module) -> list[nn.Module]:
+    """Every encoder a method owns."""
+    found: list[nn.Module] = []
+    for module in method.modules():
+        if isinstance(module, GuidedMixNet):
+            found.append(module.model.encoder)
+        elif isinstance(module, LabeledReference):
+            found.append(module.encoder)
+    return found
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes this process has had so far: of a GPU, what tensors took; else all memory.
+
+    None where the system does not tell (Windows). On Linux the memory of a process counts from
+    that of the one that started it.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # macOS counts bytes, Linux kB

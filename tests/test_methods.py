@@ -1,0 +1,1039 @@
+"""The published methods: one step of each against naive code, and the traps around them."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_nets import Labeled, seeded, tiny_batch, tiny_net
+from torch import Tensor, nn
+
+from gmix.methods import (
+    CCT,
+    CPS,
+    ClassMix,
+    CutMixSeg,
+    FixMatch,
+    GuidedMix,
+    MeanTeacher,
+    Method,
+    Supervised,
+    UniMatch,
+)
+from gmix.methods import cct as cct_file
+from gmix.methods.cct import DECODERS, adversarial, auxiliary_decoder, box_in, disturb
+from gmix.methods.classmix import half_of_classes
+from gmix.views import Pasted
+
+seeds = st.integers(0, 2**31 - 1)
+ONE_OF_EACH = dict.fromkeys(DECODERS, 1)
+METHODS: dict[str, Callable[..., Method]] = {
+    "mean_teacher": MeanTeacher,
+    "cutmix": CutMixSeg,
+    "classmix": ClassMix,
+    "fixmatch": FixMatch,
+    "unimatch": UniMatch,
+    "cps": CPS,
+    "cct": CCT,
+}
+TEACHERS = ("mean_teacher", "cutmix", "classmix")
+THRESHOLD = {"cutmix", "classmix", "fixmatch", "unimatch"}
+SURE = {3: 0.45, 1: 0.6}  # about half of the pixels of nets that know nothing yet
+EACH = pytest.mark.parametrize("name", METHODS)
+
+
+def make(name: str, classes: int = 3, **options: Any) -> Method:
+    """With a threshold that untrained nets reach, and every auxiliary decoder once."""
+    if name in THRESHOLD:
+        options = {"threshold": SURE[classes], **options}
+    if name == "cct":
+        options = {"decoders": ONE_OF_EACH, **options}
+    return METHODS[name](tiny_net(classes), **options)
+
+
+def moved(method: Any) -> Any:
+    """As in the middle of a training: the student has left its teacher, BatchNorm has seen images."""
+    g = seeded(9)
+    with torch.no_grad():
+        for p in method.net.parameters():
+            p.add_(0.04 * torch.randn(p.shape, generator=g))
+        for module in method.net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.copy_(torch.randn(module.running_mean.shape, generator=g) / 9)
+                module.running_var.copy_(torch.rand(module.running_var.shape, generator=g) + 0.5)
+    if getattr(method, "teacher", None) is not None:
+        method.teacher.step.fill_(9)
+    return method
+
+
+def batch_of(classes: int = 3) -> Labeled:
+    """3 labeled and 4 unlabeled images of 32 x 24."""
+    x_l, y, x_u = tiny_batch(classes=classes)
+    return Labeled(x_l[..., :24], y[..., :24], x_u[..., :24])
+
+
+def some_valid() -> Tensor:
+    return torch.rand(4, 32, 24, generator=seeded(3)) < 0.8
+
+
+# --- one step against naive code ----------------------------------------------------------------
+
+
+def full(logits: Tensor) -> Tensor:
+    """Probabilities of all classes, of background and foreground if binary."""
+    logits = logits.double()
+    if logits.shape[1] == 1:
+        foreground = 1 / (1 + (-logits).exp())
+        return torch.cat([1 - foreground, foreground], 1)
+    return logits.exp() / sum(logits[:, k : k + 1].exp() for k in range(logits.shape[1]))
+
+
+def best(probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Each pixel's class and how sure it is."""
+    values = probs.detach().numpy()
+    labels = np.zeros((len(values), *values.shape[2:]), dtype=np.int64)
+    confidence = np.zeros(labels.shape)
+    for i, r, c in np.ndindex(*labels.shape):
+        for k, value in enumerate(values[i, :, r, c]):
+            if value > confidence[i, r, c]:
+                labels[i, r, c], confidence[i, r, c] = k, value
+    return torch.from_numpy(labels), torch.from_numpy(confidence)
+
+
+def entropy(logits: Tensor, labels: Tensor, counted: Tensor, learnt: Tensor) -> Any:
+    """Cross-entropy, image by image and class by class; `learnt` of the `counted` pixels."""
+    total: Any = 0
+    for probs, mask, some in zip(full(logits), labels, learnt & counted, strict=True):
+        for k, prob in enumerate(probs):
+            total = total - prob[some & (mask == k)].log().sum()
+    return total / counted.sum()
+
+
+def labeled_entropy(logits: Tensor, y: Tensor) -> Any:
+    return entropy(logits, y, y != 255, y != 255)
+
+
+def error(logits: Tensor, target: Tensor, valid: Tensor) -> Any:
+    """Squared error summed over the classes, mean over the valid pixels."""
+    total: Any = 0
+    for probs, wanted, inside in zip(full(logits), target.detach(), valid, strict=True):
+        for prob, value in zip(probs, wanted, strict=True):
+            total = total + ((prob - value) ** 2)[inside].sum()
+    return total / valid.sum()
+
+
+def paste(values: Tensor, pasted: Pasted) -> Tensor:
+    out = values.clone()
+    for i, j in enumerate(pasted.source.tolist()):
+        out[i][..., pasted.box[i]] = values[j][..., pasted.box[i]]
+    return out
+
+
+def share_of(sure: Tensor, valid: Tensor) -> float:
+    """Of the pixels that are not padding."""
+    share = int((sure & valid).sum()) / int(valid.sum())
+    assert 0.1 < share < 0.9, f"choose another threshold: {share}"
+    return share
+
+
+def followed(method: Any) -> nn.Module:
+    """The teacher one step closer to the student."""
+    teacher, t = method.teacher, int(method.teacher.step)
+    keep = min(0.99, (1 + t) / (10 + t))
+    with torch.no_grad():
+        for p, new in zip(teacher.net.parameters(), method.net.parameters(), strict=True):
+            p.copy_(keep * p + (1 - keep) * new)
+        for own, new in zip(teacher.net.buffers(), method.net.buffers(), strict=True):
+            own.copy_(new)
+    teacher.step += 1
+    assert not teacher.net.training
+    found: nn.Module = teacher.net
+    return found
+
+
+def ramp(progress: float, length: float) -> float:
+    return math.exp(-5 * (1 - progress / length) ** 2)
+
+
+def plain_mean_teacher(
+    method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
+) -> dict[str, Any]:
+    target = full(followed(method)(x_u))
+    logits = method.net(torch.cat([x_l, method.color(x_u, g)]))
+    supervised = labeled_entropy(logits[:3], y)
+    unsupervised = error(logits[3:], target, valid)
+    total = supervised + 0.7 * ramp(0.05, 0.08) * unsupervised
+    return {"supervised": supervised, "unsupervised": unsupervised, "total": total}
+
+
+def plain_cutmix(
+    method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
+) -> dict[str, Any]:
+    target = full(followed(method)(x_u))
+    pasted = method.cutmix(x_u, g)
+    view = paste(method.color(x_u, g), pasted)
+    target, inside = paste(target, pasted), paste(valid, pasted)
+    assert pasted.box.flatten(1).any(1).all()
+    share = share_of(best(target)[1] >= method.threshold, inside)
+    logits = method.net(torch.cat([x_l, view]))
+    supervised = labeled_entropy(logits[:3], y)
+    unsupervised = share * error(logits[3:], target, inside)
+    total = supervised + 0.7 * unsupervised
+    return {"supervised": supervised, "unsupervised": unsupervised, "total": total}
+
+
+def plain_classmix(
+    method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
+) -> dict[str, Any]:
+    probs = full(followed(method)(x_u))
+    labels, confidence = best(probs)
+    draw = torch.rand(4, probs.shape[1], generator=g)
+    image, mask, sure, inside = x_u.clone(), labels.clone(), confidence.clone(), valid.clone()
+    for i in range(4):
+        present = {int(k) for k in labels[i][valid[i]]}
+        assert len(present) > 1
+        order = sorted(present, key=lambda k, i=i: float(draw[i, k]), reverse=True)
+        chosen = order[: len(present) // 2]
+        for r, c in np.ndindex(32, 24):
+            if not (valid[i, r, c] and int(labels[i, r, c]) in chosen):
+                j = (i + 1) % 4
+                image[i, :, r, c] = x_u[j, :, r, c]
+                mask[i, r, c] = labels[j, r, c]
+                sure[i, r, c], inside[i, r, c] = confidence[j, r, c], valid[j, r, c]
+    view = method.blur(method.color(image, g), g)
+    logits = method.net(torch.cat([x_l, view]))
+    supervised = labeled_entropy(logits[:3], y)
+    share = share_of(sure >= method.threshold, inside)
+    unsupervised = share * entropy(logits[3:], mask, inside, inside)
+    total = supervised + 0.7 * unsupervised
+    return {"supervised": supervised, "unsupervised": unsupervised, "total": total}
+
+
+def plain_fixmatch(
+    method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
+) -> dict[str, Any]:
+    weak = method.net(torch.cat([x_l, x_u]))
+    labels, confidence = best(full(weak[3:]))
+    view, pasted = method.strong(x_u, g)
+    assert pasted.box.any()
+    labels, confidence, inside = (paste(v, pasted) for v in (labels, confidence, valid))
+    sure = confidence >= method.threshold
+    share_of(sure, inside)
+    supervised = labeled_entropy(weak[:3], y)
+    unsupervised = entropy(method.net(view), labels, inside, sure)
+    total = supervised + 0.7 * unsupervised
+    return {"supervised": supervised, "unsupervised": unsupervised, "total": total}
+
+
+def plain_unimatch(
+    method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
+) -> dict[str, Any]:
+    features = method.net.encode(torch.cat([x_l, x_u]))
+    dropped = []
+    for f in features:
+        draw = torch.rand(4, f.shape[1], generator=g)
+        kept = [[float(u >= 0.4) / 0.6 for u in row] for row in draw.tolist()]
+        dropped.append(f[3:] * torch.tensor(kept)[:, :, None, None])
+    weak = method.net.decode(features, (32, 24))
+    labels, confidence = best(full(weak[3:]))
+    (one, at_one), (two, at_two) = method.view(x_u, g), method.view(x_u, g)
+    assert at_one.box.any() and at_two.box.any() and not torch.equal(one, two)
+    strong = method.net(torch.cat([one, two]))
+    each: Any = 0
+    for out, pasted in ((strong[:4], at_one), (strong[4:], at_two)):
+        mask, sure, inside = (paste(v, pasted) for v in (labels, confidence, valid))
+        each = each + entropy(out, mask, inside, sure >= method.threshold) / 2
+    share_of(confidence >= method.threshold, valid)
+    disturbed = method.net.decode(dropped, (32, 24))
+    losses = {
+        "supervised": labeled_entropy(weak[:3], y),
+        "strong": each,
+        "features": entropy(disturbed, labels, valid, confidence >= method.threshold),
+    }
+    total = losses["supervised"] + 0.7 * losses["strong"] + 0.3 * losses["features"]
+    return {**losses, "total": total}
+
+
+def plain_cps(
+    method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
+) -> dict[str, Any]:
+    inside = torch.cat([torch.ones(3, 32, 24, dtype=torch.bool), valid])
+    one, other = (net(torch.cat([x_l, x_u])) for net in (method.net, method.other))
+    first, second = best(full(one))[0], best(full(other))[0]
+    assert 0.1 < (first == second).float().mean() < 0.9
+    supervised = labeled_entropy(one[:3], y) + labeled_entropy(other[:3], y)
+    cross = entropy(one, second, inside, inside) + entropy(other, first, inside, inside)
+    return {"supervised": supervised, "cross": cross, "total": supervised + 0.7 * cross}
+
+
+def plain_cct(
+    method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
+) -> dict[str, Any]:
+    features = method.net.encode(torch.cat([x_l, x_u]))
+    logits = method.net.decode(features, (32, 24))
+    target, z = full(logits[3:]), features[-1][3:]
+    objects = torch.zeros(4, 1, 4, 3)
+    labels = best(target)[0]
+    for i, _, r, c in np.ndindex(*objects.shape):
+        objects[i, 0, r, c] = float(labels[i, 8 * r, 8 * c] > 0)
+    assert 0.1 < objects.mean() < 0.9
+    errors = []
+    for kind, decoder in zip(ONE_OF_EACH, method.decoders, strict=True):
+        factor, added = naive_disturb(kind, z.detach(), objects, decoder, g)
+        errors.append(error(decoder(z * factor + added), target, valid))
+    assert len(errors) == 7
+    supervised = labeled_entropy(logits[:3], y)
+    unsupervised = sum(errors) / 7 / target.shape[1]
+    total = supervised + 0.7 * ramp(0.05, 0.1) * unsupervised
+    return {"supervised": supervised, "unsupervised": unsupervised, "total": total}
+
+
+PLAIN: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
+    "mean_teacher": (plain_mean_teacher, {"unsupervised": 0.7}),
+    "cutmix": (plain_cutmix, {"unsupervised": 0.7}),
+    "classmix": (plain_classmix, {"unsupervised": 0.7}),
+    "fixmatch": (plain_fixmatch, {"unsupervised": 0.7}),
+    "unimatch": (plain_unimatch, {"strong": 0.7, "features": 0.3, "drop": 0.4}),
+    "cps": (plain_cps, {"cross": 0.7}),
+    "cct": (plain_cct, {"unsupervised": 0.7}),
+}
+
+
+@pytest.mark.parametrize(("classes", "padded"), [(3, False), (3, True), (1, True)])
+@EACH
+def test_a_step_is_this_plain_code(name: str, classes: int, padded: bool) -> None:
+    """Equal gradients also say: targets are constants, none reaches a teacher."""
+    plain_step, options = PLAIN[name]
+    batch = batch_of(classes)
+    valid = some_valid() if padded else None
+    method = moved(make(name, classes, **options))
+    plain = copy.deepcopy(method)
+    losses = method(*batch, progress=0.05, valid_unlabeled=valid, generator=seeded(7))
+    losses["total"].backward()
+
+    every = torch.ones(4, 32, 24, dtype=torch.bool)
+    expected = plain_step(plain, *batch, every if valid is None else valid, seeded(7))
+    expected["total"].backward()
+    assert losses.keys() == expected.keys()
+    for term, value in losses.items():
+        assert value.dtype == torch.float32 and value > 1e-3, term
+        torch.testing.assert_close(
+            value.double(), expected[term], atol=1e-5, rtol=1e-4, msg=lambda m, t=term: f"{t}: {m}"
+        )
+    naive = {key: p.grad for key, p in plain.named_parameters()}
+    for key, p in method.named_parameters():
+        torch.testing.assert_close(
+            p.grad, naive[key], atol=1e-5, rtol=2e-3, msg=lambda m, k=key: f"{k}: {m}"
+        )
+    after = plain.state_dict()
+    for key, value in method.state_dict().items():  # BatchNorm statistics, the teacher
+        torch.testing.assert_close(value, after[key], msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "term"),
+    [
+        ("mean_teacher", "unsupervised", "unsupervised"),
+        ("cutmix", "unsupervised", "unsupervised"),
+        ("classmix", "unsupervised", "unsupervised"),
+        ("fixmatch", "unsupervised", "unsupervised"),
+        ("unimatch", "strong", "strong"),
+        ("unimatch", "features", "features"),
+        ("cps", "cross", "cross"),
+        ("cct", "unsupervised", "unsupervised"),
+    ],
+)
+def test_every_weight_weighs_its_own_term(name: str, option: str, term: str) -> None:
+    light, heavy = (
+        make(name, **{option: weight})(*batch_of(), generator=seeded(1)) for weight in (0.5, 2.0)
+    )
+    for key in light.keys() - {"total"}:
+        assert light[key] == heavy[key]  # terms come unweighted
+    assert light[term] > 0
+    torch.testing.assert_close(heavy["total"] - light["total"], 1.5 * light[term])
+
+
+@pytest.mark.parametrize(("name", "length"), [("mean_teacher", 0.08), ("cct", 0.1)])
+def test_ramps_rise_to_1_and_without_progress_there_is_none(name: str, length: float) -> None:
+    untold, begun, halfway, ramped = (
+        make(name)(*batch_of(), **told, generator=seeded(1))
+        for told in ({}, {"progress": 0.0}, {"progress": length / 2}, {"progress": length})
+    )
+    weight = 30.0 if name == "cct" else 1.0
+    for losses, omega in ((begun, math.exp(-5)), (halfway, math.exp(-1.25)), (ramped, 1.0)):
+        torch.testing.assert_close(
+            losses["total"], losses["supervised"] + weight * omega * losses["unsupervised"]
+        )
+    assert untold["total"] == ramped["total"]
+
+
+def test_cct_takes_the_mean_over_any_number_of_decoders() -> None:
+    method: Any = moved(make("cct", decoders={"objects": 2, "context": 1}))
+    assert method.kinds == ["objects", "objects", "context"]
+    x_l, y, x_u = batch_of()
+    with torch.no_grad():
+        losses = copy.deepcopy(method)(x_l, y, x_u)
+        features = method.net.encode(torch.cat([x_l, x_u]))
+        target = full(method.net.decode(features, (32, 24))[3:])
+        objects = (best(target)[0][:, None, ::8, ::8] > 0).float()
+        every, z = torch.ones(4, 32, 24, dtype=torch.bool), features[-1][3:]
+        views = [z * (1 - objects), z * (1 - objects), z * objects]
+        errors = [
+            error(decoder(view), target, every)
+            for decoder, view in zip(method.decoders, views, strict=True)
+        ]
+    torch.testing.assert_close(losses["unsupervised"].double(), sum(errors) / 9)
+
+
+def test_a_method_has_as_many_decoders_as_the_paper() -> None:
+    method: Any = CCT(tiny_net())
+    assert len(method.decoders) == 30 and method.kinds.count("adversarial") == 2
+
+
+# --- gradients ----------------------------------------------------------------------------------
+
+
+def main_net(key: str) -> bool:
+    return key.startswith("net.model")
+
+
+def both_students(key: str) -> bool:
+    return key.startswith(("net.model", "other.model"))
+
+
+def not_the_main_decoder(key: str) -> bool:
+    return key.startswith(("net.model.encoder", "decoders"))
+
+
+LEARNS: dict[tuple[str, str], Callable[[str], bool]] = {
+    ("cps", "supervised"): both_students,
+    ("cps", "cross"): both_students,
+    ("cct", "unsupervised"): not_the_main_decoder,
+}
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@EACH
+def test_every_trained_parameter_gets_a_gradient(name: str, autocast: bool) -> None:
+    method = make(name)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        losses = method(*batch_of(), generator=seeded(0))
+    trained = {key: p for key, p in method.named_parameters() if p.requires_grad}
+    known = {key for key in trained if both_students(key) or key.startswith("decoders")}
+    assert set(trained) == known and {k for k, _ in method.net.named_parameters()} - {
+        k.removeprefix("net.") for k in trained
+    } == {"classifier.weight", "classifier.bias"}
+    for term in losses.keys() - {"total"}:
+        value = losses[term]
+        assert value.dtype == torch.float32 and value > 0
+        found = torch.autograd.grad(
+            value, list(trained.values()), retain_graph=True, allow_unused=True
+        )
+        learns = LEARNS.get((name, term), main_net)
+        for key, gradient in zip(trained, found, strict=True):
+            assert (gradient is not None) == learns(key), f"{term}: {key}"
+            if gradient is not None:
+                assert gradient.isfinite().all(), f"{term}: {key}"
+                # a bias before a BatchNorm or inside a softmax may truly get zero
+                assert gradient.dim() == 1 or gradient.any(), f"{term}: {key}"
+    losses["total"].backward()
+    for key, p in method.named_parameters():
+        assert (p.grad is not None) == (key in trained), key
+
+
+# --- randomness, inputs, state ------------------------------------------------------------------
+
+
+@EACH
+def test_the_method_draws_from_its_generator_only_and_leaves_its_inputs_alone(name: str) -> None:
+    batch, valid = batch_of(), some_valid()
+    before = [value.clone() for value in (*batch, valid)]
+
+    def step(seed: int | None) -> Tensor:
+        generator = None if seed is None else seeded(seed)
+        losses = make(name)(*batch, valid_unlabeled=valid, generator=generator)
+        return torch.stack([losses[term] for term in sorted(losses)])
+
+    method = make(name)
+    state = torch.get_rng_state()
+    method(*batch, valid_unlabeled=valid, generator=seeded(0))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(step(1), step(1))
+    assert torch.equal(step(1), step(2)) == (name == "cps")  # which draws nothing
+    # without one, torch's own is used (each `make` seeds it alike)
+    assert torch.equal(step(None), step(None))
+    assert all(torch.equal(a, b) for a, b in zip(before, (*batch, valid), strict=True))
+
+
+OWN = {**dict.fromkeys(TEACHERS, "teacher.net."), "cps": "other.", "cct": "decoders."}
+
+
+@EACH
+def test_what_a_method_brings_along_is_saved_with_it_and_not_with_its_net(name: str) -> None:
+    alone = tiny_net()
+    method = make(name)
+    assert method.net.state_dict().keys() == alone.state_dict().keys()
+    assert method.net.model.state_dict().keys() == alone.model.state_dict().keys()
+    assert {type(m) for m in method.net.modules()} == {type(m) for m in alone.modules()}
+    for key, value in alone.state_dict().items():  # nor does it change the net it is given
+        assert torch.equal(method.net.state_dict()[key], value)
+    own = {key for key in method.state_dict() if not key.startswith("net.")}
+    if name in OWN:
+        assert any(key.startswith(OWN[name]) for key in own)
+    else:
+        assert not own
+
+
+@EACH
+def test_state_dict_brings_everything_back(name: str) -> None:
+    method = make(name)
+    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
+    for seed in range(2):
+        optimizer.zero_grad()
+        method(*tiny_batch(seed=seed), generator=seeded(seed))["total"].backward()
+        optimizer.step()
+    other = make(name)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(1.0)
+    other.load_state_dict(method.state_dict())
+    expected, again = (m(*batch_of(), generator=seeded(5)) for m in (method, other))
+    for term, value in expected.items():
+        assert torch.equal(value, again[term]), term
+    after = other.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in method.state_dict().items())
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_a_teacher_follows_in_training_only_and_is_always_in_eval_mode(name: str) -> None:
+    method: Any = make(name, decay=0.9)
+    method.eval()(*batch_of())
+    assert method.teacher.step == 0 and method.teacher.decay == 0.9
+    method.train()(*batch_of())
+    assert method.teacher.step == 1 and not any(m.training for m in method.teacher.modules())
+
+
+# --- pseudo masks -------------------------------------------------------------------------------
+
+EVERY: dict[str, Callable[[int], Method]] = {
+    **{name: lambda classes, name=name: make(name, classes) for name in METHODS},
+    "supervised": lambda classes: Supervised(tiny_net(classes)),
+    "guidedmix": lambda classes: GuidedMix(tiny_net(classes)),
+    "paper": lambda classes: GuidedMix(tiny_net(classes), variant="paper"),
+}
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", EVERY)
+def test_pseudo_masks_are_probabilities_and_change_nothing(
+    name: str, training: bool, classes: int
+) -> None:
+    method = EVERY[name](classes)
+    if name != "guidedmix":
+        moved(method)
+    method.train(training)
+    batch = batch_of(classes)
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    modes = {key: module.training for key, module in method.named_modules()}
+    state = torch.get_rng_state()
+    probs = method.pseudo_masks(*batch, generator=seeded(0))
+    assert probs.shape == (4, classes, 32, 24) and probs.dtype == torch.float32
+    assert not probs.requires_grad and probs.min() >= 0 and probs.max() <= 1 + 1e-6
+    if classes > 1:
+        torch.testing.assert_close(probs.sum(1), torch.ones(4, 32, 24))
+    assert {key: module.training for key, module in method.named_modules()} == modes
+    assert all(torch.equal(before[key], value) for key, value in method.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+    still: Any = method.eval()
+    if isinstance(method, GuidedMix):
+        expected = still.guide(*batch, seeded(0)).pseudo
+    else:
+        net = still.teacher.net if name in TEACHERS else still.net
+        expected = full(net(batch.x_unlabeled))[:, -classes:].float()
+    torch.testing.assert_close(probs, expected)
+    assert torch.equal(probs, method.pseudo_masks(*batch, generator=seeded(0)))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_part_that_is_kept_in_eval_mode_stays_so_when_pseudo_masks_are_looked_at(
+    name: str,
+) -> None:
+    method = EVERY[name](3)
+    method.net.model.encoder.eval()  # how BatchNorm is frozen
+    modes = {key: module.training for key, module in method.named_modules()}
+    method.pseudo_masks(*batch_of(), generator=seeded(0))
+    assert {key: module.training for key, module in method.named_modules()} == modes
+
+
+# --- inputs of many kinds -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize(("labeled", "unlabeled"), [(2, 5), (4, 2), (1, 2), (2, 1)])
+@EACH
+def test_batches_of_any_sizes(name: str, classes: int, labeled: int, unlabeled: int) -> None:
+    method = make(name, classes)
+    losses = method(*tiny_batch(labeled, unlabeled, classes), generator=seeded(0))
+    losses["total"].backward()
+    assert all(value.isfinite() for value in losses.values())
+    assert method.net.model.segmentation_head[0].weight.grad.any()
+
+
+@EACH
+def test_images_that_no_stride_divides(name: str) -> None:
+    x_l, y, x_u = tiny_batch(size=40)
+    valid = torch.ones(4, 35, 37, dtype=torch.bool)
+    method = make(name)
+    losses = method(
+        x_l[..., :35, :37],
+        y[..., :35, :37],
+        x_u[..., :35, :37],
+        valid_unlabeled=valid,
+        generator=seeded(0),
+    )
+    assert all(value.isfinite() for value in losses.values())
+
+
+@EACH
+def test_a_batch_without_any_label_still_gives_a_finite_step(name: str) -> None:
+    x_l, y, x_u = batch_of()
+    losses = make(name)(x_l, torch.full_like(y, 255), x_u, generator=seeded(0))
+    losses["total"].backward()
+    assert losses["supervised"] == 0 and losses["total"] > 0 and losses["total"].isfinite()
+
+
+@EACH
+def test_only_padding_is_nothing_to_learn_from(name: str) -> None:
+    nothing = torch.zeros(4, 32, 24, dtype=torch.bool)
+    losses = make(name)(*batch_of(), valid_unlabeled=nothing, generator=seeded(0))
+    losses["total"].backward()
+    for term, value in losses.items():
+        if name == "cps" and term == "cross":  # it learns from the labeled images too
+            continue
+        assert (value > 0) == (term in ("supervised", "total")), term
+
+
+@pytest.mark.parametrize("ignore_index", [77, -1])
+@EACH
+def test_the_ignore_index_reaches_every_part(name: str, ignore_index: int) -> None:
+    x_l, y, x_u = batch_of()
+    options: dict[str, Any] = {"valid_unlabeled": some_valid()}
+    expected = make(name)(x_l, y, x_u, **options, generator=seeded(0))
+    y = torch.where(y == 255, ignore_index, y)
+    method = make(name, ignore_index=ignore_index)
+    losses = method(x_l, y, x_u, **options, generator=seeded(0))
+    for term, value in losses.items():
+        assert torch.equal(value, expected[term]), term
+
+
+class Told(nn.Module):
+    """A teacher that says what it is told."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits[: len(x)]
+
+
+@pytest.mark.parametrize("name", ["cutmix", "classmix"])
+def test_how_sure_the_teacher_is_of_padding_does_not_matter(name: str) -> None:
+    """The share of sure pixels is a share of those that are not padding."""
+    inside = torch.zeros(2, 32, 32, dtype=torch.bool)
+    inside[:, :, :16] = True
+    found = {}
+    for sure_inside in (True, False):
+        sure = torch.where(inside == sure_inside, 9.0, 0.1)
+        logits = torch.stack([torch.zeros_like(sure), sure, torch.zeros_like(sure)], 1)
+        method: Any = make(name, threshold=0.9).eval()
+        method.teacher.net = Told(logits)
+        x_l, y, x_u = tiny_batch(2, 2)
+        one, all_sure = (
+            m(x_l, y, x_u, valid_unlabeled=inside, generator=seeded(0))["unsupervised"]
+            for m in (method, same_with(method, threshold=0.0))
+        )
+        found[sure_inside] = (one / all_sure).item()
+    assert found == {True: pytest.approx(1.0), False: pytest.approx(0.0)}
+
+
+def same_with(method: Any, **attributes: Any) -> Any:
+    other = copy.deepcopy(method)
+    for key, value in attributes.items():
+        setattr(other, key, value)
+    return other
+
+
+@EACH
+def test_labeled_images_only_are_refused_by_name(name: str) -> None:
+    x_l, y, x_u = batch_of()
+    method = make(name)
+    for unlabeled in (None, x_u[:0]):
+        with pytest.raises(ValueError, match=f"^{type(method).__name__} needs `x_unlabeled`"):
+            method(x_l, y, unlabeled)
+
+
+@EACH
+def test_shapes_that_do_not_fit_are_refused_in_one_sentence(name: str) -> None:
+    x_l, y, x_u = batch_of()
+    for images in (x_u[..., :16], x_u[:, :2]):
+        with pytest.raises(ValueError, match="same shape but for their number") as refused:
+            make(name)(x_l, y, images)
+        assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match=r"\(3, 16, 24\)"):
+        make(name)(x_l, y[:, :16], x_u)
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 24), (4, 1, 32, 24), (4, 32, 1)])
+@EACH
+def test_validity_of_another_shape_is_refused_in_one_sentence(
+    name: str, shape: tuple[int, ...]
+) -> None:
+    valid = torch.ones(shape, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"valid.*shape") as refused:
+        make(name)(*batch_of(), valid_unlabeled=valid, generator=seeded(0))
+    assert "\n" not in str(refused.value)
+
+
+# --- it learns ----------------------------------------------------------------------------------
+
+
+def squares(n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A bright and a striped square on dark: classes 1 and 2 on 0, whatever the colours."""
+    x = 0.3 * torch.randn(n, 3, 32, 32, generator=g) - 1.5
+    y = torch.zeros(n, 32, 32, dtype=torch.int64)
+    stripes = torch.arange(12) // 3 % 2
+    for image, mask in zip(x, y, strict=True):
+        for k, rise in ((1, torch.full((12,), 3.5)), (2, 4.0 * stripes)):
+            top, left = torch.randint(0, 20, (2,), generator=g).tolist()
+            place = slice(top, top + 12), slice(left, left + 12)
+            mask[place] = k
+            noise = 0.3 * torch.randn(3, 12, 12, generator=g)
+            image[:, place[0], place[1]] = noise - 1.5 + rise
+    return x, y
+
+
+@EACH
+def test_a_few_steps_lower_the_total(name: str) -> None:
+    g = seeded(2)
+    (x_l, y_l), (x_u, _) = squares(4, g), squares(4, g)
+    method = make(name, **({"unsupervised": 3.0} if name == "cct" else {}))
+    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-2)
+    totals, steps = [], 24
+    for step in range(steps):
+        if not 4 <= step < steps - 4:  # the same views and full weights, whatever the step
+            with torch.no_grad():
+                probe = copy.deepcopy(method)(x_l, y_l, x_u, generator=seeded(99))
+            totals.append(probe["total"].item())
+        optimizer.zero_grad()
+        method(x_l, y_l, x_u, progress=step / steps, generator=seeded(step))["total"].backward()
+        optimizer.step()
+    assert sum(totals[4:]) < 0.6 * sum(totals[:4])
+
+
+# --- CPS ----------------------------------------------------------------------------------------
+
+
+def test_the_second_student_starts_elsewhere_from_the_same_encoder() -> None:
+    net = moved(Supervised(tiny_net())).net
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    method = CPS(net)
+    assert method.net is net
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    other = method.other.state_dict()
+    assert other.keys() == before.keys()
+    for key, value in before.items():
+        drawn = key.startswith(("model.decoder", "model.segmentation_head")) and value.dim() == 4
+        if drawn or key.startswith("model.encoder"):
+            assert torch.equal(other[key], value) != drawn, key
+    mine = {p.data_ptr() for p in net.parameters()}
+    assert mine.isdisjoint(p.data_ptr() for p in method.other.parameters())
+
+
+def test_a_decoder_drawn_anew_is_as_smp_draws_it() -> None:
+    net = moved(Supervised(tiny_net())).net
+    encoder = {key: value.clone() for key, value in net.model.encoder.state_dict().items()}
+    torch.manual_seed(0)
+    net.reset_decoder()
+    first = {key: value.clone() for key, value in net.state_dict().items()}
+    net.reset_decoder()
+    assert all(torch.equal(encoder[k], v) for k, v in net.model.encoder.state_dict().items())
+    for key, p in net.model.named_parameters():
+        if key.startswith("encoder"):
+            continue
+        fan_in, fan_out = p[0].numel(), p.shape[0] * p[0, 0].numel() if p.dim() == 4 else 0
+        if p.dim() == 4:  # uniform, in the bounds of Kaiming (decoder) or Xavier (head)
+            assert not torch.equal(first["model." + key], p)
+            head = key.startswith("segmentation_head")
+            bound = math.sqrt(6 / (fan_in + fan_out)) if head else math.sqrt(6 / fan_in)
+            assert 0.8 * bound < p.abs().max() <= bound, key
+        else:
+            assert torch.equal(p, torch.full_like(p, float(key.endswith("weight")))), key
+
+
+# --- ClassMix -----------------------------------------------------------------------------------
+
+
+@given(seeds, st.integers(2, 7), st.integers(1, 4), st.integers(1, 6), st.integers(1, 6))
+def test_half_of_the_classes_with_all_their_pixels(
+    seed: int, classes: int, n: int, h: int, w: int
+) -> None:
+    g = seeded(seed)
+    labels = torch.randint(classes, (n, h, w), generator=g)
+    outside = torch.tensor([classes, 254, 255])[torch.randint(3, (n, h, w), generator=g)]
+    labels = torch.where(torch.rand(n, h, w, generator=g) < 0.2, outside, labels)
+    before = labels.clone()
+    chosen = half_of_classes(labels, classes, g)
+    assert chosen.shape == labels.shape and chosen.dtype == torch.bool
+    assert torch.equal(labels, before)
+    for mask, marked in zip(labels.tolist(), chosen.tolist(), strict=True):
+        present: set[int] = set()
+        picked: set[int] = set()
+        left: set[int] = set()
+        for row, marks in zip(mask, marked, strict=True):
+            for label, mark in zip(row, marks, strict=True):
+                if label < classes:
+                    present.add(label)
+                    (picked if mark else left).add(label)
+                else:
+                    assert not mark
+        assert picked.isdisjoint(left) and len(picked) == len(present) // 2
+
+
+def test_every_class_has_the_same_chance_to_be_cut_out() -> None:
+    labels = torch.tensor([[0, 0, 0, 0, 2, 3, 3, 255]]).expand(6000, 1, 8)
+    chosen = half_of_classes(labels, 4, seeded(0))
+    assert (chosen.float().mean(0)[0, [0, 4, 5]] - 1 / 3).abs().max() < 0.03
+
+
+# --- CCT ----------------------------------------------------------------------------------------
+
+
+def naive_disturb(
+    kind: str, z: Tensor, objects: Tensor, decoder: nn.Module, g: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """What the features are multiplied with and what is added: one number at a time."""
+    n, channels, h, w = z.shape
+    factor, added = np.ones(z.shape), np.zeros(z.shape)
+    values, there = z.double().numpy(), objects.numpy()
+    if kind == "adversarial":
+        draw = torch.rand(z.shape, generator=g).double() - 0.5
+        added = naive_adversarial(z, decoder, draw).numpy()
+    elif kind == "dropout":
+        u = torch.rand(n, channels, generator=g).numpy()
+        for i, k in np.ndindex(n, channels):
+            factor[i, k] = 0 if u[i, k] < 0.5 else 2
+    elif kind == "noise":
+        u = torch.rand(channels, h, w, generator=g).double().numpy()
+        for i in range(n):
+            for k, r, c in np.ndindex(channels, h, w):
+                factor[i, k, r, c] = 0.7 + 0.6 * u[k, r, c]
+    elif kind == "feature_drop":
+        share = 0.7 + 0.2 * float(torch.rand((), generator=g))
+        for i in range(n):
+            means = [values[i, :, r, c].sum() / channels for r, c in np.ndindex(h, w)]
+            for (r, c), mean in zip(np.ndindex(h, w), means, strict=True):
+                factor[i, :, r, c] = mean < share * max(means)
+    elif kind == "cutout":
+        u = [torch.rand(n, generator=g).double().tolist() for _ in range(2)]
+        for i in range(n):
+            rows = [r for r in range(h) if there[i, 0, r].any()]
+            cols = [c for c in range(w) if there[i, 0, :, c].any()]
+            if rows:
+                (top, height), (left, width) = (
+                    (
+                        min(line) + math.floor(0.6 * draw[i] * (max(line) + 1 - min(line))),
+                        math.ceil(4 * (max(line) + 1 - min(line)) / 10),
+                    )
+                    for line, draw in zip((rows, cols), u, strict=True)
+                )
+                factor[i, :, top : top + height, left : left + width] = 0
+    else:
+        for i, k, r, c in np.ndindex(*z.shape):
+            factor[i, k, r, c] = there[i, 0, r, c] == (kind == "context")
+    return torch.from_numpy(factor).float(), torch.from_numpy(added).float()
+
+
+def naive_adversarial(z: Tensor, decoder: nn.Module, draw: Tensor) -> Tensor:
+    """Image by image, in double precision: the gradient of the divergence after a trial step."""
+    decoder, steps = copy.deepcopy(decoder).double(), []
+    for image, direction in zip(z.double(), draw, strict=True):
+        trial = (0.1 * direction / (direction**2).sum().sqrt()).requires_grad_()
+        (gradient,) = torch.autograd.grad(divergence(decoder, image, trial), trial)
+        steps.append(2 * gradient / (gradient**2).sum().sqrt())
+    return torch.stack(steps)
+
+
+def divergence(decoder: nn.Module, image: Tensor, step: Tensor) -> Tensor:
+    """Kullback-Leibler, of the prediction on one image's features from that after a step."""
+    before, after = full(decoder(image[None]).detach()), full(decoder((image + step)[None]))
+    return (before * (before.log() - after.log())).sum(1).mean()
+
+
+def features_and_objects(seed: int = 0) -> tuple[Tensor, Tensor]:
+    g = seeded(seed)
+    z = torch.randn(5, 12, 7, 9, generator=g).relu()
+    objects = (torch.rand(5, 1, 7, 9, generator=g) < 0.1).float()
+    objects[0] = 0
+    objects[1] = 1
+    return z, objects
+
+
+def a_decoder(channels: int = 12, classes: int = 3, seed: int = 1) -> nn.Module:
+    torch.manual_seed(seed)
+    return auxiliary_decoder(channels, classes)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("kind", DECODERS)
+def test_every_disturbance_is_this_loop(kind: str, seed: int) -> None:
+    z, objects = features_and_objects(seed)
+    before = z.clone(), objects.clone()
+    decoder = a_decoder()
+    out = disturb(kind, z, objects, decoder, seeded(seed))
+    factor, added = naive_disturb(kind, z, objects, decoder, seeded(seed))
+    torch.testing.assert_close(out, z * factor + added, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(out, z)
+    assert torch.equal(before[0], z) and torch.equal(before[1], objects)
+    assert all(p.grad is None for p in decoder.parameters())
+
+
+def test_noise_is_in_its_range_and_features_drop_only_where_they_are_strong() -> None:
+    z, objects = features_and_objects()
+    decoder = a_decoder()
+    noise = disturb("noise", torch.ones(2, 12, 50, 50), objects, decoder, seeded(0))
+    assert 0.7 <= noise.min() < 0.71 and 1.29 < noise.max() <= 1.3
+    for seed in range(20):
+        kept = disturb("feature_drop", z, objects, decoder, seeded(seed)).any(1)
+        activation = z.mean(1)
+        highest = activation.amax((1, 2), keepdim=True)
+        assert not kept[activation >= 0.9 * highest].any()
+        assert kept[(activation < 0.7 * highest) & (activation > 0)].all()
+
+
+@given(seeds, st.sampled_from([0.25, 0.4, 0.5]), st.integers(1, 12), st.integers(1, 12))
+def test_boxes_lie_in_the_objects_bounding_box(seed: int, share: float, h: int, w: int) -> None:
+    g = seeded(seed)
+    objects = (torch.rand(6, 1, h, w, generator=g) < 3 * torch.rand(1, generator=g) / h / w).float()
+    boxes = box_in(objects, share, g)
+    assert boxes.shape == objects.shape and set(boxes.unique().tolist()) <= {0.0, 1.0}
+    for there, box in zip(objects[:, 0] > 0, boxes[:, 0] > 0, strict=True):
+        if not there.any():
+            assert not box.any()
+            continue
+        rows, cols = box.any(1), box.any(0)
+        assert torch.equal(box, rows[:, None] & cols[None])
+        for line, place in ((rows, there.any(1)), (cols, there.any(0))):
+            inside, allowed = line.nonzero().flatten(), place.nonzero().flatten()
+            low, high = int(allowed[0]), int(allowed[-1])
+            assert low <= inside[0] and inside[-1] <= high
+            assert len(inside) == inside[-1] - inside[0] + 1  # without a gap
+            assert len(inside) == math.ceil(round(share * (high + 1 - low), 6))
+
+
+def test_boxes_are_anywhere_in_the_bounding_box() -> None:
+    objects = torch.zeros(3000, 1, 12, 20)
+    objects[:, :, 2, 15] = objects[:, :, 8, 4] = 1  # corners of a box of 7 x 12
+    boxes = box_in(objects, 0.4, seeded(0))[:, 0]
+    first_row, first_col = boxes.any(2).float().argmax(1), boxes.any(1).float().argmax(1)
+    assert set(first_row.tolist()) == set(range(2, 2 + 5))  # floor of a number below 0.6 * 7
+    assert set(first_col.tolist()) == set(range(4, 4 + 8))  # and 0.6 * 12
+    together = torch.stack([first_row, first_col]).double()
+    assert torch.corrcoef(together)[0, 1].abs() < 0.06  # drawn apart
+
+
+def test_adversarial_steps_mislead_more_than_random_ones_of_their_length() -> None:
+    for seed in range(5):
+        z, _ = features_and_objects(seed)
+        decoder = a_decoder(seed=seed)
+        step = adversarial(z, decoder, generator=seeded(seed))
+        assert step.shape == z.shape and not step.requires_grad
+        torch.testing.assert_close(step.flatten(1).norm(dim=1), torch.full((5,), 2.0))
+        with torch.no_grad():
+            for image, direction in zip(z, step, strict=True):
+                random = torch.randn(20, *image.shape, generator=seeded(seed))
+                random = 2 * random / random.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+                usual = [divergence(decoder, image, r).item() for r in random]
+                assert divergence(decoder, image, direction) > 1.5 * sum(usual) / 20
+    short = adversarial(z, decoder, length=0.3, generator=seeded(seed))
+    torch.testing.assert_close(short, 0.15 * step)
+
+
+def test_adversarial_steps_of_images_do_not_depend_on_each_other() -> None:
+    z, _ = features_and_objects()
+    decoder = a_decoder()
+    step = adversarial(z, decoder, generator=seeded(0))
+    z[1:] += 1
+    torch.testing.assert_close(adversarial(z, decoder, generator=seeded(0))[:1], step[:1])
+
+
+def test_objects_are_where_the_images_have_them_when_no_stride_divides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Features lie on a grid over the padded image."""
+    seen = []
+
+    def spy(kind: str, z: Tensor, objects: Tensor, *rest: Any) -> Tensor:
+        seen.append(objects)
+        return disturb(kind, z, objects, *rest)
+
+    monkeypatch.setattr(cct_file, "disturb", spy)
+    method = make("cct", decoders={"context": 1})
+    x_l, y, x_u = (v[..., :33] for v in tiny_batch(size=40))  # padded to 40 x 40: 5 x 5 features
+    with torch.no_grad():
+        method(x_l, y, x_u)
+        labels = best(full(method.net(torch.cat([x_l, x_u]))[3:]))[0]
+    assert seen[0].shape == (4, 1, 5, 5)
+    for i, r, c in np.ndindex(4, 5, 5):
+        assert seen[0][i, 0, r, c] == (labels[i, 8 * r, 8 * c] > 0), (i, r, c)
+
+
+def test_an_auxiliary_decoder_starts_without_a_checkerboard() -> None:
+    for seed in range(5):
+        out = a_decoder(6, 3, seed)(torch.randn(2, 6, 4, 5, generator=seeded(seed)))
+        assert out.shape == (2, 3, 32, 40)
+        blocks = out.view(2, 3, 4, 8, 5, 8)  # what comes of one position of the features
+        torch.testing.assert_close(blocks, blocks[:, :, :, :1, :, :1].expand_as(blocks))
+
+
+def test_an_auxiliary_decoder_can_learn_the_background_of_a_binary_task() -> None:
+    method: Any = make("cct", 1)
+    with torch.no_grad():
+        method.net.model.segmentation_head[0].bias.fill_(-20)  # background everywhere
+    optimizer = torch.optim.Adam(method.decoders.parameters(), lr=0.03)
+    for step in range(60):
+        optimizer.zero_grad()
+        unsupervised = method(*batch_of(1), generator=seeded(step))["unsupervised"]
+        unsupervised.backward()
+        optimizer.step()
+    assert unsupervised < 0.1  # a coin's error is 0.25
+
+
+@pytest.mark.parametrize(
+    ("decoders", "words"),
+    [
+        ({"noise": 1, "nonsense": 2}, "CCT has no decoder 'nonsense': choose from ['adversarial',"),
+        ({}, "at least one auxiliary decoder"),
+        ({"noise": 0, "dropout": 0}, "at least one auxiliary decoder"),
+    ],
+)
+def test_decoders_that_cannot_be_are_refused_in_one_sentence(
+    decoders: dict[str, int], words: str
+) -> None:
+    with pytest.raises(ValueError) as refused:
+        CCT(tiny_net(), decoders=decoders)
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("drop", [0.0, 1.0])
+def test_unimatch_drops_none_or_all_of_its_channels(drop: float) -> None:
+    losses = make("unimatch", drop=drop)(*batch_of(), generator=seeded(0))
+    losses["total"].backward()
+    assert losses["features"].isfinite() and losses["features"] > 0
