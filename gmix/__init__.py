@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gmix.mixer import LabeledUnlabeledMixer, Mixed
     from gmix.network import GuidedMixNet
     from gmix.pairing import RandomPairSelector, SimilarPairSelector
+    from gmix.paste import ClassPaste
     from gmix.pseudo import PseudoMask
     from gmix.reference import LabeledReference
     from gmix.teacher import EMATeacher
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ClassPaste",
     "CutMix",
     "EMATeacher",
     "GaussianBlur",
@@ -46,6 +48,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ClassPaste": "paste",
     "CutMix": "views",
     "EMATeacher": "teacher",
     "GaussianBlur": "views",

@@ -63,6 +63,7 @@ PARTS: dict[str, Callable[[], tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]
         (probs()[:, :1], probs()[:, :1], lam()),
         {},
     ),
+    "class paste": lambda: (gmix.ClassPaste(K), (masks(),), {}),
     "loss": lambda: (gmix.GuidedMixLoss(), (logits(), masks()), every_term(K)),
     "loss, binary": lambda: (gmix.GuidedMixLoss(), (logits(1), masks(2)), every_term(1)),
     "loss, thresholded": lambda: (
@@ -176,6 +177,7 @@ METHODS: dict[str, Callable[[], nn.Module]] = {
     "default": lambda: GuidedMix(tiny_net()),
     "default, binary": lambda: GuidedMix(tiny_net(1)),
     "default, MITrans": lambda: GuidedMix(tiny_net(mitrans=True)),
+    "default, pasting": lambda: GuidedMix(tiny_net(), paste=gmix.ClassPaste(K)),
     "paper": lambda: GuidedMix(tiny_net(), variant="paper"),
     "random pairs": lambda: GuidedMix(
         tiny_net(), variant="paper", selector=gmix.RandomPairSelector()

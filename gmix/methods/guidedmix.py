@@ -17,6 +17,7 @@ from gmix.mixer import LabeledUnlabeledMixer, Mixed
 from gmix.modes import eval_mode
 from gmix.network import GuidedMixNet
 from gmix.pairing import RandomPairSelector, SimilarPairSelector
+from gmix.paste import ClassPaste
 from gmix.reference import LabeledReference
 from gmix.teacher import EMATeacher
 from gmix.views import CutMix, StrongColor
@@ -36,6 +37,7 @@ class GuidedMixParts(TypedDict, total=False):
     teacher: EMATeacher[GuidedMixNet] | None
     reference: LabeledReference | None
     color: StrongColor | None
+    paste: ClassPaste | None
     cutmix: CutMix | None
     direct: float
     true_masks: bool
@@ -63,6 +65,7 @@ def default_parts(
         "teacher": EMATeacher(net, decay=0.99),
         "reference": LabeledReference(net.model.encoder, net.classes),
         "color": StrongColor(mean=mean, std=std),
+        "paste": None,
         "cutmix": CutMix(),
         "direct": 0.5,
         "true_masks": True,
@@ -81,6 +84,7 @@ def paper_parts(
         "teacher": None,
         "reference": None,
         "color": None,
+        "paste": None,
         "cutmix": None,
         "direct": 0.0,
         "true_masks": False,
@@ -113,7 +117,8 @@ class GuidedMix(Method):
     | 7 | soft cross-entropy on a strong view (colour, CutMix) | squared error; $L_{dec}$ |
     | ramp of the unlabeled terms | over the whole training | over its first 30% |
 
-    `docs/results.md` shows what each of these is worth.
+    `docs/results.md` shows what each of these is worth. `paste=ClassPaste(classes)` also pastes a class of the labeled
+    partner into the image before the loss, with its true mask ([`ClassPaste`][gmix.ClassPaste]).
 
     Args:
         net: The network to train; what is deployed is `net.model`.
@@ -172,6 +177,7 @@ class GuidedMix(Method):
         self.teacher = chosen["teacher"]
         self.reference = chosen["reference"]
         self.color = chosen["color"]
+        self.paste = chosen["paste"]
         self.cutmix = chosen["cutmix"]
         self.direct = chosen["direct"]
         self.true_masks = chosen["true_masks"]
@@ -187,8 +193,15 @@ class GuidedMix(Method):
             self.teacher.update(self.net)
         if self.training and self.reference is not None:
             self.reference.add(x_labeled, y_labeled, ignore_index=self.criterion.ignore_index)
-        pseudo = self.guide(x_labeled, y_labeled, x_unlabeled, generator).pseudo
-        x_student = x_unlabeled
+        guidance = self.guide(x_labeled, y_labeled, x_unlabeled, generator)
+        partner, pseudo, x_student = guidance.partner, guidance.pseudo, x_unlabeled
+        if self.paste is not None:
+            y_partner = y_labeled[partner]
+            region = self.paste(y_partner, generator)
+            known = G.fill_in(pseudo, y_partner, self.criterion.ignore_index)
+            pseudo = torch.where(region[:, None], known, pseudo)
+            x_student = torch.where(region[:, None], x_labeled[partner], x_student)
+            valid = None if valid is None else valid | region
         if self.color is not None:
             x_student = self.color(x_student, generator)
         if self.cutmix is not None:

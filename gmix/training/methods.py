@@ -23,6 +23,7 @@ from gmix.methods import (
 from gmix.mixer import LabeledUnlabeledMixer
 from gmix.network import GuidedMixNet
 from gmix.pairing import RandomPairSelector, SimilarPairSelector
+from gmix.paste import ClassPaste
 from gmix.reference import LabeledReference
 from gmix.teacher import EMATeacher
 from gmix.training.build import lookup, one_line
@@ -72,6 +73,7 @@ def guidedmix(config: TrainConfig, net: GuidedMixNet, **given: Any) -> GuidedMix
         "teacher": partial(EMATeacher, net),
         "reference": partial(LabeledReference, net.model.encoder, net.classes),
         "color": partial(StrongColor, mean=mean, std=std),
+        "paste": partial(ClassPaste, net.classes),
         "cutmix": CutMix,
     }
     selectors = {"similar": SimilarPairSelector, "random": RandomPairSelector}

@@ -1,0 +1,80 @@
+"""Pasting by class: which pixels are chosen, how often, and what a step makes of them."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_nets import seeded, tiny_batch, tiny_net
+from torch import Tensor
+
+from gmix import ClassPaste
+from gmix.methods import GuidedMix
+
+seeds = st.integers(0, 2**31 - 1)
+
+
+def naive_region(y: Tensor, classes: int, p: float, u: Tensor) -> np.ndarray:
+    """One mask at a time; `u` are the numbers drawn, one a class and one more."""
+    out = np.zeros(y.shape, dtype=bool)
+    total = [(y == k).sum().item() for k in range(classes)]
+    for i, mask in enumerate(y.numpy()):
+        here = [k for k in range(classes) if (mask == k).any()]
+        if here and u[i, -1] < p:
+            # the clock that rings first: exponential waiting times, with 1 / pixels as rates
+            waiting = {k: -np.log(u[i, k].item()) * total[k] for k in here}
+            out[i] = mask == min(here, key=waiting.__getitem__)
+    return out
+
+
+@given(seeds, st.integers(1, 5), st.floats(0, 1))
+def test_it_is_the_loop_over_masks(seed: int, classes: int, p: float) -> None:
+    k = max(classes, 2)
+    y = torch.randint(-1, k + 1, (4, 5, 6), generator=seeded(seed))
+    y = torch.where((y < 0) | (y == k), 255, y)
+    u = torch.rand(4, k + 1, generator=seeded(seed + 1))
+    region = ClassPaste(classes, p)(y, generator=seeded(seed + 1))
+    np.testing.assert_array_equal(region.numpy(), naive_region(y, k, p, u))
+
+
+def test_rare_classes_are_pasted_about_as_much_as_frequent_ones() -> None:
+    y = torch.zeros(8, 10, 10, dtype=torch.int64)
+    y[:4, :1], y[:2, 1:4] = 1, 2  # 40 and 60 of 800 pixels
+    paste, g = ClassPaste(3, p=1.0), seeded(0)
+    pasted = torch.zeros(3)
+    for _ in range(400):
+        pasted += torch.bincount(y[paste(y, g)], minlength=3)
+    share = pasted / pasted.sum()
+    # Class 0 is alone in half of the masks, so it cannot be as rare as the others.
+    assert share[0] > 0.7 and 0.5 < share[1] / share[2] < 2
+    often = sum(bool((y[:2][paste(y, g)[:2]] == 0).any()) for _ in range(400))
+    assert often < 100  # where there is a choice, the frequent class is seldom chosen
+
+
+def test_masks_without_a_class_and_p_0_paste_nothing() -> None:
+    assert not ClassPaste(3, p=1.0)(torch.full((2, 4, 4), 255)).any()
+    assert not ClassPaste(3, p=0.0)(torch.zeros(2, 4, 4, dtype=torch.int64)).any()
+    with pytest.raises(ValueError, match=r"`p` is a probability in \[0, 1\], got 1.5"):
+        ClassPaste(3, p=1.5)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_the_student_learns_the_true_mask_of_what_is_pasted(classes: int) -> None:
+    """With all of a one-class partner pasted, the unlabeled image is that labeled image."""
+    x_l, _, x_u = tiny_batch(labeled=1, classes=classes)
+    y = torch.ones(1, 32, 32, dtype=torch.int64)
+    method = GuidedMix(tiny_net(classes), color=None, cutmix=None, paste=ClassPaste(classes, p=1.0))
+    seen: dict[str, Tensor] = {}
+
+    def remember(_: object, args: object, given: dict[str, Tensor]) -> None:
+        seen.update(given)
+
+    method.criterion.register_forward_pre_hook(remember, with_kwargs=True)
+    images: list[Tensor] = []
+    method.net.model.encoder.register_forward_pre_hook(lambda _, args: images.append(args[0]))
+    method(x_l, y, x_u, valid_unlabeled=torch.zeros(4, 32, 32, dtype=torch.bool))
+    assert torch.equal(images[-1], x_l.expand(5, -1, -1, -1))
+    expected = torch.zeros_like(seen["pseudo"])
+    expected[:, -1 if classes == 1 else 1] = 1
+    assert torch.equal(seen["pseudo"], expected)
+    assert seen["valid"].all()  # padding that is pasted over is no padding any more
