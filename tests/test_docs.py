@@ -134,6 +134,8 @@ def test_every_public_name_is_in_the_api() -> None:
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     for name in gmix.__all__:
         assert re.search(rf"^::: gmix\.{name}$", text, re.MULTILINE), name
+    members = re.search(r"^::: gmix\.methods\n(?: .*\n)* +members: \[(.*)\]", text, re.MULTILINE)
+    assert members and set(members[1].split(", ")) == set(gmix.methods.__all__)
 
 
 def test_readme_links_lead_somewhere() -> None:
