@@ -120,5 +120,7 @@ def keep(comparison: Comparison, run: Run, board: PlainBoard, how: str) -> None:
 
 def fail(comparison: Comparison, run: Run, reason: str, board: PlainBoard) -> None:
     """Remember why a run has no result."""
-    comparison.failures[run.name] = reason
+    reasons = {**comparison.failures, run.name: reason}
+    # In the order of the plan: with --jobs they end in any.
+    comparison.failures = {r.name: reasons[r.name] for r in comparison.runs if r.name in reasons}
     board.note(f"{run.name} failed: {reason}")
