@@ -114,3 +114,15 @@ def test_the_gradient_probe_compares_every_way(run_dir: Path) -> None:
     for name, cells in table.items():
         if name != "pseudo mask, loss":
             assert all(-1 <= float(cell.split(" ±")[0]) <= 1 for cell in cells[:2]), name
+
+
+def test_the_cost_of_a_step_beside_the_plain_model() -> None:
+    words = ["--methods", "guidedmix", "--encoder", "resnet18", "--size", "64x64"]
+    text = run("step_cost.py", *words, "--batch", 2, "--repeats", 1)
+    table = rows(text)
+    # Trained on: labeled, unlabeled. Looked at: both with the teacher and the reference, and the mixes.
+    assert table["guidedmix"][0] == "4, 10"
+    seconds, ratio = (float(cell) for cell in table["guidedmix"][1:3])
+    assert seconds > 0 and ratio > 0
+    assert [first for first in table if " x " in first] == ["32 x 32", "64 x 64", "128 x 128"]
+    assert table["float32"][1] == "1.00" and "--amp bf16" in table

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from gmix.data import Batch
 from gmix.training.optim import poly, set_lr
+from gmix.training.precision import mixed_precision
 
 
 class Report(NamedTuple):
@@ -57,7 +58,7 @@ def fit(
         steps: length of the whole training (the schedule's T).
         start: steps already done.
         seed: of the method's random choices.
-        amp: bfloat16 autocast.
+        amp: bfloat16 where that is faster: `mixed_precision`.
         memory_format: of the images.
         average: updated from `method.net` after each step.
         report_when: given the number of steps done, whether to report; the last step always does.
@@ -83,7 +84,7 @@ def fit(
         if x_unlabeled is not None:
             x_unlabeled = x_unlabeled.to(memory_format=memory_format)
 
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+        with mixed_precision(device, amp):
             losses: dict[str, Tensor] = method(
                 x_labeled,
                 y_labeled,

@@ -1,0 +1,64 @@
+"""bfloat16 where it is faster: everything autocast takes, but for depthwise convolutions."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gmix.training.precision import mixed_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("as_keyword", [True, False])
+def test_a_depthwise_convolution_is_the_float32_one(stride: int, as_keyword: bool) -> None:
+    x = torch.randn(2, 6, 9, 11, requires_grad=True)
+    weight = torch.randn(12, 1, 3, 3, requires_grad=True)  # two filters a channel
+    expected = F.conv2d(x, weight, None, stride, 1, 1, 6)
+    with mixed_precision(CPU):
+        if as_keyword:
+            found = F.conv2d(x, weight, bias=None, stride=stride, padding=1, groups=6)
+        else:
+            found = F.conv2d(x, weight, None, stride, 1, 1, 6)
+    assert torch.equal(found, expected)
+    pull = torch.randn_like(expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, (x, weight), pull),
+        torch.autograd.grad(expected, (x, weight), pull),
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_its_input_may_already_be_bfloat16() -> None:
+    depthwise = nn.Conv2d(4, 4, 3, groups=4)
+    x = torch.randn(1, 4, 8, 8).bfloat16()
+    with mixed_precision(CPU):
+        found = depthwise(x)
+    assert torch.equal(found, depthwise(x.float()))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Conv2d(4, 8, 3), nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(1, 8, 3), nn.Linear(8, 8)],
+    ids=["dense", "grouped", "one channel", "linear"],
+)
+def test_everything_else_is_plain_autocast(layer: nn.Module) -> None:
+    x = torch.randn(2, 4, 8, 8)
+    if isinstance(layer, nn.Conv2d) and layer.in_channels == 1:
+        x = x[:, :1]
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = layer(x)
+    with mixed_precision(CPU):
+        found = layer(x)
+    assert found.dtype == torch.bfloat16 and torch.equal(found, expected)
+
+
+def test_switched_off_nothing_changes_and_afterwards_neither() -> None:
+    layer, x = nn.Conv2d(4, 4, 3), torch.randn(1, 4, 8, 8)
+    with mixed_precision(CPU, enabled=False):
+        assert layer(x).dtype == torch.float32
+    with pytest.raises(RuntimeError, match="inside"), mixed_precision(CPU):
+        raise RuntimeError("inside")
+    assert layer(x).dtype == torch.float32
