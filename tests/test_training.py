@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -161,6 +162,21 @@ def test_encoder_learns_more_slowly_and_a_teacher_not_at_all() -> None:
         set_lr(optimizer, 0.5)
         set_lr(optimizer, 0.5)  # relative to the start, not to the last value
         assert (first["lr"], second["lr"]) == (0.025, 0.05)
+
+
+def test_a_step_is_adamw_as_printed() -> None:
+    layer = nn.Linear(3, 2, bias=False)
+    weight, lr, decay = layer.weight.detach().numpy().astype(np.float64), 0.1, 0.01
+    optimizer = build_optimizer(layer.parameters(), nn.Identity(), lr=lr, weight_decay=decay)
+    m = v = np.zeros_like(weight)
+    for t in range(1, 4):
+        layer.weight.grad = torch.randn(2, 3)
+        grad = layer.weight.grad.numpy().astype(np.float64)
+        m, v = 0.9 * m + 0.1 * grad, 0.999 * v + 0.001 * grad**2
+        move = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        weight = weight - lr * decay * weight - lr * move
+        optimizer.step()
+    np.testing.assert_allclose(layer.weight.detach().numpy(), weight, rtol=1e-5)
 
 
 # --- loop ------------------------------------------------------------------------------------
