@@ -34,11 +34,11 @@ def test_one_step_teaches_every_architecture(architecture: str, variant: str) ->
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_guidance_has_the_images_size(architecture: str) -> None:
-    method = GuidedMix(GuidedMixNet(smp_model(architecture)))
+    method = GuidedMix(GuidedMixNet(smp_model(architecture)), direct=0.5)
     g = seeded(1)
     x_l, x_u = torch.randn(2, 3, 70, 90, generator=g), torch.randn(3, 3, 70, 90, generator=g)
     method.eval()
     guidance = method.guide(x_l, torch.randint(3, (2, 70, 90), generator=g), x_u, g)
-    for probs in (guidance.predicted, guidance.decoupled, guidance.pseudo):
+    for probs in (guidance.direct, guidance.mix.predicted, guidance.mix.decoupled, guidance.pseudo):
         assert probs.shape == (3, 3, 70, 90)
         torch.testing.assert_close(probs.sum(1), torch.ones(3, 70, 90))

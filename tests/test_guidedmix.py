@@ -27,7 +27,11 @@ def paper(classes: int = 3, **parts: Any) -> GuidedMix:
     return GuidedMix(tiny_net(classes), variant="paper", **parts)
 
 
-VARIANTS = pytest.mark.parametrize("make", [default, paper])
+def averaging(classes: int = 3, **parts: Any) -> GuidedMix:
+    return default(classes, **{"direct": 0.5, **parts})
+
+
+VARIANTS = pytest.mark.parametrize("make", [default, averaging, paper])
 
 
 class Recorder(GuidedMixLoss):
@@ -220,26 +224,29 @@ def test_guidance_is_consistent(make: Any, classes: int) -> None:
     method = make(classes).eval()
     if method.reference is not None:
         method.reference.add(x_l, y)
-    partner, mixed, predicted, decoupled, pseudo = method.guide(x_l, y, x_u, seeded(0))
+    partner, direct, mix, pseudo = method.guide(x_l, y, x_u, seeded(0))
     predictor = method.net if method.teacher is None else method.teacher.net
     probabilities = gmix.functional.probabilities
     assert partner.tolist() == closest(predictor.embed(x_u), predictor.embed(x_l))
-    lam = per_image(mixed.lam)
-    assert lam.min() >= 0 and lam.max() <= method.mixer.max_lambda
-    torch.testing.assert_close(mixed.image, lam * x_l[partner] + (1 - lam) * x_u)
-    torch.testing.assert_close(predicted, probabilities(predictor(mixed.image)))
-    labeled = probabilities(predictor(x_l))
-    if method.true_masks:
-        labeled = gmix.functional.fill_in(labeled, y)
-    torch.testing.assert_close(
-        decoupled, gmix.functional.decouple(predicted, labeled[partner], mixed.lam)
-    )
-    direct = probabilities(predictor(x_u))
-    expected = method.direct * direct + (1 - method.direct) * decoupled
+    torch.testing.assert_close(direct, probabilities(predictor(x_u)))
+    expected = direct
+    if method.direct < 1:
+        assert mix is not None
+        lam = per_image(mix.lam)
+        assert lam.min() >= 0 and lam.max() <= method.mixer.max_lambda
+        torch.testing.assert_close(mix.image, lam * x_l[partner] + (1 - lam) * x_u)
+        torch.testing.assert_close(mix.predicted, probabilities(predictor(mix.image)))
+        labeled = probabilities(predictor(x_l))
+        if method.true_masks:
+            labeled = gmix.functional.fill_in(labeled, y)
+        torch.testing.assert_close(
+            mix.decoupled, gmix.functional.decouple(mix.predicted, labeled[partner], mix.lam)
+        )
+        expected = method.direct * direct + (1 - method.direct) * mix.decoupled
     if method.reference is not None:
         expected = method.reference(expected, x_u)
     torch.testing.assert_close(pseudo, expected)
-    for probs in (predicted, decoupled, pseudo):
+    for probs in (direct, pseudo, *(mix or ())[2:]):
         assert probs.shape == (4, classes, 32, 32) and not probs.requires_grad
         assert probs.min() >= 0 and probs.max() <= 1 + 1e-6
         if classes > 1:
@@ -250,9 +257,10 @@ def test_direct_1_is_plain_self_training_and_0_only_the_decoupled() -> None:
     x_l, y, x_u = tiny_batch()
     teacher = default().teacher.net
     alone = default(direct=1.0, reference=None).guide(x_l, y, x_u)
+    assert alone.mix is None
     torch.testing.assert_close(alone.pseudo, teacher(x_u).softmax(1))
     guided = default(direct=0.0, reference=None).guide(x_l, y, x_u)
-    torch.testing.assert_close(guided.pseudo, guided.decoupled)
+    torch.testing.assert_close(guided.pseudo, guided.mix.decoupled)
     assert not torch.allclose(alone.pseudo, guided.pseudo, atol=1e-4)
 
 
@@ -345,7 +353,7 @@ def statistics(net: nn.Module) -> dict[str, Tensor]:
 
 def test_mixed_images_never_touch_the_students_batch_norm() -> None:
     x_l, y, x_u = tiny_batch()
-    method = default(color=None, cutmix=None)  # the student's view is the image itself
+    method = averaging(color=None, cutmix=None)  # the student's view is the image itself
     plain = copy.deepcopy(method.net)
     method(x_l, y, x_u, generator=seeded(0))
     plain(torch.cat([x_l, x_u]))

@@ -136,7 +136,7 @@ def draw_sheet(
     """Draw the first validation scenes as both networks see them.
 
     The last two columns show how GuidedMix would guide itself if it met the scene without a mask:
-    its mix with the most similar labeled scene, and the pseudo mask that comes out.
+    the most similar labeled scene, and the pseudo mask that comes out.
 
     Args:
         path: The file to write.
@@ -152,20 +152,19 @@ def draw_sheet(
     guidance = guide(config, data, labeled, scenes)
     seen_by = [load_model(result.out) for result in (supervised, guidedmix)]
     pseudo = guidance.pseudo.argmax(dim=1)
-    mean, std = (torch.tensor(s)[:, None, None] for s in (seen_by[1].mean, seen_by[1].std))
-    mixed = (guidance.mixed.image * std + mean).clamp(0, 1) * 255
+    partners = [labeled[i].image for i in guidance.partner]
     return picture_sheet(
         [
             (
                 channels_last(image),
                 mask.numpy(),
                 *(predict_image(saved, image) for saved in seen_by),
-                channels_last(mix.to(torch.uint8)),
+                channels_last(partner),
                 target.numpy(),
             )
-            for (image, mask), mix, target in zip(scenes, mixed, pseudo, strict=True)
+            for (image, mask), partner, target in zip(scenes, partners, pseudo, strict=True)
         ],
-        ["image", "truth", "supervised", "GuidedMix", "the mix", "pseudo mask"],
+        ["image", "truth", "supervised", "GuidedMix", "partner", "pseudo mask"],
         NAMES,
         PALETTE,
         path,
@@ -174,7 +173,7 @@ def draw_sheet(
             "",
             f"mIoU {100 * supervised.miou:.1f}",
             f"mIoU {100 * guidedmix.miou:.1f}",
-            "with its labeled partner",
+            "most similar labeled",
             "what it would learn from",
         ],
         heading=f"{LABELED} scenes with masks, {UNLABELED} without: same network, same steps",

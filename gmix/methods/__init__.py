@@ -5,7 +5,7 @@ from gmix.methods.classmix import ClassMix
 from gmix.methods.cps import CPS
 from gmix.methods.cutmix import CutMixSeg
 from gmix.methods.fixmatch import FixMatch
-from gmix.methods.guidedmix import Guidance, GuidedMix, GuidedMixParts
+from gmix.methods.guidedmix import Guidance, GuidedMix, GuidedMixParts, Mix
 from gmix.methods.mean_teacher import MeanTeacher
 from gmix.methods.method import Method, Step
 from gmix.methods.supervised import Supervised
@@ -22,6 +22,7 @@ __all__ = [
     "GuidedMixParts",
     "MeanTeacher",
     "Method",
+    "Mix",
     "Step",
     "Supervised",
     "UniMatch",

@@ -13,7 +13,7 @@ from gmix import functional as G
 from gmix.decoupler import SoftDecoupler
 from gmix.losses import GuidedMixLoss
 from gmix.methods.method import Method, Step
-from gmix.mixer import LabeledUnlabeledMixer, Mixed
+from gmix.mixer import LabeledUnlabeledMixer
 from gmix.modes import eval_mode
 from gmix.network import GuidedMixNet
 from gmix.pairing import RandomPairSelector, SimilarPairSelector
@@ -22,7 +22,7 @@ from gmix.reference import LabeledReference
 from gmix.teacher import EMATeacher
 from gmix.views import CutMix, StrongColor
 
-__all__ = ["Guidance", "GuidedMix", "GuidedMixParts"]
+__all__ = ["Guidance", "GuidedMix", "GuidedMixParts", "Mix"]
 
 Variant = Literal["default", "paper"]
 
@@ -43,13 +43,21 @@ class GuidedMixParts(TypedDict, total=False):
     true_masks: bool
 
 
+class Mix(NamedTuple):
+    """Unlabeled images with some of their partners in them, and what remains of the prediction."""
+
+    image: Tensor  # (N, C, H, W)
+    lam: Tensor  # (N,) share of the partner
+    predicted: Tensor  # (N, K, H, W) probabilities
+    decoupled: Tensor  # (N, K, H, W) the labeled part taken out
+
+
 class Guidance(NamedTuple):
     """How the pseudo masks of a batch of unlabeled images came about, step by step."""
 
     partner: Tensor  # (N,) int64: which labeled image each unlabeled one was paired with
-    mixed: Mixed  # images (N, C, H, W) and lambda (N,)
-    predicted: Tensor  # (N, K, H, W) probabilities of the mixed images
-    decoupled: Tensor  # (N, K, H, W) the labeled part taken out
+    direct: Tensor  # (N, K, H, W) probabilities of the unlabeled images as they are
+    mix: Mix | None  # None where nothing is mixed, with `direct=1.0`
     pseudo: Tensor  # (N, K, H, W) the target of the student
 
 
@@ -253,17 +261,19 @@ class GuidedMix(Method):
         features = predictor.encode(torch.cat([x_labeled, x_unlabeled]))
         embedding = predictor.pool(features)
         partner = self.selector(embedding[n:], embedding[:n], generator=generator)
-        mixed = self.mixer(x_labeled[partner], x_unlabeled, generator=generator)
-        predicted = G.probabilities(predictor(mixed.image))
-        probs = G.probabilities(predictor.decode(features, size))
-        labeled = probs[:n]
-        if self.true_masks:
-            labeled = G.fill_in(labeled, y_labeled, self.criterion.ignore_index)
-        decoupled = self.decoupler(predicted, labeled[partner], mixed.lam)
-        pseudo = torch.lerp(decoupled, probs[n:], self.direct)
+        labeled, direct = G.probabilities(predictor.decode(features, size)).tensor_split([n])
+        mix, pseudo = None, direct
+        if self.direct < 1:
+            mixed = self.mixer(x_labeled[partner], x_unlabeled, generator=generator)
+            predicted = G.probabilities(predictor(mixed.image))
+            if self.true_masks:
+                labeled = G.fill_in(labeled, y_labeled, self.criterion.ignore_index)
+            decoupled = self.decoupler(predicted, labeled[partner], mixed.lam)
+            mix = Mix(mixed.image, mixed.lam, predicted, decoupled)
+            pseudo = torch.lerp(decoupled, direct, self.direct)
         if self.reference is not None:
             pseudo = self.reference(pseudo, x_unlabeled)
-        return Guidance(partner, mixed, predicted, decoupled, pseudo)
+        return Guidance(partner, direct, mix, pseudo)
 
     def _decouple_labeled(
         self,
