@@ -31,8 +31,11 @@ def main() -> None:
 
     pretrained = build_net(probe.config, net.classes).model.encoder
     references = {
-        f"tolerance {t:g}": LabeledReference(pretrained, net.classes, tolerance=t)
-        for t in (0.2, 0.5, 1.0)
+        f"temperature {temperature:g}, tolerance {tolerance:g}": LabeledReference(
+            pretrained, net.classes, temperature=temperature, tolerance=tolerance
+        )
+        for temperature in (0.05, 0.03)
+        for tolerance in (0.25, 0.5, 1.0)
     }
     references["features of the trained network"] = LabeledReference(net.model.encoder, net.classes)
     labeled = list(probe.batches(probe.labeled))
@@ -69,9 +72,9 @@ def main() -> None:
                     again = reference(again, x)
                 masks_of[f"direct, referred 5 times, {name}"] = again
             mean = masks_of["mean of direct and the above, true mask"]
-            masks_of["mean, referred, tolerance 0.5 (the default)"] = references["tolerance 0.5"](
-                mean, x
-            )
+            masks_of["mean, referred, temperature 0.03, tolerance 0.25"] = references[
+                "temperature 0.03, tolerance 0.25"
+            ](mean, x)
             for name, probs in masks_of.items():
                 matrix = matrices.setdefault(name, ConfusionMatrix(classes.num_classes))
                 matrix.update(G.most_probable(probs)[1], y)

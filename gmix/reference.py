@@ -73,8 +73,8 @@ class LabeledReference(nn.Module):
         *,
         capacity: int = 4096,
         positions: int = 64,
-        temperature: float = 0.05,
-        tolerance: float = 0.5,
+        temperature: float = 0.03,
+        tolerance: float = 0.25,
         strength: float = 1.0,
         floor: float = 0.01,
     ) -> None:

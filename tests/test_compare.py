@@ -621,8 +621,8 @@ N, M = 4, 3
         (UniMatch, N + M + 2 * M),
         (CPS, 2 * (N + M)),  # two students
         (ClassMix, M + N + M),  # the teacher's, then the student's
-        # Teacher: labeled, unlabeled and mixed; reference: labeled and unlabeled; student.
-        (GuidedMix, (N + M + M) + (N + M) + (N + M)),
+        (GuidedMix, 3 * (N + M) + M),  # the teacher's, the reference's, the student's; the mixed
+        (lambda net: GuidedMix(net, direct=1.0), 3 * (N + M)),
         # The network itself: labeled, unlabeled, mixed; then the step, and two labeled ones mixed.
         (lambda net: GuidedMix(net, variant="paper"), (N + M + M) + (N + M) + N),
     ],
