@@ -17,7 +17,8 @@ def mixed_precision(device: torch.device, enabled: bool = True) -> Iterator[None
     """Autocast to bfloat16; on a CPU depthwise convolutions stay in float32.
 
     Their backward pass in bfloat16 takes eight to twenty times as long as in float32 with oneDNN (torch 2.14), and
-    MobileNet- and EfficientNet-like encoders then spend most of a step there: `benchmarks/precision.py`.
+    MobileNet- and EfficientNet-like encoders then spend most of a step there: see the last table of
+    `benchmarks/step_cost.py --encoder tu-tf_efficientnet_lite0`.
 
     Args:
         device: where the tensors are.
