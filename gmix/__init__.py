@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gmix import functional, methods
+    from gmix.adjustment import LogitAdjustment
     from gmix.decoupler import SoftDecoupler
     from gmix.losses import GuidedMixLoss
     from gmix.mitrans import MITransBlock, NonLocalBlock
@@ -33,6 +34,7 @@ __all__ = [
     "GuidedMixUnet",
     "LabeledReference",
     "LabeledUnlabeledMixer",
+    "LogitAdjustment",
     "MITransBlock",
     "Mixed",
     "NonLocalBlock",
@@ -57,6 +59,7 @@ _HOMES = {
     "GuidedMixUnet": "unet",
     "LabeledReference": "reference",
     "LabeledUnlabeledMixer": "mixer",
+    "LogitAdjustment": "adjustment",
     "MITransBlock": "mitrans",
     "Mixed": "mixer",
     "NonLocalBlock": "mitrans",

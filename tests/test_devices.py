@@ -64,6 +64,7 @@ PARTS: dict[str, Callable[[], tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]
         {},
     ),
     "class paste": lambda: (gmix.ClassPaste(K), (masks(),), {}),
+    "logit adjustment": lambda: (gmix.LogitAdjustment(K), (logits(), masks()), {}),
     "loss": lambda: (gmix.GuidedMixLoss(), (logits(), masks()), every_term(K)),
     "loss, binary": lambda: (gmix.GuidedMixLoss(), (logits(1), masks(2)), every_term(1)),
     "loss, thresholded": lambda: (

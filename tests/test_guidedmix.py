@@ -128,8 +128,10 @@ def test_a_default_step_is_this_plain_code(direct: float) -> None:
     learnt = (confidence >= 0.36) & inside
     assert 0.05 < learnt.float().mean() < 0.9
     pixels = F.cross_entropy(logits[3:], label, reduction="none")
+    share = torch.tensor([(y == k).sum() for k in range(3)]) / (y < 3).sum()
+    adjusted = logits[:3] + 0.5 * share.log()[:, None, None]
     expected = {
-        "supervised": F.cross_entropy(logits[:3], y, ignore_index=255),
+        "supervised": F.cross_entropy(adjusted, y, ignore_index=255),
         "classification": F.binary_cross_entropy_with_logits(
             net.classifier(features[-1][:3].mean((2, 3))), occurring(y, 3)
         ),
@@ -505,7 +507,7 @@ images, y, _ = tiny_batch(2, 2)
         ),
         (lambda: GuidedMix(tiny_net(), variant="official"), "['default', 'paper'], got 'official'"),  # type: ignore[arg-type]
         (lambda: default(direct=1.2), "`direct` is a weight in [0, 1], got 1.2"),
-        (lambda: default(techer=None), "no part 'techer': choose from ['color', "),
+        (lambda: default(techer=None), "no part 'techer': choose from ['adjustment', "),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_in_one_sentence(call: Any, words: str) -> None:
@@ -521,7 +523,7 @@ def sure_pixels() -> GuidedMix:
     """Hard labels from the first step on; among a random encoder's features a sharp reference errs too often."""
     net = tiny_net()
     reference = gmix.LabeledReference(net.model.encoder, 3, temperature=0.05, tolerance=0.5)
-    return GuidedMix(net, criterion=UNSURE, reference=reference)
+    return GuidedMix(net, criterion=UNSURE, reference=reference, adjustment=None)
 
 
 MAKERS = [sure_pixels, lambda: GuidedMix(tiny_net()), paper, lambda: Supervised(tiny_net())]

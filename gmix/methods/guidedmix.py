@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
 from gmix import functional as G
+from gmix.adjustment import LogitAdjustment
 from gmix.decoupler import SoftDecoupler
 from gmix.losses import GuidedMixLoss
 from gmix.methods.method import Method, Step
@@ -33,6 +34,7 @@ class GuidedMixParts(TypedDict, total=False):
     selector: SimilarPairSelector | RandomPairSelector
     mixer: LabeledUnlabeledMixer
     decoupler: SoftDecoupler
+    adjustment: LogitAdjustment | None
     criterion: GuidedMixLoss
     teacher: EMATeacher[GuidedMixNet] | None
     reference: LabeledReference | None
@@ -69,6 +71,7 @@ def default_parts(
         "selector": SimilarPairSelector(),
         "mixer": LabeledUnlabeledMixer(max_lambda=0.3),
         "decoupler": SoftDecoupler(),
+        "adjustment": LogitAdjustment(net.classes),
         "criterion": GuidedMixLoss(objective="soft_cross_entropy", decoupling=0.0, ramp_length=1.0),
         "teacher": EMATeacher(net, decay=0.99),
         "reference": LabeledReference(net.model.encoder, net.classes),
@@ -88,6 +91,7 @@ def paper_parts(
         "selector": SimilarPairSelector(),
         "mixer": LabeledUnlabeledMixer(),
         "decoupler": SoftDecoupler(),
+        "adjustment": None,
         "criterion": GuidedMixLoss(),
         "teacher": None,
         "reference": None,
@@ -122,6 +126,7 @@ class GuidedMix(Method):
     | 3 | $\lambda \le 0.3$ | $\lambda \le 0.5$ |
     | 5 | subtracts the partner's true mask, averages with the direct prediction | its prediction |
     | 6 | yes | no |
+    | 7 | labeled logits adjusted for class frequency | as they are |
     | 7 | soft cross-entropy on a strong view (colour, CutMix) | squared error; $L_{dec}$ |
     | ramp of the unlabeled terms | over the whole training | over its first 30% |
 
@@ -181,6 +186,7 @@ class GuidedMix(Method):
         self.selector = chosen["selector"]
         self.mixer = chosen["mixer"]
         self.decoupler = chosen["decoupler"]
+        self.adjustment = chosen["adjustment"]
         self.criterion = chosen["criterion"]
         self.teacher = chosen["teacher"]
         self.reference = chosen["reference"]
@@ -220,15 +226,19 @@ class GuidedMix(Method):
         n, size = len(x_labeled), (x_labeled.shape[2], x_labeled.shape[3])
         features = self.net.encode(torch.cat([x_labeled, x_student]))
         embedding = self.net.pool(features)
+        # `split`, not two slices: the gradient of a slice fills a tensor as large as the whole.
         logits = self.net.decode(features, size)
+        labeled, unlabeled = torch.split(logits, [n, len(x_student)])
         decoupled: dict[str, Tensor] = {}
         if self.criterion.decoupling > 0:
-            decoupled = self._decouple_labeled(x_labeled, logits[:n], embedding[:n], generator)
+            decoupled = self._decouple_labeled(x_labeled, labeled, embedding[:n], generator)
+        if self.adjustment is not None:
+            labeled = self.adjustment(labeled, y_labeled)
         losses: dict[str, Tensor] = self.criterion(
-            logits[:n],
+            labeled,
             y_labeled,
             class_logits=self.net.classify(embedding[:n]),
-            logits_unlabeled=logits[n:],
+            logits_unlabeled=unlabeled,
             pseudo=pseudo,
             valid=valid,
             progress=progress,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from gmix.adjustment import LogitAdjustment
 from gmix.methods.method import Method, Step
+from gmix.network import GuidedMixNet
 
 __all__ = ["Supervised"]
 
@@ -14,6 +16,8 @@ class Supervised(Method):
 
     Args:
         net: The network to train.
+        adjustment: Adjusts the logits before the loss for how frequent their classes are. GuidedMix has it by
+            default; with it here, what the unlabeled images alone are worth can be told.
         ignore_index: Mask value without a class.
 
     Returns:
@@ -30,6 +34,19 @@ class Supervised(Method):
 
     needs_unlabeled = False
 
+    def __init__(
+        self,
+        net: GuidedMixNet,
+        *,
+        adjustment: LogitAdjustment | None = None,
+        ignore_index: int = 255,
+    ) -> None:
+        super().__init__(net, ignore_index=ignore_index)
+        self.adjustment = adjustment
+
     def losses(self, step: Step) -> dict[str, Tensor]:
-        loss = self.supervised(self.net(step.x_labeled), step.y_labeled)
+        logits = self.net(step.x_labeled)
+        if self.adjustment is not None:
+            logits = self.adjustment(logits, step.y_labeled)
+        loss = self.supervised(logits, step.y_labeled)
         return {"supervised": loss, "total": loss}

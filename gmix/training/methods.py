@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from gmix.adjustment import LogitAdjustment
 from gmix.decoupler import SoftDecoupler
 from gmix.losses import GuidedMixLoss
 from gmix.methods import (
@@ -32,7 +33,7 @@ from gmix.views import CutMix, StrongColor
 from gmix.weights import encoder_stats
 
 # By what it needs: those that change colours have to know how images were normalised.
-PLAIN: dict[str, Callable[..., Method]] = {"supervised": Supervised, "cct": CCT, "cps": CPS}
+PLAIN: dict[str, Callable[..., Method]] = {"cct": CCT, "cps": CPS}
 COLORED: dict[str, Callable[..., Method]] = {
     "mean_teacher": MeanTeacher,
     "cutmix": CutMixSeg,
@@ -40,7 +41,7 @@ COLORED: dict[str, Callable[..., Method]] = {
     "fixmatch": FixMatch,
     "unimatch": UniMatch,
 }
-METHODS = sorted([*PLAIN, *COLORED, "guidedmix"])
+METHODS = sorted([*PLAIN, *COLORED, "guidedmix", "supervised"])
 
 
 def build_method(config: TrainConfig, net: GuidedMixNet) -> Method:
@@ -52,6 +53,7 @@ def build_method(config: TrainConfig, net: GuidedMixNet) -> Method:
     mean, std = encoder_stats(config.encoder)
     colored = {name: partial(build, mean=mean, std=std) for name, build in COLORED.items()}
     builders: dict[str, Callable[..., Method]] = {**PLAIN, **colored}
+    builders["supervised"] = supervised
     builders["guidedmix"] = partial(guidedmix, config)
     build = lookup(config.method, builders, "--method")
     try:
@@ -63,12 +65,20 @@ def build_method(config: TrainConfig, net: GuidedMixNet) -> Method:
     return method
 
 
+def supervised(net: GuidedMixNet, **given: Any) -> Supervised:
+    """`--method supervised`: `{adjustment: {strength: 0.5}}` makes that part."""
+    return Supervised(
+        net, **with_parts(given, {"adjustment": partial(LogitAdjustment, net.classes)})
+    )
+
+
 def guidedmix(config: TrainConfig, net: GuidedMixNet, **given: Any) -> GuidedMix:
     """`--method guidedmix`: `{teacher: {decay: 0.999}}` makes that part with these arguments."""
     mean, std = encoder_stats(config.encoder)
     parts: dict[str, Callable[..., Any]] = {
         "mixer": LabeledUnlabeledMixer,
         "decoupler": SoftDecoupler,
+        "adjustment": partial(LogitAdjustment, net.classes),
         "criterion": GuidedMixLoss,
         "teacher": partial(EMATeacher, net),
         "reference": partial(LabeledReference, net.model.encoder, net.classes),
@@ -77,12 +87,19 @@ def guidedmix(config: TrainConfig, net: GuidedMixNet, **given: Any) -> GuidedMix
         "cutmix": CutMix,
     }
     selectors = {"similar": SimilarPairSelector, "random": RandomPairSelector}
-    for name, value in given.items():
-        if name in parts and isinstance(value, dict):
-            given[name] = parts[name](**value)
-        elif name == "selector":
-            given[name] = lookup(str(value), selectors, "selector")()
-        elif name in parts and value is not None:
-            raise ValueError(f"{name} must be a mapping of its arguments or null, got {value!r}")
+    given = with_parts(given, parts)
+    if "selector" in given:
+        given["selector"] = lookup(str(given["selector"]), selectors, "selector")()
     variant: Any = config.variant
     return GuidedMix(net, variant=variant, mean=mean, std=std, **given)
+
+
+def with_parts(given: dict[str, Any], parts: dict[str, Callable[..., Any]]) -> dict[str, Any]:
+    """Arguments with the parts among them made of theirs: `{teacher: {decay: 0.999}}`."""
+    made = dict(given)
+    for name, value in given.items():
+        if name in parts and isinstance(value, dict):
+            made[name] = parts[name](**value)
+        elif name in parts and value is not None:
+            raise ValueError(f"{name} must be a mapping of its arguments or null, got {value!r}")
+    return made

@@ -1,0 +1,128 @@
+"""Logit adjustment: what is added, what is counted, and that it does what it is for."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_nets import seeded, tiny_batch, tiny_net
+from torch import Tensor
+
+from gmix import LogitAdjustment
+from gmix import functional as G
+from gmix.methods import GuidedMix, Supervised
+from gmix.training.config import TrainConfig
+from gmix.training.methods import build_method
+
+seeds = st.integers(0, 2**31 - 1)
+
+
+def masks(classes: int, seed: int) -> Tensor:
+    """Unevenly many pixels of each class, some of none."""
+    y = (torch.rand(2, 6, 7, generator=seeded(seed)) ** 3 * (classes + 1)).long()
+    return torch.where(y == classes, 255, y)
+
+
+def naive(logits: Tensor, seen: list[Tensor], strength: float, floor: float) -> np.ndarray:
+    """One channel at a time."""
+    out, k = logits.numpy().copy(), max(logits.shape[1], 2)
+    counts = [sum(int((y == c).sum()) for y in seen) for c in range(k)]
+    logs = [math.log(max(n / sum(counts), floor)) if n else 0.0 for n in counts]
+    if logits.shape[1] == 1:
+        return out + strength * (logs[1] - logs[0])
+    for c in range(k):
+        out[:, c] += strength * logs[c]
+    return out
+
+
+@given(seeds, st.integers(1, 5), st.floats(0, 2), st.floats(1e-4, 0.5))
+def test_it_is_the_loop_over_channels(seed: int, k: int, strength: float, floor: float) -> None:
+    logits = torch.randn(2, k, 6, 7, generator=seeded(seed))
+    first, second = masks(max(k, 2), seed + 1), masks(max(k, 2), seed + 2)
+    adjust = LogitAdjustment(k, strength, floor)
+    adjust(logits, first)
+    ours = adjust(logits, second)
+    np.testing.assert_allclose(ours, naive(logits, [first, second], strength, floor), atol=1e-5)
+    # In eval mode, as when pseudo masks are judged, nothing is counted.
+    assert torch.equal(adjust.eval()(logits, first), ours)
+
+
+def test_binary_is_the_case_of_two_classes() -> None:
+    y, z = masks(2, 0), torch.randn(2, 1, 6, 7, generator=seeded(0))
+    one = LogitAdjustment(1)(z, y)
+    two = LogitAdjustment(2)(torch.cat([torch.zeros_like(z), z], 1), y)
+    torch.testing.assert_close(G.probabilities(one)[:, 0], two.softmax(1)[:, 1])
+
+
+def test_without_masks_nothing_is_added() -> None:
+    logits = torch.randn(1, 3, 4, 4)
+    assert torch.equal(LogitAdjustment(3)(logits, torch.full((1, 4, 4), 255)), logits)
+
+
+def test_who_knows_nothing_calls_all_classes_equally_likely() -> None:
+    """Without a hint in the image, plain training ends at how frequent classes are; this at 1/K."""
+    y = torch.zeros(1, 10, 10, dtype=torch.int64)
+    y[:, :2], y[:, 2:, 0] = 1, 2  # 72, 20 and 8 pixels
+    adjust = LogitAdjustment(3, strength=1.0)
+    z = torch.zeros(1, 3, 1, 1, requires_grad=True)
+    G.cross_entropy(adjust(z.expand(-1, -1, 10, 10), y), y).backward()
+    assert z.grad is not None
+    torch.testing.assert_close(z.grad, torch.zeros_like(z.grad), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_supervised_takes_the_loss_of_adjusted_logits(classes: int) -> None:
+    x, y, _ = tiny_batch(classes=classes)
+    net = tiny_net(classes)
+    losses = Supervised(net, adjustment=LogitAdjustment(classes))(x, y)
+    adjusted = torch.from_numpy(naive(net(x).detach(), [y], 0.5, 1e-3))
+    torch.testing.assert_close(losses["supervised"], G.cross_entropy(adjusted, y))
+
+
+def test_guidedmix_adjusts_labeled_logits_only() -> None:
+    x_l, y, x_u = tiny_batch()
+    seen: dict[str, Any] = {}
+
+    def remember(_: object, args: tuple[Tensor, ...], given: dict[str, Tensor]) -> None:
+        seen.update(given, labeled=args[0])
+
+    def step(adjustment: LogitAdjustment | None) -> tuple[Tensor, Tensor, Tensor]:
+        method = GuidedMix(tiny_net(), adjustment=adjustment)
+        method.criterion.register_forward_pre_hook(remember, with_kwargs=True)
+        method(x_l, y, x_u, generator=seeded(0))
+        return seen["labeled"], seen["logits_unlabeled"], seen["pseudo"]
+
+    (plain, *others), (adjusted, *same) = step(None), step(LogitAdjustment(3))
+    np.testing.assert_allclose(adjusted.detach(), naive(plain.detach(), [y], 0.5, 1e-3), atol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(others, same, strict=True))
+
+
+def test_what_was_counted_is_saved_and_resumed() -> None:
+    x, y, _ = tiny_batch()
+    first = Supervised(tiny_net(), adjustment=LogitAdjustment(3))
+    first(x, y)
+    second = Supervised(tiny_net(), adjustment=LogitAdjustment(3))
+    second.load_state_dict(first.state_dict())
+    assert second.adjustment is not None
+    assert second.adjustment.pixels.sum() == (y < 3).sum()
+
+
+def test_the_command_line_makes_it() -> None:
+    config = TrainConfig(method="supervised", method_args={"adjustment": {"strength": 0.2}})
+    method = build_method(config, tiny_net())
+    assert isinstance(method, Supervised) and method.adjustment is not None
+    assert method.adjustment.strength == 0.2
+    config = TrainConfig(method_args={"adjustment": None})
+    assert getattr(build_method(config, tiny_net()), "adjustment", 0) is None
+    with pytest.raises(ValueError, match=r"adjustment must be a mapping .* got 0.5"):
+        build_method(TrainConfig(method="supervised", method_args={"adjustment": 0.5}), tiny_net())
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="`strength` must be at least 0, got -1"):
+        LogitAdjustment(3, strength=-1)
+    with pytest.raises(ValueError, match=r"`floor` is a share in \(0, 1\], got 0"):
+        LogitAdjustment(3, floor=0)
