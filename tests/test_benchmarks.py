@@ -126,3 +126,17 @@ def test_the_cost_of_a_step_beside_the_plain_model() -> None:
     assert seconds > 0 and ratio > 0
     assert [first for first in table if " x " in first] == ["32 x 32", "64 x 64", "128 x 128"]
     assert table["float32"][1] == "1.00" and "--amp bf16" in table
+
+
+def test_statistics_of_other_images_change_the_score_and_nothing_else(run_dir: Path) -> None:
+    import json
+
+    before = {path: path.read_bytes() for path in run_dir.iterdir() if path.is_file()}
+    table = rows(run("norm_statistics.py", run_dir, "--batches", 2, "--threads", 1))
+    scores = dict(zip(table["weights of"], map(float, table[run_dir.name]), strict=True))
+    assert len(scores) == 6 and all(0 <= score <= 100 for score in scores.values())
+    own = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+    assert scores["as trained"] == pytest.approx(100 * own["last"]["miou"], abs=0.06)
+    # Two steps move a momentum of 0.1 a little; the mean of two batches is elsewhere.
+    assert len(set(scores.values())) > 1
+    assert before == {path: path.read_bytes() for path in run_dir.iterdir() if path.is_file()}
