@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gmix import functional as G
+
 __all__ = ["LogitAdjustment"]
 
 
@@ -56,12 +58,8 @@ class LogitAdjustment(nn.Module):
         self.register_buffer("pixels", torch.zeros(max(classes, 2), dtype=torch.int64))
 
     def forward(self, logits: Tensor, y: Tensor) -> Tensor:
-        k = len(self.pixels)
         if self.training:
-            # One slot more collects what has no class: no shape depends on the data.
-            slots = torch.where((y >= 0) & (y < k), y, k).flatten()
-            counted = slots.new_zeros(k + 1).scatter_add_(0, slots, torch.ones_like(slots))
-            self.pixels += counted[:k]
+            self.pixels += G.pixels_of_classes(y, len(self.pixels))
         share = self.pixels / self.pixels.sum().clamp(min=1)
         log = torch.where(self.pixels > 0, share.clamp(min=self.floor).log(), 0.0)
         offset = self.strength * (log[1:] - log[:1] if self.classes == 1 else log)

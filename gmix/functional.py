@@ -19,6 +19,7 @@ __all__ = [
     "mix",
     "most_probable",
     "nearest",
+    "pixels_of_classes",
     "present_classes",
     "probabilities",
     "ramp_up",
@@ -498,3 +499,22 @@ def present_classes(mask: Tensor, classes: int, *, ignore_index: int = 255) -> T
     slots = torch.where(mask == ignore_index, n_slots - 1, mask).flatten(1)
     present = torch.zeros(len(mask), n_slots, device=mask.device).scatter_(1, slots, 1.0)
     return present[:, 1:2] if classes == 1 else present[:, :classes]
+
+
+def pixels_of_classes(mask: Tensor, classes: int) -> Tensor:
+    """How many pixels each class has, over all masks; other values (255) are not counted.
+
+    Args:
+        mask: int64, any shape.
+        classes: How many there are; 2 in the binary case.
+
+    Returns:
+        int64 `(classes,)`.
+
+    Examples:
+        >>> pixels_of_classes(torch.tensor([[[0, 2, 2, 255]]]), classes=3)
+        tensor([1, 0, 2])
+    """
+    # One slot more collects what has no class, so that no shape depends on the data.
+    slots = torch.where((mask >= 0) & (mask < classes), mask, classes).flatten()
+    return slots.new_zeros(classes + 1).scatter_add_(0, slots, torch.ones_like(slots))[:classes]

@@ -50,10 +50,7 @@ class ClassPaste(nn.Module):
     def forward(self, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
         slots = torch.where((y >= 0) & (y < self.classes), y, self.classes)
         present = G.present_classes(slots, self.classes, ignore_index=self.classes)
-        pixels = torch.zeros(self.classes + 1, device=y.device).scatter_add_(
-            0, slots.flatten(), torch.ones(slots.numel(), device=y.device)
-        )
-        weight = present / pixels[:-1].clamp(min=1)
+        weight = present / G.pixels_of_classes(y, self.classes).clamp(min=1)
         u = torch.rand(len(y), self.classes + 1, generator=generator, device=y.device)
         # The first of exponential clocks that run at these rates: a draw that needs no sum of the weights.
         chosen = (weight / -u[:, :-1].clamp(1e-6, 1 - 1e-6).log()).argmax(1)

@@ -421,3 +421,12 @@ def test_bad_input_is_refused_in_one_sentence(call, words: str) -> None:  # type
     with pytest.raises(ValueError) as error:
         call()
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(2, 6))
+def test_pixels_of_classes_are_those_numpy_counts(seed: int, classes: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    mask = torch.randint(-1, classes + 1, (3, 5, 4), generator=g)
+    mask = torch.where(mask == classes, 255, mask)
+    expected = [int((mask.numpy() == k).sum()) for k in range(classes)]
+    assert G.pixels_of_classes(mask, classes).tolist() == expected

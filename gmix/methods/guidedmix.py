@@ -226,8 +226,8 @@ class GuidedMix(Method):
         n, size = len(x_labeled), (x_labeled.shape[2], x_labeled.shape[3])
         features = self.net.encode(torch.cat([x_labeled, x_student]))
         embedding = self.net.pool(features)
-        # `split`, not two slices: the gradient of a slice fills a tensor as large as the whole.
         logits = self.net.decode(features, size)
+        # Not two slices: the gradient of a slice fills a tensor as large as the whole.
         labeled, unlabeled = torch.split(logits, [n, len(x_student)])
         decoupled: dict[str, Tensor] = {}
         if self.criterion.decoupling > 0:

@@ -52,9 +52,12 @@ def build_method(config: TrainConfig, net: GuidedMixNet) -> Method:
     """
     mean, std = encoder_stats(config.encoder)
     colored = {name: partial(build, mean=mean, std=std) for name, build in COLORED.items()}
-    builders: dict[str, Callable[..., Method]] = {**PLAIN, **colored}
-    builders["supervised"] = supervised
-    builders["guidedmix"] = partial(guidedmix, config)
+    builders: dict[str, Callable[..., Method]] = {
+        **PLAIN,
+        **colored,
+        "supervised": supervised,
+        "guidedmix": partial(guidedmix, config),
+    }
     build = lookup(config.method, builders, "--method")
     try:
         if config.variant != "default" and config.method.lower() != "guidedmix":
