@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gmix import functional as G
+from gmix.functional.mixing import Mode, Normalize
 
 __all__ = ["SoftDecoupler"]
 
@@ -37,13 +38,13 @@ class SoftDecoupler(nn.Module):
         tensor([0.1000, 0.9000])
     """
 
-    def __init__(self, mode: G.Mode = "soft", normalize: G.Normalize = "renormalize") -> None:
+    def __init__(self, mode: Mode = "soft", normalize: Normalize = "renormalize") -> None:
         super().__init__()
         # Decoupling nothing refuses bad options now, not at the first step.
         nothing = torch.zeros(0, 2, 1, 1)
         G.decouple(nothing, nothing, torch.zeros(0), mode=mode, normalize=normalize)
-        self.mode: G.Mode = mode
-        self.normalize: G.Normalize = normalize
+        self.mode: Mode = mode
+        self.normalize: Normalize = normalize
 
     def forward(self, probs_mixed: Tensor, probs_labeled: Tensor, lam: Tensor) -> Tensor:
         return G.decouple(probs_mixed, probs_labeled, lam, mode=self.mode, normalize=self.normalize)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gmix import functional as G
+from gmix.functional.mixing import Metric
 
 __all__ = ["RandomPairSelector", "SimilarPairSelector"]
 
@@ -38,7 +39,7 @@ class SimilarPairSelector(nn.Module):
         tensor([1, 0, 1])
     """
 
-    def __init__(self, metric: G.Metric = "euclidean") -> None:
+    def __init__(self, metric: Metric = "euclidean") -> None:
         super().__init__()
         if metric not in ("euclidean", "cosine"):
             raise ValueError(f"`metric` must be 'euclidean' or 'cosine', got {metric!r}")

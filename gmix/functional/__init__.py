@@ -1,0 +1,33 @@
+"""The maths of GuidedMix-Net as pure functions: no state, no modules, no randomness but what is passed in.
+
+Shapes: images `(N, C, H, W)`, masks `(N, H, W)` int64, scores `(N, K, H, W)`, lambda `(N,)`. `K = 1` is the
+binary case: one channel, the foreground. `probs` are probabilities, `logits` raw scores.
+"""
+
+from gmix.functional.losses import cross_entropy, ramp_up, soft_cross_entropy, squared_error
+from gmix.functional.masks import (
+    fill_in,
+    most_probable,
+    pixels_of_classes,
+    present_classes,
+    probabilities,
+    reweigh,
+)
+from gmix.functional.mixing import decouple, mix, nearest, sample_lambda
+
+__all__ = [
+    "cross_entropy",
+    "decouple",
+    "fill_in",
+    "mix",
+    "most_probable",
+    "nearest",
+    "pixels_of_classes",
+    "present_classes",
+    "probabilities",
+    "ramp_up",
+    "reweigh",
+    "sample_lambda",
+    "soft_cross_entropy",
+    "squared_error",
+]

@@ -1,0 +1,150 @@
+"""Losses that are 0, not NaN, where nothing counts, and the ramp of their weight (Eq. 1, 9, 10)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gmix.functional.shapes import per_pixel, same_shape
+
+__all__ = ["cross_entropy", "ramp_up", "soft_cross_entropy", "squared_error"]
+
+
+def ramp_up(progress: float, length: float = 1.0) -> float:
+    r"""The Gaussian ramp of Laine & Aila: $\exp(-5 (1 - t/T)^2)$, 1 from `length` on.
+
+    Args:
+        progress: The share of the training that is done, in [0, 1].
+        length: The share of the training after which the ramp is 1; 0 switches the ramp off.
+
+    Reference:
+        Laine & Aila, "Temporal Ensembling for Semi-Supervised Learning", Sec. 3; GuidedMix-Net, Eq. 9.
+
+    Examples:
+        >>> [round(ramp_up(t, length=0.5), 4) for t in (0.0, 0.25, 0.5, 1.0)]
+        [0.0067, 0.2865, 1.0, 1.0]
+    """
+    if length <= 0:
+        return 1.0
+    return float(torch.e ** (-5 * (1 - min(max(progress / length, 0.0), 1.0)) ** 2))
+
+
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = 255,
+) -> Tensor:
+    r"""Mean of $-\log \hat y_{target}$ over the pixels that have a class; 0, not NaN, where none has.
+
+    Args:
+        logits: `(N, K, H, W)`; K = 1 is binary, one sigmoid channel.
+        target: `(N, H, W)` int64, in `[0, K)` (`{0, 1}` if binary) or `ignore_index`.
+        weight: `(N, H, W)`, optional: each pixel's weight. The mean stays over all pixels with a class, so
+            weights lower the loss rather than shift it to other pixels.
+        ignore_index: The value of pixels without a class.
+
+    Returns:
+        A float32 scalar.
+
+    Raises:
+        ValueError: The shapes do not fit.
+
+    Reference:
+        GuidedMix-Net, Eq. 1 (its printed arguments are swapped).
+
+    Examples:
+        >>> cross_entropy(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 255]]]))
+        tensor(0.6931)
+    """
+    if target.shape != (logits.shape[0], *logits.shape[2:]):
+        raise ValueError(
+            f"`target` must have shape (N, H, W) for `logits` (N, K, H, W), "
+            f"got {tuple(target.shape)} and {tuple(logits.shape)}"
+        )
+    if weight is not None:
+        per_pixel(weight, logits, "weight")
+    with torch.autocast(logits.device.type, enabled=False):
+        keep = target != ignore_index
+        if logits.shape[1] == 1:
+            loss = F.binary_cross_entropy_with_logits(
+                logits[:, 0].float(), (target == 1).float(), reduction="none"
+            )
+            loss = loss.masked_fill(~keep, 0.0)
+        else:
+            loss = F.cross_entropy(
+                logits.float(), target, reduction="none", ignore_index=ignore_index
+            )
+        if weight is not None:
+            loss = loss * weight
+        return loss.sum() / keep.sum().clamp(min=1)
+
+
+def soft_cross_entropy(logits: Tensor, target: Tensor, *, weight: Tensor | None = None) -> Tensor:
+    r"""Mean over pixels of $-\sum_k q_k \log \hat y_k$: cross-entropy towards a whole distribution.
+
+    Unlike its most probable class, the distribution $q$ keeps what a pseudo mask knows of rare classes.
+
+    Args:
+        logits: `(N, K, H, W)`; K = 1 is binary, one sigmoid channel.
+        target: `(N, K, H, W)` probabilities, detached by the caller where they are a pseudo mask.
+        weight: `(N, H, W)`, optional: each pixel's weight, for instance 0 on padding. The mean stays over all pixels.
+
+    Returns:
+        A float32 scalar.
+
+    Raises:
+        ValueError: The shapes do not fit.
+
+    Examples:
+        >>> soft_cross_entropy(torch.zeros(1, 2, 1, 1), torch.tensor([[[[0.3]], [[0.7]]]]))
+        tensor(0.6931)
+    """
+    same_shape(logits, target, "`logits` and `target`", "(N, K, H, W)")
+    if weight is not None:
+        per_pixel(weight, logits, "weight")
+    with torch.autocast(logits.device.type, enabled=False):
+        logits, target = logits.float(), target.float()
+        if logits.shape[1] == 1:
+            loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")[:, 0]
+        else:
+            loss = -(target * logits.log_softmax(1)).sum(1)
+        return (loss if weight is None else loss * weight).mean()
+
+
+def squared_error(probs: Tensor, target: Tensor, *, valid: Tensor | None = None) -> Tensor:
+    r"""$\frac{1}{|\Omega|} \sum_{p \in \Omega} \lVert \hat y_p - y_p \rVert^2$: summed over classes, mean over pixels.
+
+    `torch.nn.functional.mse_loss` also divides by K: this is K times that value. In the binary case the implied
+    background channel counts too, so that it equals the two-class case.
+
+    Args:
+        probs: `(N, K, H, W)` probabilities.
+        target: `(N, K, H, W)`, detached by the caller where it is a pseudo mask.
+        valid: `(N, H, W)` bool, optional: the pixels $\Omega$ that count; all of them if left out.
+
+    Returns:
+        A float32 scalar; 0 where no pixel counts.
+
+    Raises:
+        ValueError: The shapes differ.
+
+    Reference:
+        GuidedMix-Net, Eq. 10.
+
+    Examples:
+        >>> squared_error(torch.tensor([[[[1.0]], [[0.0]]]]), torch.tensor([[[[0.0]], [[1.0]]]]))
+        tensor(2.)
+    """
+    same_shape(probs, target, "`probs` and `target`", "(N, K, H, W)")
+    if valid is not None:
+        per_pixel(valid, probs, "valid")
+    with torch.autocast(probs.device.type, enabled=False):
+        error = (probs.float() - target.float()).square().sum(1)
+        if probs.shape[1] == 1:
+            error = 2 * error
+        if valid is None:
+            return error.mean()
+        return (error * valid).sum() / valid.sum().clamp(min=1)

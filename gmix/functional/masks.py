@@ -1,0 +1,135 @@
+"""Masks as probabilities, as classes, and counted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gmix.functional.shapes import same_shape
+
+__all__ = [
+    "fill_in",
+    "most_probable",
+    "pixels_of_classes",
+    "present_classes",
+    "probabilities",
+    "reweigh",
+]
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Class probabilities in float32: softmax over K channels, sigmoid for one.
+
+    Examples:
+        >>> probabilities(torch.zeros(1, 2, 1, 1)).flatten()
+        tensor([0.5000, 0.5000])
+    """
+    return logits.float().sigmoid() if logits.shape[1] == 1 else logits.float().softmax(1)
+
+
+def fill_in(probs: Tensor, mask: Tensor, ignore_index: int = 255) -> Tensor:
+    """A mask as probabilities, one-hot where it has a class, `probs` where it has none.
+
+    Args:
+        probs: `(N, K, H, W)` probabilities; K = 1 is the foreground's.
+        mask: `(N, H, W)` int64.
+        ignore_index: The value of pixels without a class.
+
+    Examples:
+        >>> p = torch.full((1, 2, 1, 2), 0.5)
+        >>> fill_in(p, torch.tensor([[[1, 255]]])).tolist()
+        [[[[0.0, 0.5]], [[1.0, 0.5]]]]
+    """
+    classes = torch.arange(probs.shape[1], device=probs.device).view(1, -1, 1, 1)
+    if probs.shape[1] == 1:
+        classes = classes + 1
+    mask = mask.unsqueeze(1)
+    return torch.where(mask == ignore_index, probs, (mask == classes).to(probs.dtype))
+
+
+def most_probable(probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Each pixel's confidence and class: `(N, K, H, W)` -> two `(N, H, W)`; K = 1 is the foreground's.
+
+    Examples:
+        >>> confidence, labels = most_probable(torch.tensor([0.2, 0.8]).view(1, 2, 1, 1))
+        >>> confidence.item(), labels.item()
+        (0.800000011920929, 1)
+        >>> confidence, labels = most_probable(torch.tensor([0.25]).view(1, 1, 1, 1))
+        >>> confidence.item(), labels.item()
+        (0.75, 0)
+    """
+    if probs.shape[1] == 1:
+        probs = torch.cat([1 - probs, probs], 1)
+    confidence, labels = probs.max(1)
+    return confidence, labels
+
+
+def reweigh(probs: Tensor, weights: Tensor) -> Tensor:
+    r"""Multiply class probabilities by weights and normalise: $P'_k = w_k P_k / \sum_i w_i P_i$.
+
+    Args:
+        probs: `(N, K, H, W)` probabilities; K = 1 is the foreground's.
+        weights: `(N, max(K, 2), H, W)`, positive; in the binary case background, foreground.
+
+    Returns:
+        float32 `(N, K, H, W)`, a distribution per pixel.
+
+    Raises:
+        ValueError: The shapes do not fit.
+
+    Examples:
+        >>> reweigh(torch.tensor([0.5, 0.5]).view(1, 2, 1, 1), torch.tensor([1.0, 3.0]).view(1, 2, 1, 1)).flatten()
+        tensor([0.2500, 0.7500])
+    """
+    binary = probs.shape[1] == 1
+    probs = probs.float()
+    if binary:
+        probs = torch.cat([1 - probs, probs], 1)
+    same_shape(probs, weights, "`probs` and `weights`", "(N, max(K, 2), H, W)")
+    weighed = probs * weights
+    weighed = weighed / weighed.sum(1, keepdim=True).clamp(min=torch.finfo(weighed.dtype).tiny)
+    return weighed[:, 1:] if binary else weighed
+
+
+def present_classes(mask: Tensor, classes: int, *, ignore_index: int = 255) -> Tensor:
+    """Which classes occur in each mask: the multi-label target of the image-level classifier.
+
+    Args:
+        mask: `(N, H, W)` int64.
+        classes: Number of logit channels K; with 1 (binary) the only entry says whether class 1 occurs.
+        ignore_index: Pixels with this value count for no class.
+
+    Returns:
+        float32 `(N, K)` of zeros and ones.
+
+    Reference:
+        GuidedMix-Net, Sec. 3.1.1.
+
+    Examples:
+        >>> present_classes(torch.tensor([[[0, 2, 255]]]), classes=4)
+        tensor([[1., 0., 1., 0.]])
+    """
+    # One slot more than the classes collects what is ignored, so nothing depends on the data's values.
+    n_slots = max(classes, 2) + 1
+    slots = torch.where(mask == ignore_index, n_slots - 1, mask).flatten(1)
+    present = torch.zeros(len(mask), n_slots, device=mask.device).scatter_(1, slots, 1.0)
+    return present[:, 1:2] if classes == 1 else present[:, :classes]
+
+
+def pixels_of_classes(mask: Tensor, classes: int) -> Tensor:
+    """How many pixels each class has, over all masks; other values (255) are not counted.
+
+    Args:
+        mask: int64, any shape.
+        classes: How many there are; 2 in the binary case.
+
+    Returns:
+        int64 `(classes,)`.
+
+    Examples:
+        >>> pixels_of_classes(torch.tensor([[[0, 2, 2, 255]]]), classes=3)
+        tensor([1, 0, 2])
+    """
+    # One slot more collects what has no class, so that no shape depends on the data.
+    slots = torch.where((mask >= 0) & (mask < classes), mask, classes).flatten()
+    return slots.new_zeros(classes + 1).scatter_add_(0, slots, torch.ones_like(slots))[:classes]
