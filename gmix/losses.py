@@ -146,6 +146,8 @@ class GuidedMixLoss(nn.Module):
     def _unsupervised(self, logits: Tensor, pseudo: Tensor, valid: Tensor | None) -> Tensor:
         if self.objective == "squared_error":
             return G.squared_error(G.probabilities(logits), pseudo, valid=valid)
+        if self.objective == "soft_cross_entropy" and self.threshold == 0:
+            return G.soft_cross_entropy(logits, pseudo, weight=valid)
         confidence, labels = G.most_probable(pseudo)
         if self.objective == "soft_cross_entropy":
             weight = confidence >= self.threshold

@@ -140,13 +140,10 @@ class LabeledReference(nn.Module):
             query = self._normalise(features.flatten(2).transpose(1, 2), centre)
             # A large negative number rather than -inf: with nothing remembered the softmax stays finite.
             nowhere = torch.where(filled, 0.0, -1e4)
-            classes = F.scaled_dot_product_attention(
-                query.flatten(0, 1)[None],
-                self._normalise(self.keys, centre)[None],
-                self.values[None],
-                attn_mask=nowhere[None, None],
-                scale=1 / self.temperature,
-            )[0]
+            # Written out: with so few, so long vectors a fused attention takes longer.
+            keys = self._normalise(self.keys, centre)
+            similarity = (query / self.temperature).flatten(0, 1) @ keys.T
+            classes = (similarity + nowhere).softmax(1) @ self.values
             classes = classes / classes.sum(1, keepdim=True).clamp(min=1e-6)
             frequency = self.values.sum(0) / self.values.sum().clamp(min=1e-6)
             # A class never seen says nothing: ratio 1.
