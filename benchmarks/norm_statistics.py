@@ -63,8 +63,8 @@ def scores_of(run: Path, batches: int) -> dict[str, float]:
         return batch.x_unlabeled
 
     def whole(step: int) -> Tensor:
-        count = data.counts["unlabeled"]
-        chosen = [(step * 8 + i) * count // (8 * batches) for i in range(8)]
+        count, each = data.counts["unlabeled"], config.batch_unlabeled
+        chosen = [(step * each + i) * count // (each * batches) for i in range(each)]
         return torch.stack([transform(unlabeled[index]) for index in chosen])
 
     kinds: dict[str, Callable[[int], Tensor]] = {

@@ -8,6 +8,7 @@ mask against the true masks in `--truth`, which training never opens.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from probe import open_run
@@ -16,6 +17,19 @@ from gmix import LabeledReference, RandomPairSelector, SimilarPairSelector
 from gmix import functional as G
 from gmix.evaluation import ConfusionMatrix
 from gmix.training.build import build_net
+
+# Of the default, one at a time.
+CHANGES: dict[str, dict[str, Any]] = {
+    "": {},
+    ", images as they are": {"shorter_side": 1},
+    ", shorter side 224": {"shorter_side": 224},
+    ", shorter side 320": {"shorter_side": 320},
+    ", all positions remembered": {"capacity": 2**14, "positions": 2**14},
+    ", temperature 0.05": {"temperature": 0.05},
+    ", temperature 0.02": {"temperature": 0.02},
+    ", tolerance 0.5": {"tolerance": 0.5},
+    ", tolerance 1": {"tolerance": 1.0},
+}
 
 
 def main() -> None:
@@ -31,13 +45,11 @@ def main() -> None:
 
     pretrained = build_net(probe.config, net.classes).model.encoder
     references = {
-        f"temperature {temperature:g}, tolerance {tolerance:g}": LabeledReference(
-            pretrained, net.classes, temperature=temperature, tolerance=tolerance
-        )
-        for temperature in (0.05, 0.03)
-        for tolerance in (0.25, 0.5, 1.0)
+        f"referred{name}": LabeledReference(pretrained, net.classes, **change)
+        for name, change in CHANGES.items()
     }
-    references["features of the trained network"] = LabeledReference(net.model.encoder, net.classes)
+    trained = LabeledReference(net.model.encoder, net.classes)
+    references["referred, features of the trained network"] = trained
     labeled = list(probe.batches(probe.labeled))
     x_l, y_l = (torch.cat(parts) for parts in zip(*labeled, strict=True))
     for x, y in labeled:
@@ -67,14 +79,12 @@ def main() -> None:
                         if value == 0.3 and name == "similar":
                             masks_of[f"mean of direct and the above, {source}"] = (direct + out) / 2
             for name, reference in references.items():
-                masks_of[f"direct, referred, {name}"] = again = reference(direct, x)
+                masks_of[f"direct, {name}"] = again = reference(direct, x)
                 for _ in range(4):
                     again = reference(again, x)
-                masks_of[f"direct, referred 5 times, {name}"] = again
+                masks_of[f"direct, {name}, 5 times"] = again
             mean = masks_of["mean of direct and the above, true mask"]
-            masks_of["mean, referred, temperature 0.03, tolerance 0.25"] = references[
-                "temperature 0.03, tolerance 0.25"
-            ](mean, x)
+            masks_of["mean, referred"] = references["referred"](mean, x)
             for name, probs in masks_of.items():
                 matrix = matrices.setdefault(name, ConfusionMatrix(classes.num_classes))
                 matrix.update(G.most_probable(probs)[1], y)

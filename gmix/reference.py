@@ -37,12 +37,17 @@ class LabeledReference(nn.Module):
     never go stale in the memory. It is the non-local block's idea (Eq. 4) with keys and values from other images,
     and values that are known to be right.
 
+    Its maps are coarse, so it sees small images enlarged. And of each labeled image it keeps rare classes more often
+    than by chance, a position with the weight $\sum_k v_k / \sqrt{n_k}$ ($v_k$: the class's share of the position,
+    $n_k$: of the image): the few positions a sign has say more than one more piece of road.
+
     Args:
         encoder: An SMP encoder (`net.model.encoder`): images to feature maps, deepest last. Deep-copied and frozen.
-            Its last two maps are used, at the resolution of the finer one. Images are padded to its stride.
+            Its last two maps are used, at the resolution of the finer one. Images are resized to its stride.
         classes: Number of logit channels K; 1 is binary.
         capacity: Number of labeled feature positions the memory holds; the oldest are replaced.
-        positions: At most this many positions per labeled image are kept, spread evenly.
+        positions: At most this many positions per labeled image are kept.
+        shorter_side: The encoder sees images enlarged to at least this many pixels on their shorter side, above 0.
         temperature: $T$, above 0.
         tolerance: $\tau$, in (0, 1].
         strength: $s$, at least 0; 0 leaves predictions as they are.
@@ -73,17 +78,20 @@ class LabeledReference(nn.Module):
         *,
         capacity: int = 4096,
         positions: int = 64,
+        shorter_side: int = 160,
         temperature: float = 0.03,
         tolerance: float = 0.25,
         strength: float = 1.0,
         floor: float = 0.01,
     ) -> None:
         super().__init__()
-        if capacity < 1 or positions < 1 or temperature <= 0 or strength < 0 or floor <= 0:
+        if min(capacity, positions, shorter_side) < 1 or min(temperature, floor) <= 0:
             raise ValueError(
-                "`capacity`, `positions`, `temperature` and `floor` must be above 0 and `strength` "
-                f"at least 0, got {capacity}, {positions}, {temperature}, {floor} and {strength}"
+                "`capacity`, `positions`, `shorter_side`, `temperature` and `floor` must be above 0, "
+                f"got {capacity}, {positions}, {shorter_side}, {temperature} and {floor}"
             )
+        if strength < 0:
+            raise ValueError(f"`strength` must be at least 0, got {strength}")
         if not 0 < tolerance <= 1:
             raise ValueError(f"`tolerance` is a share in (0, 1], got {tolerance}")
         copied: Any = copy.deepcopy(encoder).requires_grad_(False)
@@ -91,6 +99,7 @@ class LabeledReference(nn.Module):
         self.classes = classes
         self.capacity = capacity
         self.positions = positions
+        self.shorter_side = shorter_side
         self.temperature = temperature
         self.tolerance = tolerance
         self.strength = strength
@@ -115,14 +124,14 @@ class LabeledReference(nn.Module):
                 f"got {tuple(y.shape)} and {tuple(x.shape)}"
             )
         features = self._features(x)
-        y, grid = self._pad(y, ignore_index), (features.shape[2], features.shape[3])
+        grid = (features.shape[2], features.shape[3])
         shares = class_shares(y, self.values.shape[1], grid, ignore_index)
         keys = features.flatten(2).transpose(1, 2)
         values = shares.flatten(2).transpose(1, 2)
-        keep = min(self.positions, keys.shape[1], max(self.capacity // len(x), 1))
-        spread = torch.arange(keep, device=x.device) * keys.shape[1] // keep
-        keys = keys[:, spread].flatten(0, 1)[: self.capacity]
-        values = values[:, spread].flatten(0, 1)[: self.capacity]
+        keep = min(self.positions, max(self.capacity // len(x), 1))
+        image, kept = torch.arange(len(x), device=x.device)[:, None], spread(values, keep)
+        keys = keys[image, kept].flatten(0, 1)[: self.capacity]
+        values = values[image, kept].flatten(0, 1)[: self.capacity]
         slots = (self.written + torch.arange(len(keys), device=x.device)) % self.capacity
         self.keys[slots] = keys
         self.values[slots] = values
@@ -130,7 +139,7 @@ class LabeledReference(nn.Module):
 
     @torch.no_grad()
     def likelihood(self, x: Tensor) -> Tensor:
-        """$r_k$ of images `(N, C, H, W)`: `(N, max(K, 2), h, w)` on the grid of the (padded) features."""
+        """$r_k$ of images `(N, C, H, W)`: `(N, max(K, 2), h, w)` on the grid of the features."""
         features = self._features(x)
         n, _, h, w = features.shape
         with torch.autocast(x.device.type, enabled=False):
@@ -156,9 +165,7 @@ class LabeledReference(nn.Module):
                 "`probs` (N, K, H, W) and `x` (N, C, H, W) must belong to the same images, "
                 f"got {tuple(probs.shape)} and {tuple(x.shape)}"
             )
-        h, w = x.shape[2:]
-        padded = self._pad(x).shape[2:]
-        ratio = F.interpolate(self.likelihood(x), size=padded, mode="bilinear")[..., :h, :w]
+        ratio = F.interpolate(self.likelihood(x), size=x.shape[2:], mode="bilinear")
         ratio = ratio + self.floor
         likeliest = ratio.amax(1, keepdim=True)
         return G.reweigh(
@@ -170,17 +177,19 @@ class LabeledReference(nn.Module):
         return super().train(False)
 
     def _features(self, x: Tensor) -> Tensor:
-        maps = self.encoder(self._pad(x))
+        # In whole numbers: rounding must not cost a row of the grid.
+        height, width, stride = x.shape[2], x.shape[3], self._stride
+        shorter = min(height, width)
+        side = max(self.shorter_side, shorter)
+        size = [-(-length * side // (shorter * stride)) * stride for length in (height, width)]
+        if size != [height, width]:
+            x = F.interpolate(x, size=size, mode="bilinear")
+        maps = self.encoder(x)
         if isinstance(maps, tuple):  # a vision transformer's comes with its prefix tokens
             maps = maps[0]
         finer, deepest = maps[-2:]
         deepest = F.interpolate(deepest, size=finer.shape[-2:], mode="bilinear")
         return torch.cat([finer, deepest], 1).float()
-
-    def _pad(self, x: Tensor, value: float = 0) -> Tensor:
-        """`(..., H, W)`, padded at the bottom and right to what the encoder can divide."""
-        h, w = x.shape[-2:]
-        return F.pad(x, (0, -w % self._stride, 0, -h % self._stride), value=value)
 
     def _normalise(self, features: Tensor, centre: Tensor) -> Tensor:
         """Centre, then bring each of the two maps to the same length: both have a say."""
@@ -205,3 +214,25 @@ def class_shares(y: Tensor, classes: int, size: tuple[int, int], ignore_index: i
     slots = torch.where(y == ignore_index, classes, y)
     one_hot = F.one_hot(slots, classes + 1)[..., :classes].permute(0, 3, 1, 2).float()
     return F.adaptive_avg_pool2d(one_hot, size)
+
+
+def spread(shares: Tensor, keep: int) -> Tensor:
+    """Which positions of each image to keep: `(N, P, K)` class shares -> `(N, min(keep, P))` indices, rising.
+
+    All of them if there are no more. Else systematic sampling, at even steps along the running sum of the weights
+    $\\sum_k v_k / \\sqrt{n_k}$: a position that holds most of a rare class may come twice, one without a class comes
+    where there is nothing else.
+
+    Examples:
+        >>> shares = torch.tensor([[[1.0, 0.0]] * 9 + [[0.0, 1.0]]])  # one of ten positions is class 1
+        >>> spread(shares, 4)
+        tensor([[1, 4, 7, 9]])
+    """
+    n, positions, _ = shares.shape
+    if keep >= positions:
+        return torch.arange(positions, device=shares.device).expand(n, positions)
+    count = shares.sum(1, keepdim=True).clamp(min=1e-6)
+    weight = (shares / count.sqrt()).sum(2) + 1e-6
+    total = weight.cumsum(1)
+    steps = (torch.arange(keep, device=shares.device) + 0.5) / keep
+    return torch.searchsorted(total, steps * total[:, -1:]).clamp(max=positions - 1)

@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,14 @@ from tiny_nets import AverageEncoder, seeded, tiny_batch, tiny_net
 from torch import Tensor, nn
 
 from gmix import LabeledReference
-from gmix.reference import class_shares
+from gmix.reference import class_shares, spread
 
 SIZE, CELL = 8, 2  # images of 8 x 8, features on a grid of 4 x 4
+
+
+def averages(classes: int, **settings: Any) -> LabeledReference:
+    """A reference whose features are means of pixels, and which takes images as they are."""
+    return LabeledReference(AverageEncoder(), classes, **{"shorter_side": 1, **settings})
 
 
 class NaiveReference:
@@ -36,15 +42,17 @@ class NaiveReference:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         grid = SIZE // CELL
-        for image, mask in zip(x, y, strict=True):
+        # Of more images than there is room for, the first ones.
+        for image, mask in zip(x[: self.memory.maxlen], y, strict=False):
             features = self.features(image)
             keep = min(self.positions, len(features), max(self.memory.maxlen // len(x), 1))
-            for j in range(keep):
-                position = j * len(features) // keep
-                r, c = CELL * (position // grid), CELL * (position % grid)
-                cell = mask[r : r + CELL, c : c + CELL].flatten().tolist()
-                shares = [cell.count(k) / len(cell) for k in range(self.slots)]
-                self.memory.append((features[position], np.array(shares)))
+            shares = []
+            for r, c in np.ndindex(grid, grid):
+                cell = mask[CELL * r : CELL * (r + 1), CELL * c : CELL * (c + 1)]
+                cell = cell.flatten().tolist()
+                shares.append([cell.count(k) / len(cell) for k in range(self.slots)])
+            for position in spread(torch.tensor([shares]), keep)[0].tolist():
+                self.memory.append((features[position], np.array(shares[position])))
 
     def likelihood(self, x: Tensor) -> np.ndarray:
         known = [(key, shares) for key, shares in self.memory if shares.sum() > 0]
@@ -63,6 +71,25 @@ class NaiveReference:
                     if seen[k] > 0:  # a class never seen says nothing
                         out[i, j, k] = attended[k] / max(seen[k] / seen.sum(), 1e-3)
         return out.transpose(0, 2, 1).reshape(len(x), self.slots, SIZE // CELL, SIZE // CELL)
+
+
+def naive_spread(shares: list[list[float]], keep: int) -> list[int]:
+    """Walk along the weights in even steps and note where each one ends."""
+    if keep >= len(shares):
+        return list(range(len(shares)))
+    count = [sum(row[k] for row in shares) for k in range(len(shares[0]))]
+    weights = [
+        sum(v / math.sqrt(n) for v, n in zip(row, count, strict=True) if n) + 1e-6 for row in shares
+    ]
+    kept = []
+    for j in range(keep):
+        left = (j + 0.5) / keep * sum(weights)
+        position = 0
+        while left > weights[position]:
+            left -= weights[position]
+            position += 1
+        kept.append(position)
+    return kept
 
 
 def similarity(a: np.ndarray, b: np.ndarray) -> float:
@@ -95,7 +122,7 @@ def test_likelihood_and_guidance_are_the_loops(
     g = seeded(seed)
     settings = {"capacity": capacity, "positions": positions, "temperature": 0.2}
     settings |= {"tolerance": 0.4, "strength": 0.7, "floor": 0.1}
-    reference = LabeledReference(AverageEncoder(), classes, **settings)  # type: ignore[arg-type]
+    reference = averages(classes, **settings)
     naive = NaiveReference(classes, capacity, positions, 0.2)
     for n in (3, 2, 3):  # 8 images: more than the smaller memories hold
         x, y = random_images(g, n, max(classes, 2))
@@ -135,7 +162,7 @@ def test_class_shares_count_pixels(seed: int, size: tuple[int, int]) -> None:
 
 
 def test_the_oldest_are_overwritten() -> None:
-    reference = LabeledReference(AverageEncoder(), 3, capacity=10, positions=4)
+    reference = averages(3, capacity=10, positions=4)
     for label in (0, 1, 2):  # one image of one class each time
         reference.add(torch.randn(1, 3, SIZE, SIZE), torch.full((1, SIZE, SIZE), label))
     held = reference.values.argmax(1).bincount(minlength=3)
@@ -146,7 +173,7 @@ def test_the_oldest_are_overwritten() -> None:
 
 
 def test_more_images_than_the_memory_holds() -> None:
-    reference = LabeledReference(AverageEncoder(), 2, capacity=3)
+    reference = averages(2, capacity=3)
     reference.add(*random_images(seeded(0), 5, 2))
     assert (
         reference(torch.full((1, 2, SIZE, SIZE), 0.5), torch.randn(1, 3, SIZE, SIZE))
@@ -157,7 +184,7 @@ def test_more_images_than_the_memory_holds() -> None:
 
 @pytest.mark.parametrize("classes", [1, 3])
 def test_nothing_remembered_leaves_probabilities_as_they_are(classes: int) -> None:
-    reference = LabeledReference(AverageEncoder(), classes)
+    reference = averages(classes)
     x = torch.randn(2, 3, SIZE, SIZE)
     probs = torch.rand(2, 3, SIZE, SIZE).softmax(1)[:, :classes]
     torch.testing.assert_close(reference(probs, x), probs)
@@ -167,7 +194,7 @@ def test_nothing_remembered_leaves_probabilities_as_they_are(classes: int) -> No
 
 
 def test_a_class_never_seen_has_ratio_1() -> None:
-    reference = LabeledReference(AverageEncoder(), 3)
+    reference = averages(3)
     x, y = random_images(seeded(0), 2, 2)  # classes 0 and 1 of three
     reference.add(x, y)
     ratio = reference.likelihood(x)
@@ -177,12 +204,30 @@ def test_a_class_never_seen_has_ratio_1() -> None:
 def test_ignored_pixels_are_not_remembered() -> None:
     x, y = random_images(seeded(0), 2, 3)
     y[:, : SIZE // 2] = 255
-    whole, half = (LabeledReference(AverageEncoder(), 3) for _ in range(2))
+    whole, half = averages(3, positions=8), averages(3, positions=8)
     whole.add(x, y)
     half.add(x, torch.where(y == 255, 77, y), ignore_index=77)
-    assert torch.equal(whole.values, half.values)
-    stored = whole.values[:32].view(2, 4, 4, 3).sum(-1)
-    assert not stored[:, :2].any() and stored[:, 2:].any()
+    assert torch.equal(whole.values, half.values) and torch.equal(whole.keys, half.keys)
+    assert whole.written == 16 and whole.values[:16].any(1).all()
+    finer = F.avg_pool2d(x, CELL).flatten(2).transpose(1, 2)  # the first three channels of a key
+    upper, lower = finer[:, :8].flatten(0, 1), finer[:, 8:].flatten(0, 1)
+    for key in whole.keys[:16, :3]:
+        assert (key == lower).all(1).any() and not (key == upper).all(1).any()
+
+
+@given(st.integers(0, 999), st.integers(1, 20))
+def test_positions_of_rare_classes_are_kept_more_often(seed: int, keep: int) -> None:
+    shares = torch.rand(2, 16, 3, generator=seeded(seed)) ** torch.tensor([1.0, 3.0, 20.0])
+    shares = shares / shares.sum(2, keepdim=True)  # class 0 is frequent, class 2 rare
+    kept = spread(shares, keep)
+    assert kept.tolist() == [naive_spread(image, keep) for image in shares.tolist()]
+    if keep >= 16:  # there is room for all
+        return
+    # Systematic sampling: every position comes as often as its weight says, but for less than one.
+    weight = (shares / shares.sum(1, keepdim=True).clamp(min=1e-6).sqrt()).sum(2) + 1e-6
+    expected = keep * weight / weight.sum(1, keepdim=True)
+    often = torch.stack([image.bincount(minlength=16) for image in kept])
+    assert (often - expected).abs().max() < 1
 
 
 @given(st.integers(0, 999))
@@ -190,7 +235,7 @@ def test_plausible_classes_keep_their_odds_however_often_it_is_asked(seed: int) 
     """Self-training asks again and again: the line between plausible classes is the network's."""
     g = seeded(seed)
     x, y = random_images(g, 2, 3)
-    reference = LabeledReference(AverageEncoder(), 3, tolerance=0.3, temperature=1.0)
+    reference = averages(3, tolerance=0.3, temperature=1.0)
     reference.add(x, y)
     probs = guided = torch.randn(2, 3, SIZE, SIZE, generator=g).softmax(1)
     for _ in range(10):
@@ -207,7 +252,7 @@ def test_plausible_classes_keep_their_odds_however_often_it_is_asked(seed: int) 
 
 def test_without_tolerance_it_is_bayes_rule() -> None:
     x, y = random_images(seeded(0), 2, 3)
-    reference = LabeledReference(AverageEncoder(), 3, tolerance=1.0, floor=1e-6)
+    reference = averages(3, tolerance=1.0, floor=1e-6)
     reference.add(x, y)
     probs = torch.rand(2, 3, SIZE, SIZE).softmax(1)
     likelihood = F.interpolate(reference.likelihood(x), size=(SIZE, SIZE), mode="bilinear")
@@ -220,7 +265,7 @@ def test_strength_0_leaves_probabilities_as_they_are() -> None:
     x, y = random_images(seeded(0), 2, 3)
     probs = torch.rand(2, 3, SIZE, SIZE).softmax(1)
     for strength, same in ((0.0, True), (1.0, False)):
-        reference = LabeledReference(AverageEncoder(), 3, strength=strength)
+        reference = averages(3, strength=strength)
         reference.add(x, y)
         assert torch.allclose(reference(probs, x), probs, atol=1e-6) == same
 
@@ -228,7 +273,7 @@ def test_strength_0_leaves_probabilities_as_they_are() -> None:
 @given(st.integers(0, 999))
 def test_guided_probabilities_are_a_distribution_and_nothing_is_changed_in_place(seed: int) -> None:
     g = seeded(seed)
-    reference = LabeledReference(AverageEncoder(), 3)
+    reference = averages(3)
     x, y = random_images(g, 2, 3)
     probs = torch.randn(2, 3, SIZE, SIZE, generator=g).mul(4).softmax(1)
     before = x.clone(), y.clone(), probs.clone()
@@ -280,7 +325,7 @@ def test_it_helps_where_features_tell_the_classes(classes: int) -> None:
         noise = torch.randn(n, 3, 16, 16, generator=g)
         return colors[y].permute(0, 3, 1, 2) + noise, y
 
-    reference = LabeledReference(AverageEncoder(), classes)
+    reference = averages(classes)
     reference.add(*stripes(8))
     x, y = stripes(8)
     if classes == 1:
@@ -301,16 +346,34 @@ def test_images_of_any_size_and_half_precision() -> None:
     assert in_half.isfinite().all()
 
 
-def test_images_are_padded_to_the_encoders_stride() -> None:
-    x, y, x_u = tiny_batch(size=40)
-    x, y, x_u = x[..., :37], y[..., :37], x_u[..., :35]
-    one, two = (LabeledReference(tiny_net().model.encoder, 3) for _ in range(2))
+def test_small_images_are_enlarged_for_the_encoder() -> None:
+    x, y = random_images(seeded(0), 3, 3)
+    one, two = averages(3, shorter_side=2 * SIZE), averages(3)
     one.add(x, y)
-    two.add(F.pad(x, (0, 3)), F.pad(y, (0, 3), value=255))  # padding has no class
-    assert torch.equal(one.likelihood(x_u), two.likelihood(F.pad(x_u, (0, 5))))
-    probs = torch.full((4, 3, 40, 40), 1 / 3)
-    whole = two(probs, F.pad(x_u, (0, 5)))
-    torch.testing.assert_close(one(probs[..., :35], x_u), whole[..., :35])
+    large = F.interpolate(x, scale_factor=2, mode="bilinear")
+    two.add(large, y.repeat_interleave(2, 1).repeat_interleave(2, 2))
+    assert one.written == two.written == 3 * 64
+    assert torch.equal(one.keys, two.keys) and torch.equal(one.values, two.values)
+    assert torch.equal(one.likelihood(x), two.likelihood(large))
+    guided = one(torch.full((3, 3, SIZE, SIZE), 1 / 3), x)
+    assert guided.shape == (3, 3, SIZE, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("size", "shorter_side", "grid"),
+    [
+        ((8, 8), 1, (4, 4)),
+        ((7, 10), 1, (4, 6)),  # to the next multiple of the stride, 4
+        ((7, 10), 8, (4, 6)),
+        ((8, 16), 32, (16, 32)),
+        ((5, 3), 12, (10, 6)),  # 12 / 3 * 5 = 20, exactly
+    ],
+)
+def test_the_grid_covers_the_image(
+    size: tuple[int, int], shorter_side: int, grid: tuple[int, int]
+) -> None:
+    reference = averages(2, shorter_side=shorter_side)
+    assert reference.likelihood(torch.randn(1, 3, *size)).shape[2:] == grid
 
 
 def test_a_vision_transformer_can_serve_as_well() -> None:
@@ -324,22 +387,25 @@ def test_a_vision_transformer_can_serve_as_well() -> None:
     assert guided.std() > 0.01
 
 
-@pytest.mark.parametrize(
-    "settings", [{"capacity": 0}, {"temperature": 0.0}, {"strength": -1.0}, {"floor": 0.0}]
-)
-def test_bad_settings_are_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="must be above 0 and `strength` at least 0, got"):
-        LabeledReference(AverageEncoder(), 2, **settings)  # type: ignore[arg-type]
+@pytest.mark.parametrize("name", ["capacity", "positions", "shorter_side", "temperature", "floor"])
+def test_settings_of_nothing_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="`temperature` and `floor` must be above 0, got"):
+        averages(2, **{name: 0})
+
+
+def test_a_negative_strength_is_refused() -> None:
+    with pytest.raises(ValueError, match="`strength` must be at least 0, got -1"):
+        averages(2, strength=-1.0)
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 1.5])
 def test_a_tolerance_that_is_no_share_is_refused(tolerance: float) -> None:
     with pytest.raises(ValueError, match=r"`tolerance` is a share in \(0, 1\], got"):
-        LabeledReference(AverageEncoder(), 2, tolerance=tolerance)
+        averages(2, tolerance=tolerance)
 
 
 def test_what_does_not_fit_is_refused_in_one_sentence() -> None:
-    reference = LabeledReference(AverageEncoder(), 2)
+    reference = averages(2)
     x = torch.zeros(2, 3, 8, 8)
     with pytest.raises(ValueError, match=r"`y` must have shape \(N, H, W\).*got \(2, 4, 8\)"):
         reference.add(x, torch.zeros(2, 4, 8, dtype=torch.long))

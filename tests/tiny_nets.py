@@ -58,6 +58,7 @@ class AverageEncoder(nn.Module):
     """An encoder whose features can be worked out by hand: local means at strides 2 and 4."""
 
     out_channels = (3, 3, 2)
+    output_stride = 4
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return [

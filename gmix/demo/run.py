@@ -26,7 +26,7 @@ LABELED, UNLABELED, VALIDATION = 48, 400, 80
 SIZE, SEEN = 96, 48  # pixels of a scene, and of what the networks see of it
 STEPS = 300
 # In so few steps soft targets of a network that still learns fast hold it back: only sure labels count, and
-# digits are pasted with their true masks.
+# digits are pasted with their true masks. Enlarged for the reference, scenes take twice the time.
 GUIDANCE = {
     "criterion": {
         "objective": "cross_entropy",
@@ -35,6 +35,7 @@ GUIDANCE = {
         "ramp_length": 0.0,
     },
     "paste": {},
+    "reference": {"shorter_side": SEEN},
 }
 
 
