@@ -4,7 +4,8 @@
 
 While it trains, each batch is normalised by its own statistics; their running average, from whatever passes there
 were, serves later. Here the average is taken anew, over one kind of images at a time, and the run's validation
-images are scored again. Nothing is written.
+images are scored again. Nothing is written. "As trained" are the statistics of the last checkpoint; what `gmix train`
+tests and saves has those of the column "crops, unlabeled, as they are and strong" (`--norm-batches`).
 """
 
 import argparse
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
@@ -20,7 +22,9 @@ from gmix import StrongColor
 from gmix.data import Batch, eval_transform
 from gmix.evaluation import evaluate
 from gmix.training.build import build_data, build_stream
+from gmix.training.checkpoint import list_checkpoints
 from gmix.training.config import TrainConfig, parse_size, read_yaml
+from gmix.training.norm import unlabeled_views
 from gmix.training.saved import load_model
 
 CPU = torch.device("cpu")
@@ -50,9 +54,14 @@ def scores_of(run: Path, batches: int) -> dict[str, float]:
     if data.validation is None or data.unlabeled is None:
         raise SystemExit(f"{run} must have been trained with validation and unlabeled images")
     transform = eval_transform(saved.mean, saved.std)
+    trained = load_file(list_checkpoints(run)[-1].path / "method.safetensors")
+    saved.net.load_state_dict(
+        {name.removeprefix("net."): t for name, t in trained.items() if name.startswith("net.")}
+    )
     net, validation, unlabeled = saved.net, data.validation, data.unlabeled
     stream = build_stream(config, data, saved.mean, saved.std)
     seen: list[Batch] = [stream[step] for step in range(batches)]
+    both = list(unlabeled_views(seen, mean=saved.mean, std=saved.std, seed=config.seed, device=CPU))
     colors, generator = (
         StrongColor(mean=saved.mean, std=saved.std),
         torch.Generator().manual_seed(0),
@@ -72,6 +81,7 @@ def scores_of(run: Path, batches: int) -> dict[str, float]:
         "crops, unlabeled": lambda t: crops(seen[t]),
         "crops, both": lambda t: torch.cat([seen[t].x_labeled, crops(seen[t])]),
         "crops, strong colours": lambda t: colors(crops(seen[t]), generator),
+        "crops, unlabeled, as they are and strong": lambda t: both[t],
         "whole unlabeled images": whole,
     }
 

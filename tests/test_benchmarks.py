@@ -128,15 +128,25 @@ def test_the_cost_of_a_step_beside_the_plain_model() -> None:
     assert table["float32"][1] == "1.00" and "--amp bf16" in table
 
 
-def test_statistics_of_other_images_change_the_score_and_nothing_else(run_dir: Path) -> None:
+def test_statistics_of_other_images_change_the_score_and_nothing_else(
+    run_dir: Path, tmp_path: Path
+) -> None:
     import json
 
-    before = {path: path.read_bytes() for path in run_dir.iterdir() if path.is_file()}
-    table = rows(run("norm_statistics.py", run_dir, "--batches", 2, "--threads", 1))
-    scores = dict(zip(table["weights of"], map(float, table[run_dir.name]), strict=True))
-    assert len(scores) == 6 and all(0 <= score <= 100 for score in scores.values())
-    own = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
-    assert scores["as trained"] == pytest.approx(100 * own["last"]["miou"], abs=0.06)
+    data, own = run_dir.parent / "data", {}
+    for batches in (0, 2):
+        config = tiny_config(
+            data, tmp_path / str(batches), steps=2, method="mean_teacher", norm_batches=batches
+        )
+        results = (train(config).out / "results.json").read_text(encoding="utf-8")
+        own[batches] = 100 * json.loads(results)["last"]["miou"]
+    probed = tmp_path / "2"
+    before = {path: path.read_bytes() for path in probed.rglob("*") if path.is_file()}
+    table = rows(run("norm_statistics.py", probed, "--batches", 2, "--threads", 1))
+    scores = dict(zip(table["weights of"], map(float, table["2"]), strict=True))
+    assert len(scores) == 7 and all(0 <= score <= 100 for score in scores.values())
+    assert scores["as trained"] == pytest.approx(own[0], abs=0.06)
+    assert scores["crops, unlabeled, as they are and strong"] == pytest.approx(own[2], abs=0.06)
     # Two steps move a momentum of 0.1 a little; the mean of two batches is elsewhere.
-    assert len(set(scores.values())) > 1
-    assert before == {path: path.read_bytes() for path in run_dir.iterdir() if path.is_file()}
+    assert len(set(scores.values())) > 2
+    assert before == {path: path.read_bytes() for path in probed.rglob("*") if path.is_file()}

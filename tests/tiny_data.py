@@ -57,6 +57,7 @@ def tiny_config(data: Path, out: Path, **changes: Any) -> TrainConfig:
         "batch_labeled": 2,
         "batch_unlabeled": 2,
         "steps": 6,
+        "norm_batches": 2,
         "workers": 0,
         "threads": 1,
         "device": "cpu",

@@ -127,6 +127,12 @@ class TrainConfig:
     ema: float | None = option(
         None, OPTIM, "DECAY", "evaluate and save an average of the weights, e.g. 0.99"
     )
+    norm_batches: int = option(
+        40,
+        OPTIM,
+        "N",
+        "test and save with BatchNorm statistics of N unlabeled batches; 0: as trained",
+    )
     seed: int = option(0, OPTIM, "N", "same seed, same batches, same result")
 
     device: str = option("auto", MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps")
@@ -148,7 +154,14 @@ class TrainConfig:
         """Refuse values that cannot work."""
         for name in ("steps", "batch_labeled", "log_every"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("batch_unlabeled", "held_out", "eval_every", "checkpoint_every", "workers"):
+        for name in (
+            "batch_unlabeled",
+            "held_out",
+            "norm_batches",
+            "eval_every",
+            "checkpoint_every",
+            "workers",
+        ):
             _at_least(name, getattr(self, name), 0)
         for name in ("labels", "threads"):
             if getattr(self, name) is not None:

@@ -29,6 +29,7 @@ from gmix.training.cost import count_first_step, peak_memory
 from gmix.training.fit import Report, fit
 from gmix.training.interrupts import Interrupted, Interrupts, leave_to_parent
 from gmix.training.methods import build_method
+from gmix.training.norm import renew_statistics, unlabeled_views
 from gmix.training.optim import build_optimizer
 from gmix.training.progress import make_progress
 from gmix.training.quality import judge_pseudo_masks
@@ -62,9 +63,11 @@ class Parts:
     tally: Tally
 
     @property
-    def deployed(self) -> Any:
-        """The network that is evaluated and saved."""
-        return self.method.net if self.average is None else self.average.module
+    def deployed(self) -> GuidedMixNet:
+        """The network that is evaluated and saved, but for its BatchNorm statistics."""
+        average: Any = self.average
+        net: GuidedMixNet = self.method.net if average is None else average.module
+        return net
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -106,22 +109,31 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
     out.mkdir(parents=True, exist_ok=True)
     write_yaml(config, out / "config.yaml")
     metrics = Metrics(out / "metrics.jsonl", data.classes.names, start)
-    batches: DataLoader[Batch] = DataLoader(
-        build_stream(config, data, mean, std),
-        batch_size=None,
-        sampler=range(start, config.steps),
-        num_workers=config.workers,
-        worker_init_fn=leave_to_parent,
-        pin_memory=device.type == "cuda",
-    )
-
+    stream = build_stream(config, data, mean, std)
     transform = eval_transform(mean, std)
 
-    def score() -> Scores | None:
+    def load(steps: range) -> DataLoader[Batch]:
+        return DataLoader(
+            stream,
+            batch_size=None,
+            sampler=steps,
+            num_workers=config.workers,
+            worker_init_fn=leave_to_parent,
+            pin_memory=device.type == "cuda",
+        )
+
+    def deployable() -> GuidedMixNet:
+        if data.unlabeled is None or config.norm_batches == 0:
+            return parts.deployed
+        seen = load(range(config.norm_batches))
+        views = unlabeled_views(seen, mean=mean, std=std, seed=config.seed, device=device)
+        return renew_statistics(parts.deployed, views)
+
+    def score(net: GuidedMixNet) -> Scores | None:
         if data.validation is None:
             return None
         return evaluate(
-            parts.deployed,
+            net,
             data.validation,
             data.classes,
             transform=transform,
@@ -138,6 +150,7 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
             seed=config.seed,
         )
 
+    net = parts.deployed
     scores: Scores | None = None
     pseudo: dict[str, Any] | None = None
     tally = parts.tally
@@ -149,7 +162,7 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
             show.note(f"going on after step {start}")
         for report in fit(
             parts.method,
-            batches,
+            load(range(start, config.steps)),
             parts.optimizer,
             steps=config.steps,
             start=start,
@@ -162,7 +175,8 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
             last = report.step == config.steps
             metrics.report(report)
             if last or due(report.step, config.eval_every):
-                scores = score()
+                net = deployable()
+                scores = score(net)
                 if scores is not None:
                     show.miou = scores.miou
                     metrics.scores(report.step, scores)
@@ -186,8 +200,9 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
                     "repeat the command with --resume to go on"
                 )
         if start == config.steps:  # resumed after the end
-            scores, pseudo = score(), judge()
-    save_model(SavedModel(parts.deployed, data.classes, size, mean, std), out / "model")
+            net = deployable()
+            scores, pseudo = score(net), judge()
+    save_model(SavedModel(net, data.classes, size, mean, std), out / "model")
     path, names = out / "results.json", data.classes.names
     write_results(path, config, names, data.counts, tally, scores, pseudo)
     return Result(scores, tally.best, data.classes.names, tally.seconds / 60, out)

@@ -1,0 +1,72 @@
+"""BatchNorm's running statistics, taken anew before a network is tested and saved."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import update_bn
+
+from gmix.data import Batch
+from gmix.network import GuidedMixNet
+from gmix.training.fit import step_seed
+from gmix.views import CutMix, StrongColor
+
+__all__ = ["renew_statistics", "unlabeled_views"]
+
+
+def renew_statistics(net: GuidedMixNet, images: Iterable[Tensor]) -> GuidedMixNet:
+    """A copy of the network whose BatchNorm layers hold the statistics of `images`.
+
+    Training leaves the statistics of whatever passes a method makes, half of them over the few labeled images,
+    which it knows by heart. `docs/results.md` shows what other images are worth. Weights, the network that goes on
+    training and torch's generators stay as they are.
+
+    Args:
+        net: The network. Without BatchNorm the copy is equal to it.
+        images: Batches `(N, C, H, W)` of at least two images, on its device.
+
+    Returns:
+        The copy, in eval mode.
+
+    Examples:
+        >>> import segmentation_models_pytorch as smp
+        >>> net = GuidedMixNet(smp.Unet("resnet18", encoder_weights=None, classes=2))
+        >>> renewed = renew_statistics(net, [torch.randn(2, 3, 64, 64) + 5])
+        >>> bool((net.model.encoder.bn1.running_mean == 0).all())
+        True
+        >>> bool((renewed.model.encoder.bn1.running_mean == 0).any())
+        False
+    """
+    renewed = copy.deepcopy(net)
+    device = next(net.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)  # of dropout, which is on while statistics are taken
+        update_bn(images, renewed)
+    return renewed.eval()
+
+
+def unlabeled_views(
+    batches: Iterable[Batch],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int,
+    device: torch.device,
+) -> Iterator[Tensor]:
+    """Of each batch the unlabeled crops twice: as they are, and as students see them (colours, CutMix).
+
+    The first are what the network is for, the second what it was trained on; either alone is worse on some data.
+
+    Yields:
+        `(2M, C, H, W)`, on the device.
+    """
+    generator = torch.Generator(device).manual_seed(step_seed(seed, 0, "views"))
+    color, cutmix = StrongColor(mean=mean, std=std).to(device), CutMix()
+    for batch in batches:
+        x = batch.to(device).x_unlabeled
+        assert x is not None
+        view = color(x, generator)
+        yield torch.cat([x, cutmix(view, generator).apply(view)])
