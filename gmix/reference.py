@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import torch
@@ -146,13 +145,15 @@ class LabeledReference(nn.Module):
             filled = self.values.sum(1) > 0
             share = filled.float() / filled.sum().clamp(min=1)
             centre = share @ self.keys
-            query = self._normalise(features.flatten(2).transpose(1, 2), centre)
-            # A large negative number rather than -inf: with nothing remembered the softmax stays finite.
-            nowhere = torch.where(filled, 0.0, -1e4)
-            # Written out: with so few, so long vectors a fused attention takes longer.
+            queries = self._normalise(features.flatten(2).transpose(1, 2).flatten(0, 1), centre)
             keys = self._normalise(self.keys, centre)
-            similarity = (query / self.temperature).flatten(0, 1) @ keys.T
-            classes = (similarity + nowhere).softmax(1) @ self.values
+            scale = 1 / (self.temperature * len(keys))
+            # A large negative number rather than -inf: with nothing remembered the softmax stays finite.
+            similarity = torch.where(filled, 0.0, -1e4)
+            # Written out: with so few, so long vectors a fused attention takes longer.
+            for query, key in zip(queries, keys, strict=True):
+                similarity = torch.addmm(similarity, query, key.T, alpha=scale)
+            classes = similarity.softmax(1) @ self.values
             classes = classes / classes.sum(1, keepdim=True).clamp(min=1e-6)
             frequency = self.values.sum(0) / self.values.sum().clamp(min=1e-6)
             # A class never seen says nothing: ratio 1.
@@ -191,11 +192,10 @@ class LabeledReference(nn.Module):
         deepest = F.interpolate(deepest, size=finer.shape[-2:], mode="bilinear")
         return torch.cat([finer, deepest], 1).float()
 
-    def _normalise(self, features: Tensor, centre: Tensor) -> Tensor:
+    def _normalise(self, features: Tensor, centre: Tensor) -> list[Tensor]:
         """Centre, then bring each of the two maps to the same length: both have a say."""
         parts: tuple[Tensor, ...] = torch.split(features - centre, self._widths, dim=-1)
-        normal: Tensor = torch.cat([F.normalize(part, dim=-1) for part in parts], -1)
-        return normal / math.sqrt(len(parts))
+        return [F.normalize(part, dim=-1) for part in parts]
 
     def extra_repr(self) -> str:
         return (

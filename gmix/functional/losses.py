@@ -110,7 +110,7 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, *, weight: Tensor | None 
         if logits.shape[1] == 1:
             loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")[:, 0]
         else:
-            loss = -(target * logits.log_softmax(1)).sum(1)
+            loss = F.cross_entropy(logits, target, reduction="none")
         return (loss if weight is None else loss * weight).mean()
 
 

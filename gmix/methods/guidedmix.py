@@ -208,6 +208,7 @@ class GuidedMix(Method):
             self.reference.add(x_labeled, y_labeled, ignore_index=self.criterion.ignore_index)
         guidance = self.guide(x_labeled, y_labeled, x_unlabeled, generator)
         partner, pseudo, x_student = guidance.partner, guidance.pseudo, x_unlabeled
+        del guidance  # what else it holds is three times as large as the pseudo masks
         if self.paste is not None:
             y_partner = y_labeled[partner]
             region = self.paste(y_partner, generator)
