@@ -129,7 +129,7 @@ class GuidedMix(Method):
     | 7 | labeled logits adjusted for class frequency | as they are |
     | 7 | soft cross-entropy on a strong view (colour, CutMix) | squared error; $L_{dec}$ |
 
-    `docs/results.md` shows what each of these is worth. `paste=ClassPaste(classes)` also pastes a class of the labeled
+    `docs/experiments.md` shows what each of these is worth. `paste=ClassPaste(classes)` also pastes a class of the labeled
     partner into the image before the loss, with its true mask ([`ClassPaste`][gmix.ClassPaste]).
 
     Args:

@@ -21,7 +21,7 @@ def renew_statistics(net: GuidedMixNet, images: Iterable[Tensor]) -> GuidedMixNe
     """A copy of the network whose BatchNorm layers hold the statistics of `images`.
 
     Training leaves the statistics of whatever passes a method makes, half of them over the few labeled images,
-    which it knows by heart. `docs/results.md` shows what other images are worth. Weights, the network that goes on
+    which it knows by heart. `docs/experiments.md` shows what other images are worth. Weights, the network that goes on
     training and torch's generators stay as they are.
 
     Args:
