@@ -129,8 +129,8 @@ class GuidedMix(Method):
     | 7 | labeled logits adjusted for class frequency | as they are |
     | 7 | soft cross-entropy on a strong view (colour, CutMix) | squared error; $L_{dec}$ |
 
-    `docs/experiments.md` shows what each of these is worth. `paste=ClassPaste(classes)` also pastes a class of the labeled
-    partner into the image before the loss, with its true mask ([`ClassPaste`][gmix.ClassPaste]).
+    `docs/experiments.md` shows what each of these is worth. `paste=ClassPaste(classes)` also pastes a class of the
+    labeled partner into the image before the loss, with its true mask ([`ClassPaste`][gmix.ClassPaste]).
 
     Args:
         net: The network to train; what is deployed is `net.model`.
