@@ -33,12 +33,15 @@ class GuidedMixLoss(nn.Module):
 
     Three readings of the unsupervised term: `"squared_error"` towards the pseudo mask's distribution (the paper),
     `"soft_cross_entropy"` towards the same, or `"cross_entropy"` towards its most probable class (FixMatch). The two
-    cross-entropies count pixels whose most probable class has at least `threshold`, and their mean is over all
-    pixels: few confident pixels give a small loss.
+    cross-entropies count pixels whose most probable class has at least `threshold`, weigh them by their
+    [`certainty`][gmix.functional.certainty] to the power of `certainty`, and their mean is over all pixels: pseudo
+    masks that are not sure yet give a small loss.
 
     Args:
         objective: Of the unsupervised term, one of the three above.
         threshold: Least confidence of a pixel that counts, in [0, 1]; for the cross-entropies.
+        certainty: How much more a sure pixel weighs than an unsure one, at least 0, where all weigh the same; for the
+            cross-entropies.
         classification: Weight $w_{cla}$.
         unsupervised: Weight $w_{usup}$.
         decoupling: Weight $w_{dec}$.
@@ -75,6 +78,7 @@ class GuidedMixLoss(nn.Module):
         *,
         objective: Objective = "squared_error",
         threshold: float = 0.0,
+        certainty: float = 0.0,
         classification: float = 1.0,
         unsupervised: float = 1.0,
         decoupling: float = 1.0,
@@ -86,6 +90,8 @@ class GuidedMixLoss(nn.Module):
             raise ValueError(f"`objective` must be one of {OBJECTIVES}, got {objective!r}")
         if not 0 <= threshold <= 1:
             raise ValueError(f"`threshold` is a probability in [0, 1], got {threshold}")
+        if certainty < 0:
+            raise ValueError(f"`certainty` must be at least 0, got {certainty}")
         if min(classification, unsupervised, decoupling) < 0:
             raise ValueError(
                 "the weights `classification`, `unsupervised` and `decoupling` must be at least 0, "
@@ -97,6 +103,7 @@ class GuidedMixLoss(nn.Module):
             )
         self.objective = objective
         self.threshold = threshold
+        self.certainty = certainty
         self.classification = classification
         self.unsupervised = unsupervised
         self.decoupling = decoupling
@@ -146,24 +153,22 @@ class GuidedMixLoss(nn.Module):
     def _unsupervised(self, logits: Tensor, pseudo: Tensor, valid: Tensor | None) -> Tensor:
         if self.objective == "squared_error":
             return G.squared_error(G.probabilities(logits), pseudo, valid=valid)
-        if self.objective == "soft_cross_entropy" and self.threshold == 0:
-            return G.soft_cross_entropy(logits, pseudo, weight=valid)
         confidence, labels = G.most_probable(pseudo)
+        weight = (confidence >= self.threshold).float()
+        if self.certainty > 0:
+            weight = weight * G.certainty(pseudo) ** self.certainty
         if self.objective == "soft_cross_entropy":
-            weight = confidence >= self.threshold
             return G.soft_cross_entropy(
-                logits, pseudo, weight=weight if valid is None else weight & valid
+                logits, pseudo, weight=weight if valid is None else weight * valid
             )
         if valid is not None:
             labels = labels.masked_fill(~valid, self.ignore_index)
-        return G.cross_entropy(
-            logits, labels, weight=confidence >= self.threshold, ignore_index=self.ignore_index
-        )
+        return G.cross_entropy(logits, labels, weight=weight, ignore_index=self.ignore_index)
 
     def extra_repr(self) -> str:
         return (
             f"objective={self.objective!r}, threshold={self.threshold}, "
-            f"classification={self.classification}, unsupervised={self.unsupervised}, "
+            f"certainty={self.certainty}, classification={self.classification}, unsupervised={self.unsupervised}, "
             f"decoupling={self.decoupling}, ramp_length={self.ramp_length}"
         )
 

@@ -325,6 +325,23 @@ def test_reweigh_is_bayes(seed: int, k: int) -> None:
     np.testing.assert_allclose(out.numpy(), expected if k > 1 else expected[:, 1:], rtol=1e-4)
 
 
+@given(seeds, st.integers(1, 4))
+def test_certainty_is_what_torchs_entropy_leaves(seed: int, k: int) -> None:
+    probs = random_probs(seed, k=max(k, 2))
+    entropy = torch.distributions.Categorical(probs.movedim(1, -1)).entropy()
+    expected = 1 - entropy / math.log(max(k, 2))
+    out = G.certainty(probs if k > 1 else probs[:, 1:])
+    torch.testing.assert_close(out, expected.float(), atol=1e-5, rtol=1e-4)
+
+
+def test_certainty_stays_in_its_range() -> None:
+    for k in (2, 3, 7):
+        sure = torch.eye(k).view(k, k, 1, 1)
+        assert G.certainty(sure).eq(1).all()
+        same = G.certainty(torch.full((1, k, 1, 1), 1 / k))
+        assert 0 <= same.item() < 1e-6
+
+
 def test_fill_in_and_most_probable() -> None:
     p = random_probs(0, n=1, k=3, h=1, w=3)
     mask = torch.tensor([[[2, 255, 0]]])

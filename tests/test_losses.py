@@ -58,7 +58,9 @@ def softmax(logits: Tensor) -> list[float]:
     return [math.exp(v) / sum(math.exp(w) for w in z) for v in z]
 
 
-def naive(a: dict[str, Tensor], objective: str, threshold: float) -> dict[str, float]:
+def naive(
+    a: dict[str, Tensor], objective: str, threshold: float, certainty: float
+) -> dict[str, float]:
     pixels = list(np.ndindex(SIZE, SIZE))
     supervised = [
         -math.log(softmax(a["logits_labeled"][n, :, r, c])[int(a["y_labeled"][n, r, c])])
@@ -82,14 +84,18 @@ def naive(a: dict[str, Tensor], objective: str, threshold: float) -> dict[str, f
                     unsupervised.append(0.0)
                 continue
             p, q = softmax(a["logits_unlabeled"][n, :, r, c]), two_classes(a["pseudo"][n, :, r, c])
+            unknown = -sum(t * math.log(t) for t in q) / math.log(len(q))
+            weight = (1 - unknown) ** certainty
             if objective == "squared_error":
                 unsupervised.append(sum((s - t) ** 2 for s, t in zip(p, q, strict=True)))
             elif max(q) < threshold:
                 unsupervised.append(0.0)
             elif objective == "cross_entropy":
-                unsupervised.append(-math.log(p[int(np.argmax(q))]))
+                unsupervised.append(-weight * math.log(p[int(np.argmax(q))]))
             else:
-                unsupervised.append(-sum(t * math.log(s) for s, t in zip(p, q, strict=True)))
+                unsupervised.append(
+                    -weight * sum(t * math.log(s) for s, t in zip(p, q, strict=True))
+                )
     decoupling = []
     for n in range(LABELED):
         for r, c in pixels:
@@ -107,18 +113,22 @@ def naive(a: dict[str, Tensor], objective: str, threshold: float) -> dict[str, f
 
 
 OBJECTIVES = ["squared_error", "soft_cross_entropy", "cross_entropy"]
-OPTIONS = [("squared_error", 0.0), *((o, t) for o in OBJECTIVES[1:] for t in (0.0, 0.7))]
+OPTIONS = [
+    ("squared_error", 0.0, 0.0),
+    *((o, t, c) for o in OBJECTIVES[1:] for t in (0.0, 0.7) for c in (0.0, 1.0, 1.7)),
+]
 
 
 @settings(max_examples=20)
 @given(seeds, st.sampled_from(OPTIONS), st.integers(1, 4), st.floats(0, 1))
 def test_every_term_is_the_naive_loop_and_total_their_weighted_sum(
-    seed: int, option: tuple[Any, float], k: int, progress: float
+    seed: int, option: tuple[Any, float, float], k: int, progress: float
 ) -> None:
-    objective, threshold = option
+    objective, threshold, certainty = option
     criterion = GuidedMixLoss(
         objective=objective,
         threshold=threshold,
+        certainty=certainty,
         classification=0.3,
         unsupervised=0.7,
         decoupling=1.9,
@@ -126,7 +136,7 @@ def test_every_term_is_the_naive_loop_and_total_their_weighted_sum(
     )
     inputs = arguments(seed, k)
     losses = criterion(**inputs, progress=progress)
-    expected = naive(inputs, objective, threshold)
+    expected = naive(inputs, objective, threshold, certainty)
     ramp = math.exp(-5 * (1 - progress / 0.5) ** 2) if progress < 0.5 else 1.0
     expected["total"] = (
         expected["supervised"]
@@ -218,10 +228,21 @@ def test_unsure_pixels_lower_the_loss_and_get_no_gradient(objective: Any) -> Non
     assert logits.grad[..., 0].any() and not logits.grad[..., 1].any()
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES[1:])
+def test_what_knows_nothing_teaches_nothing(objective: Any) -> None:
+    pseudo = torch.tensor([[1.0, 0.0, 0.0], [1 / 3, 1 / 3, 1 / 3]]).T.reshape(1, 3, 1, 2)
+    logits = torch.ones(1, 3, 1, 2).cumsum(1).requires_grad_()
+    y = torch.zeros(1, 1, 2, dtype=torch.long)
+    criterion = GuidedMixLoss(objective=objective, certainty=1.0)
+    criterion(logits.detach(), y, logits_unlabeled=logits, pseudo=pseudo)["total"].backward()
+    assert logits.grad is not None
+    assert logits.grad[..., 0].abs().min() > 0.1 and logits.grad[..., 1].abs().max() < 1e-6
+
+
 @given(seeds, st.sampled_from(OBJECTIVES))
 def test_padding_says_nothing(seed: int, objective: Any) -> None:
     inputs = arguments(seed)
-    criterion = GuidedMixLoss(objective=objective, threshold=0.5)
+    criterion = GuidedMixLoss(objective=objective, threshold=0.5, certainty=1.0)
     losses = criterion(**inputs)
     outside = ~inputs["valid"].unsqueeze(1)
     noise = torch.rand(inputs["pseudo"].shape, generator=seeded(seed))
@@ -279,6 +300,7 @@ some, y = torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
     [
         (lambda: GuidedMixLoss(objective="focal"), "`objective` must be one of"),  # type: ignore[arg-type]
         (lambda: GuidedMixLoss(threshold=1.5), "`threshold` is a probability in [0, 1], got 1.5"),
+        (lambda: GuidedMixLoss(certainty=-1.0), "`certainty` must be at least 0, got -1.0"),
         (lambda: GuidedMixLoss(unsupervised=-1.0), "must be at least 0"),
         (lambda: GuidedMixLoss(ramp_length=2.0), "`ramp_length` is a share"),
         (lambda: GuidedMixLoss()(some, y, pseudo=some), "`logits_unlabeled` and `pseudo` belong"),

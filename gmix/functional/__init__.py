@@ -6,6 +6,7 @@ binary case: one channel, the foreground. `probs` are probabilities, `logits` ra
 
 from gmix.functional.losses import cross_entropy, ramp_up, soft_cross_entropy, squared_error
 from gmix.functional.masks import (
+    certainty,
     fill_in,
     most_probable,
     pixels_of_classes,
@@ -16,6 +17,7 @@ from gmix.functional.masks import (
 from gmix.functional.mixing import decouple, mix, nearest, sample_lambda
 
 __all__ = [
+    "certainty",
     "cross_entropy",
     "decouple",
     "fill_in",

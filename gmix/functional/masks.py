@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from gmix.functional.shapes import same_shape
 
 __all__ = [
+    "certainty",
     "fill_in",
     "most_probable",
     "pixels_of_classes",
@@ -62,6 +65,29 @@ def most_probable(probs: Tensor) -> tuple[Tensor, Tensor]:
         probs = torch.cat([1 - probs, probs], 1)
     confidence, labels = probs.max(1)
     return confidence, labels
+
+
+def certainty(probs: Tensor) -> Tensor:
+    r"""How far each pixel is from knowing nothing: $1 - H(p) / \log K$.
+
+    1 where one class has all, 0 where all are equally probable. Unlike the most probable class's share it tells whether
+    two classes are left or many.
+
+    Args:
+        probs: `(N, K, H, W)` probabilities; K = 1 is the foreground's.
+
+    Returns:
+        float32 `(N, H, W)` in [0, 1].
+
+    Examples:
+        >>> certainty(torch.tensor([[1.0, 0.5, 0.25], [0.0, 0.5, 0.75]]).view(1, 2, 1, 3)).flatten()
+        tensor([1.0000, 0.0000, 0.1887])
+    """
+    probs = probs.float()
+    entropy: Tensor = torch.special.entr(probs).sum(1)
+    if probs.shape[1] == 1:
+        entropy = entropy + torch.special.entr(1 - probs[:, 0])
+    return (1 - entropy / math.log(max(probs.shape[1], 2))).clamp(0, 1)
 
 
 def reweigh(probs: Tensor, weights: Tensor) -> Tensor:
