@@ -28,9 +28,22 @@ from gmix.methods import (
 from gmix.methods import cct as cct_file
 from gmix.methods.cct import DECODERS, adversarial, auxiliary_decoder, box_in, disturb
 from gmix.methods.classmix import half_of_classes
+from gmix.teacher import EMATeacher
+from gmix.training.config import TrainConfig
+from gmix.training.methods import build_method
 from gmix.views import Pasted
 
 seeds = st.integers(0, 2**31 - 1)
+
+
+def with_teacher(method: Any) -> Callable[..., Method]:
+    def build(net: Any, decay: float = 0.99, **options: Any) -> Method:
+        built: Method = method(net, teacher=EMATeacher(net, decay), **options)
+        return built
+
+    return build
+
+
 ONE_OF_EACH = dict.fromkeys(DECODERS, 1)
 METHODS: dict[str, Callable[..., Method]] = {
     "mean_teacher": MeanTeacher,
@@ -38,11 +51,13 @@ METHODS: dict[str, Callable[..., Method]] = {
     "classmix": ClassMix,
     "fixmatch": FixMatch,
     "unimatch": UniMatch,
+    "fixmatch, taught": with_teacher(FixMatch),
+    "unimatch, taught": with_teacher(UniMatch),
     "cps": CPS,
     "cct": CCT,
 }
-TEACHERS = ("mean_teacher", "cutmix", "classmix")
-THRESHOLD = {"cutmix", "classmix", "fixmatch", "unimatch"}
+TEACHERS = ("mean_teacher", "cutmix", "classmix", "fixmatch, taught", "unimatch, taught")
+THRESHOLD = {*METHODS} - {"mean_teacher", "cps", "cct"}
 SURE = {3: 0.45, 1: 0.6}  # about half of the pixels of nets that know nothing yet
 EACH = pytest.mark.parametrize("name", METHODS)
 
@@ -217,15 +232,20 @@ def plain_classmix(
 def plain_fixmatch(
     method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
 ) -> dict[str, Any]:
-    weak = method.net(torch.cat([x_l, x_u]))
-    labels, confidence = best(full(weak[3:]))
     view, pasted = method.strong(x_u, g)
     assert pasted.box.any()
+    if method.teacher is None:
+        weak, strong = method.net(torch.cat([x_l, x_u])), method.net(view)
+        labeled, weak = weak[:3], weak[3:]
+    else:
+        weak = followed(method)(x_u)
+        labeled, strong = method.net(torch.cat([x_l, view])).split([3, 4])
+    labels, confidence = best(full(weak))
     labels, confidence, inside = (paste(v, pasted) for v in (labels, confidence, valid))
     sure = confidence >= method.threshold
     share_of(sure, inside)
-    supervised = labeled_entropy(weak[:3], y)
-    unsupervised = entropy(method.net(view), labels, inside, sure)
+    supervised = labeled_entropy(labeled, y)
+    unsupervised = entropy(strong, labels, inside, sure)
     total = supervised + 0.7 * unsupervised
     return {"supervised": supervised, "unsupervised": unsupervised, "total": total}
 
@@ -233,17 +253,23 @@ def plain_fixmatch(
 def plain_unimatch(
     method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
 ) -> dict[str, Any]:
-    features = method.net.encode(torch.cat([x_l, x_u]))
+    (one, at_one), (two, at_two) = method.view(x_u, g), method.view(x_u, g)
+    assert at_one.box.any() and at_two.box.any() and not torch.equal(one, two)
+    if method.teacher is None:
+        features = method.net.encode(torch.cat([x_l, x_u]))
+        labeled, weak = method.net.decode(features, (32, 24)).split([3, 4])
+        strong = method.net(torch.cat([one, two]))
+    else:
+        weak = followed(method)(x_u)
+        features = method.net.encode(torch.cat([x_l, x_u, one, two]))
+        several = [f[[0, 1, 2, *range(7, 15)]] for f in features]
+        labeled, strong = method.net.decode(several, (32, 24)).split([3, 8])
     dropped = []
     for f in features:
         draw = torch.rand(4, f.shape[1], generator=g)
         kept = [[float(u >= 0.4) / 0.6 for u in row] for row in draw.tolist()]
-        dropped.append(f[3:] * torch.tensor(kept)[:, :, None, None])
-    weak = method.net.decode(features, (32, 24))
-    labels, confidence = best(full(weak[3:]))
-    (one, at_one), (two, at_two) = method.view(x_u, g), method.view(x_u, g)
-    assert at_one.box.any() and at_two.box.any() and not torch.equal(one, two)
-    strong = method.net(torch.cat([one, two]))
+        dropped.append(f[3:7] * torch.tensor(kept)[:, :, None, None])
+    labels, confidence = best(full(weak))
     each: Any = 0
     for out, pasted in ((strong[:4], at_one), (strong[4:], at_two)):
         mask, sure, inside = (paste(v, pasted) for v in (labels, confidence, valid))
@@ -251,7 +277,7 @@ def plain_unimatch(
     share_of(confidence >= method.threshold, valid)
     disturbed = method.net.decode(dropped, (32, 24))
     losses = {
-        "supervised": labeled_entropy(weak[:3], y),
+        "supervised": labeled_entropy(labeled, y),
         "strong": each,
         "features": entropy(disturbed, labels, valid, confidence >= method.threshold),
     }
@@ -299,6 +325,8 @@ PLAIN: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
     "classmix": (plain_classmix, {"unsupervised": 0.7}),
     "fixmatch": (plain_fixmatch, {"unsupervised": 0.7}),
     "unimatch": (plain_unimatch, {"strong": 0.7, "features": 0.3, "drop": 0.4}),
+    "fixmatch, taught": (plain_fixmatch, {"unsupervised": 0.7}),
+    "unimatch, taught": (plain_unimatch, {"strong": 0.7, "features": 0.3, "drop": 0.4}),
     "cps": (plain_cps, {"cross": 0.7}),
     "cct": (plain_cct, {"unsupervised": 0.7}),
 }
@@ -516,6 +544,18 @@ def test_a_teacher_follows_in_training_only_and_is_always_in_eval_mode(name: str
     assert method.teacher.step == 0 and method.teacher.decay == 0.9
     method.train()(*batch_of())
     assert method.teacher.step == 1 and not any(m.training for m in method.teacher.modules())
+
+
+@pytest.mark.parametrize("name", ["fixmatch", "unimatch"])
+def test_a_teacher_is_asked_for_by_a_mapping(name: str) -> None:
+    assert made_from_flags(name, {}).teacher is None
+    assert made_from_flags(name, {"teacher": {"decay": 0.9}}).teacher.decay == 0.9
+    with pytest.raises(ValueError, match="teacher must be a mapping of its arguments or null"):
+        made_from_flags(name, {"teacher": 0.9})
+
+
+def made_from_flags(name: str, given: dict[str, Any]) -> Any:
+    return build_method(TrainConfig(method=name, method_args=given), tiny_net())
 
 
 # --- pseudo masks -------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from torch import Tensor
 from gmix.methods.method import Method, Step
 from gmix.network import GuidedMixNet
 from gmix.pseudo import PseudoMask
+from gmix.teacher import EMATeacher
 from gmix.views import StrongView, drop_channels
 
 __all__ = ["UniMatch"]
@@ -22,12 +23,15 @@ class UniMatch(Method):
 
     each $L$ as in [`FixMatch`][gmix.methods.FixMatch]. The authors divide the whole by 2, which AdamW does not notice.
 
+    A `teacher` helps where masks are few, as with [`FixMatch`][gmix.methods.FixMatch]; UniMatch V2 has one.
+
     Args:
         net: The network to train.
         threshold: Least confidence of a label.
         strong: $w$ of the two strong views together.
         features: $w_f$ of the view disturbed in the features.
         drop: Share of channels that are dropped from the encoder's maps.
+        teacher: Labels the unlabeled images in place of the network itself.
         mean: Per channel, what was subtracted from the images (in 0..1) when they were normalised.
         std: Per channel, what they were divided by. Both serve the strong view, the part `view`.
         ignore_index: Mask value without a class.
@@ -37,7 +41,7 @@ class UniMatch(Method):
 
     Reference:
         Yang, Qi, Feng, Zhang, Shi, "Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic
-        Segmentation", CVPR 2023; their VOC settings.
+        Segmentation", CVPR 2023; their VOC settings. With a teacher: Yang, Zhao, Zhao, "UniMatch V2", 2024.
 
     Examples:
         >>> import segmentation_models_pytorch as smp
@@ -55,11 +59,13 @@ class UniMatch(Method):
         strong: float = 0.5,
         features: float = 0.5,
         drop: float = 0.5,
+        teacher: EMATeacher[GuidedMixNet] | None = None,
         mean: Sequence[float] | float = (0.485, 0.456, 0.406),
         std: Sequence[float] | float = (0.229, 0.224, 0.225),
         ignore_index: int = 255,
     ) -> None:
         super().__init__(net, ignore_index=ignore_index)
+        self.teacher = teacher
         self.view = StrongView(mean=mean, std=std)
         self.threshold = threshold
         self.strong_weight = strong
@@ -68,22 +74,32 @@ class UniMatch(Method):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         x_labeled, y_labeled, x_unlabeled, _, valid, generator = step
-        n, size = len(x_labeled), (x_labeled.shape[2], x_labeled.shape[3])
-        features = self.net.encode(torch.cat([x_labeled, x_unlabeled]))
+        n, m, size = len(x_labeled), len(x_unlabeled), (x_labeled.shape[2], x_labeled.shape[3])
+        views = [self.view(x_unlabeled, generator) for _ in range(2)]
+        strong = torch.cat([view for view, _ in views])
+        if self.teacher is None:
+            features = self.net.encode(torch.cat([x_labeled, x_unlabeled]))
+            labeled, weak = torch.split(self.net.decode(features, size), [n, m])
+            strong = self.net(strong)
+        else:
+            if self.training:
+                self.teacher.update(self.net)
+            weak = self.teacher.net(x_unlabeled)
+            features = self.net.encode(torch.cat([x_labeled, x_unlabeled, strong]))
+            learning = [torch.cat([f[:n], f[n + m :]]) for f in features]
+            labeled, strong = torch.split(self.net.decode(learning, size), [n, 2 * m])
+        pseudo = PseudoMask.of(weak, valid, self.ignore_index)
         # Of three dimensions are a vision transformer's prefix tokens, which have no maps.
         disturbed = [
-            drop_channels(f[n:], self.drop, generator) if f.dim() == 4 else f[n:] for f in features
+            drop_channels(f[n : n + m], self.drop, generator) if f.dim() == 4 else f[n : n + m]
+            for f in features
         ]
-        logits = self.net.decode(features, size)
-        pseudo = PseudoMask.of(logits[n:], valid, self.ignore_index)
-        views = [self.view(x_unlabeled, generator) for _ in range(2)]
-        strong = self.net(torch.cat([view for view, _ in views])).chunk(2)
         each = [
             pseudo.paste(pasted).loss(out, self.threshold, self.ignore_index)
-            for out, (_, pasted) in zip(strong, views, strict=True)
+            for out, (_, pasted) in zip(strong.chunk(2), views, strict=True)
         ]
         losses = {
-            "supervised": self.supervised(logits[:n], y_labeled),
+            "supervised": self.supervised(labeled, y_labeled),
             "strong": torch.stack(each).mean(),
             "features": pseudo.loss(
                 self.net.decode(disturbed, size), self.threshold, self.ignore_index

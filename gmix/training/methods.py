@@ -51,7 +51,9 @@ def build_method(config: TrainConfig, net: GuidedMixNet) -> Method:
         ValueError: if the method, its variant or one of its arguments is unknown.
     """
     mean, std = encoder_stats(config.encoder)
-    colored = {name: partial(build, mean=mean, std=std) for name, build in COLORED.items()}
+    colored = {
+        name: partial(published, build, mean=mean, std=std) for name, build in COLORED.items()
+    }
     builders: dict[str, Callable[..., Method]] = {
         **PLAIN,
         **colored,
@@ -66,6 +68,11 @@ def build_method(config: TrainConfig, net: GuidedMixNet) -> Method:
     except (TypeError, ValueError) as error:
         raise ValueError(f"--method {config.method}: {one_line(error)}") from error
     return method
+
+
+def published(build: Callable[..., Method], net: GuidedMixNet, **given: Any) -> Method:
+    """`--method fixmatch`, say: `{teacher: {decay: 0.99}}` makes that part, where a method takes one."""
+    return build(net, **with_parts(given, {"teacher": partial(EMATeacher, net)}))
 
 
 def supervised(net: GuidedMixNet, **given: Any) -> Supervised:
