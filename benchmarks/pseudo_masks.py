@@ -15,7 +15,7 @@ from probe import open_run
 
 from gmix import LabeledReference, RandomPairSelector, SimilarPairSelector
 from gmix import functional as G
-from gmix.evaluation import ConfusionMatrix
+from gmix.evaluation import ConfusionMatrix, predict_multiscale
 from gmix.training.build import build_net
 
 # Of the default, one at a time.
@@ -63,7 +63,13 @@ def main() -> None:
         embedding = torch.cat([net.embed(x) for x, _ in labeled])
         for x, y in probe.batches(probe.unlabeled):
             direct = G.probabilities(net(x))
-            masks_of = {"direct": direct}
+            enlarged = predict_multiscale(net, x, (1.0, 1.6), flip=False)
+            masks_of = {
+                "direct": direct,
+                "mean of direct and flipped": predict_multiscale(net, x, (1.0,)),
+                "mean of direct and 1.6 times as large": enlarged,
+                "the same, referred": references["referred"](enlarged, x),
+            }
             query = net.embed(x)
             for name, selector in (
                 ("similar", SimilarPairSelector()),
