@@ -150,3 +150,13 @@ def test_statistics_of_other_images_change_the_score_and_nothing_else(
     # Two steps move a momentum of 0.1 a little; the mean of two batches is elsewhere.
     assert len(set(scores.values())) > 2
     assert before == {path: path.read_bytes() for path in probed.rglob("*") if path.is_file()}
+
+
+def test_with_strength_0_the_run_scores_as_it_did(run_dir: Path) -> None:
+    import json
+
+    table = rows(run("adjustment.py", run_dir, "--strengths", 0, 5, "--threads", 1))
+    without, strong = map(float, table[run_dir.name])
+    own = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["last"]["miou"]
+    assert without == pytest.approx(100 * own, abs=0.06)
+    assert strong != without

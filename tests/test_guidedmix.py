@@ -342,6 +342,7 @@ def test_pseudo_masks_and_the_labeled_side_are_constants(make: Any) -> None:
 def test_a_loop_that_tells_no_progress_learns_from_unlabeled_images_all_the_same() -> None:
     method = GuidedMix(tiny_net())
     assert method.criterion.ramp_length == 0.3
+    assert method.criterion.certainty == 1.0  # the other steps here have criteria of their own
     untold, done, begun = (
         copy.deepcopy(method)(*tiny_batch(), **told, generator=seeded(0))["total"]
         for told in ({}, {"progress": 1.0}, {"progress": 0.0})

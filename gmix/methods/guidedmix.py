@@ -72,7 +72,7 @@ def default_parts(
         "mixer": LabeledUnlabeledMixer(max_lambda=0.3),
         "decoupler": SoftDecoupler(),
         "adjustment": LogitAdjustment(net.classes),
-        "criterion": GuidedMixLoss(objective="soft_cross_entropy", decoupling=0.0),
+        "criterion": GuidedMixLoss(objective="soft_cross_entropy", decoupling=0.0, certainty=1.0),
         "teacher": EMATeacher(net, decay=0.99),
         "reference": LabeledReference(net.model.encoder, net.classes),
         "color": StrongColor(mean=mean, std=std),
@@ -127,7 +127,7 @@ class GuidedMix(Method):
     | 5 | subtracts the partner's true mask, averages with the direct prediction | its prediction |
     | 6 | yes | no |
     | 7 | labeled logits adjusted for class frequency | as they are |
-    | 7 | soft cross-entropy on a strong view (colour, CutMix) | squared error; $L_{dec}$ |
+    | 7 | soft cross-entropy, sure pixels first, on a strong view (colour, CutMix) | squared error; $L_{dec}$ |
 
     `docs/experiments.md` shows what each of these is worth. `paste=ClassPaste(classes)` also pastes a class of the
     labeled partner into the image before the loss, with its true mask ([`ClassPaste`][gmix.ClassPaste]).
