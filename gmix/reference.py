@@ -46,7 +46,8 @@ class LabeledReference(nn.Module):
         classes: Number of logit channels K; 1 is binary.
         capacity: Number of labeled feature positions the memory holds; the oldest are replaced.
         positions: At most this many positions per labeled image are kept.
-        shorter_side: The encoder sees images enlarged to at least this many pixels on their shorter side, above 0.
+        shorter_side: The encoder sees images enlarged to this many pixels on their shorter side, at most to twice
+            their size; above 0. Larger ones stay as they are.
         temperature: $T$, above 0.
         tolerance: $\tau$, in (0, 1].
         strength: $s$, at least 0; 0 leaves predictions as they are.
@@ -181,7 +182,7 @@ class LabeledReference(nn.Module):
         # In whole numbers: rounding must not cost a row of the grid.
         height, width, stride = x.shape[2], x.shape[3], self._stride
         shorter = min(height, width)
-        side = max(self.shorter_side, shorter)
+        side = max(shorter, min(self.shorter_side, 2 * shorter))
         size = [-(-length * side // (shorter * stride)) * stride for length in (height, width)]
         if size != [height, width]:
             x = F.interpolate(x, size=size, mode="bilinear")

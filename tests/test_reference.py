@@ -365,8 +365,9 @@ def test_small_images_are_enlarged_for_the_encoder() -> None:
         ((8, 8), 1, (4, 4)),
         ((7, 10), 1, (4, 6)),  # to the next multiple of the stride, 4
         ((7, 10), 8, (4, 6)),
-        ((8, 16), 32, (16, 32)),
-        ((5, 3), 12, (10, 6)),  # 12 / 3 * 5 = 20, exactly
+        ((8, 16), 12, (6, 12)),
+        ((8, 16), 32, (8, 16)),  # no more than twice as large
+        ((10, 6), 12, (10, 6)),  # 12 / 6 * 10 = 20, exactly
     ],
 )
 def test_the_grid_covers_the_image(
