@@ -63,12 +63,14 @@ def main() -> None:
         embedding = torch.cat([net.embed(x) for x, _ in labeled])
         for x, y in probe.batches(probe.unlabeled):
             direct = G.probabilities(net(x))
-            enlarged = predict_multiscale(net, x, (1.0, 1.6), flip=False)
+            flipped = G.probabilities(net(x.flip(-1))).flip(-1)
+            enlarged = predict_multiscale(net, x, (1.6,), flip=False)
+            larger = torch.lerp(direct, enlarged, 0.5)
             masks_of = {
                 "direct": direct,
-                "mean of direct and flipped": predict_multiscale(net, x, (1.0,)),
-                "mean of direct and 1.6 times as large": enlarged,
-                "the same, referred": references["referred"](enlarged, x),
+                "mean of direct and flipped": torch.lerp(direct, flipped, 0.5),
+                "mean of direct and 1.6 times as large": larger,
+                "the same, referred": references["referred"](larger, x),
             }
             query = net.embed(x)
             for name, selector in (
