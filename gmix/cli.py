@@ -40,7 +40,7 @@ TRAIN_EXAMPLES = """\
 examples:
   gmix train --images photos --masks masks --val-images val/photos --val-masks val/masks \\
              --classes names.txt --out runs/first
-  gmix train --voc VOC2012 --unlabeled-list trainaug --labels 92 --classes 21 --out runs/voc
+  gmix train --dataset voc --data VOC2012 --unlabeled-list trainaug --labels 92 --out runs/voc
   gmix train --config runs/first/config.yaml --seed 1 --out runs/second
   gmix train --config runs/first/config.yaml --resume
 """

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from gmix.data import eval_transform, read_image
+from gmix.data import eval_transform, read_image, to_rgb
 from gmix.evaluation import class_map
 from gmix.training.saved import SavedModel
 
@@ -59,7 +59,7 @@ def predict_folder(
     for path in images:
         on_image(path)
         try:
-            image = read_image(path)
+            image = read_image(path, saved.format)
         except ValueError as error:
             failures.append(Failure(path, str(error)))
             continue
@@ -69,7 +69,7 @@ def predict_folder(
         mask.putpalette([channel for color in saved.classes.palette for channel in color])
         mask.save(out / "masks" / f"{name}.png")
         if overlays:
-            pixels = image.permute(1, 2, 0).numpy()
+            pixels = to_rgb(image)
             picture = Image.fromarray(overlay(pixels, classes, saved.classes.palette))
             picture.save(out / "overlays" / f"{name}.jpg", quality=92)
     return failures
@@ -81,7 +81,7 @@ def predict_image(saved: SavedModel, image: torch.Tensor) -> Pixels:
 
     Args:
         saved: as for `predict_folder`.
-        image: uint8 `(3, H, W)`.
+        image: `(C, H, W)` in 0..255.
 
     Returns:
         uint8 `(H, W)`, class ids.

@@ -18,7 +18,8 @@ State = Mapping[str, Tensor]
 def load_encoder_weights(model: nn.Module, weights: str | Path) -> None:
     """Loads weights into `model.encoder`; every tensor of the encoder must be found.
 
-    Names are matched as they are, then without the prefixes `module.`, `encoder.`, `model.`, then
+    The weight of the first convolution is fitted to the encoder's number of channels (`fit_channels`). Names are
+    matched as they are, then without the prefixes `module.`, `encoder.`, `model.`, then
     as lukemelas/efficientnet-lite names -> timm names. Tensors of a classification head are left
     out.
 
@@ -37,12 +38,38 @@ def load_encoder_weights(model: nn.Module, weights: str | Path) -> None:
     wanted: dict[str, Tensor] = encoder.state_dict()
     state = _fit_names(_read_state(path), wanted, path)
     for name, tensor in state.items():
+        state[name] = tensor = fit_channels(tensor, wanted[name])
         if tensor.shape != wanted[name].shape:
             raise ValueError(
                 f"weights {path} do not fit the encoder: {name} must have the shape "
                 f"{tuple(wanted[name].shape)}, got {tuple(tensor.shape)}"
             )
     encoder.load_state_dict(state)
+
+
+def fit_channels(weight: Tensor, wanted: Tensor) -> Tensor:
+    """A first convolution's weight for RGB, for another number of channels.
+
+    For one channel the three are added up, as if it were shown thrice; for more they are repeated in turn, and
+    scaled so that the sum over channels stays what it was. Any other tensor comes back unchanged.
+
+    Args:
+        weight: `(O, 3, h, w)`.
+        wanted: Of the shape it is to have, `(O, C, h, w)`.
+
+    Examples:
+        >>> fit_channels(torch.ones(1, 3, 1, 1), torch.empty(1, 4, 1, 1)).flatten().tolist()
+        [0.75, 0.75, 0.75, 0.75]
+    """
+    alike = weight.dim() == 4 and weight.shape[:1] + weight.shape[2:] == (
+        wanted.shape[:1] + wanted.shape[2:]
+    )
+    channels = wanted.shape[1] if wanted.dim() == 4 else 3
+    if not alike or weight.shape[1] != 3 or channels == 3:
+        return weight
+    if channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    return weight[:, [index % 3 for index in range(channels)]] * (3 / channels)
 
 
 def lite0_weights_path() -> Path:

@@ -8,14 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gmix.data import (
+    LAYOUTS,
     evenly_spaced,
     find_images,
+    images_of,
+    masks_of,
     match_masks,
     pair_masks,
     read_list,
-    voc_images,
-    voc_masks,
 )
+
+VOC = LAYOUTS["voc"]
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -123,49 +126,49 @@ def write_list(root: Path, text: str) -> str:
 
 def test_voc_ids_pairs_and_leading_slashes(voc: Path) -> None:
     name = write_list(voc, "b\n/JPEGImages/a.jpg /SegmentationClass/a.png\n")
-    assert [path.name for path in voc_images(voc, name)] == ["b.jpg", "a.jpg"]
-    assert [path.name for path in voc_masks(voc, "train.txt")] == ["b.png", "a.png"]
+    assert [path.name for path in images_of(VOC, voc, name)] == ["b.jpg", "a.jpg"]
+    assert [path.name for path in masks_of(VOC, voc, "train.txt")] == ["b.png", "a.png"]
     listing = voc.parent / "mine.lst"
     listing.write_text("a")
-    assert voc_images(voc, listing) == [voc / "JPEGImages" / "a.jpg"]
+    assert images_of(VOC, voc, listing) == [voc / "JPEGImages" / "a.jpg"]
 
 
 def test_voc_prefers_the_augmented_masks(voc: Path) -> None:
     touch(voc / "SegmentationClassAug", "a.png")
-    assert voc_masks(voc, write_list(voc, "a"))[0].parent.name == "SegmentationClassAug"
+    assert masks_of(VOC, voc, write_list(voc, "a"))[0].parent.name == "SegmentationClassAug"
 
 
 def test_voc_images_never_need_a_mask(voc: Path) -> None:
     name = write_list(voc, "c\n")
-    assert [path.name for path in voc_images(voc, name)] == ["c.png"]
+    assert [path.name for path in images_of(VOC, voc, name)] == ["c.png"]
     with pytest.raises(ValueError, match="no mask for the list entry 'c'"):
-        voc_masks(voc, name)
+        masks_of(VOC, voc, name)
 
 
 @pytest.mark.parametrize("entry", ["../x", "a/../../x", "..\\x", "x ../../SegmentationClass/a.png"])
 def test_voc_refuses_entries_that_escape(voc: Path, entry: str) -> None:
     touch(voc.parent, "x.jpg", "x.png")
     with pytest.raises(ValueError, match=r"leads out of"):
-        voc_masks(voc, write_list(voc, entry))
+        masks_of(VOC, voc, write_list(voc, entry))
 
 
 def test_voc_absolute_entries_stay_inside(voc: Path) -> None:
     outside = touch(voc.parent / "out", "x.jpg") / "x.jpg"
     with pytest.raises(ValueError, match="no image for the list entry"):
-        voc_images(voc, write_list(voc, str(outside)))
+        images_of(VOC, voc, write_list(voc, str(outside)))
 
 
 def test_voc_names_a_missing_list_and_a_missing_image(voc: Path) -> None:
     with pytest.raises(ValueError, match="the list nothing is neither in"):
-        voc_images(voc, "nothing")
+        images_of(VOC, voc, "nothing")
     with pytest.raises(ValueError, match="no image for the list entry 'zz'"):
-        voc_images(voc, write_list(voc, "a\nzz\n"))
+        images_of(VOC, voc, write_list(voc, "a\nzz\n"))
 
 
 def test_real_voc_lists(shared_data: Path) -> None:
     root = shared_data / "voc_animals"
     for name, count in (("train", 437), ("val.txt", 445), ("trainaug", 1784)):
-        images, masks = voc_images(root, name), voc_masks(root, name)
+        images, masks = images_of(VOC, root, name), masks_of(VOC, root, name)
         assert len(images) == count
         assert [path.stem for path in images] == [path.stem for path in masks]
 

@@ -2,26 +2,35 @@
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+import tifffile
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torchvision import tv_tensors
 
 from gmix.data import (
+    LAYOUTS,
     Cached,
     Classes,
     ImageDataset,
+    ImageFormat,
     SegmentationDataset,
     find_images,
+    holds_only_0_and_255,
+    images_of,
+    masks_of,
     pair_masks,
     read_image,
     read_mask,
-    voc_images,
-    voc_masks,
+    to_rgb,
 )
 
+VOC = LAYOUTS["voc"]
 ANIMALS = ("background", "cat", "cow", "dog", "horse", "person", "sheep")
 ANIMAL_MAP = {0: 0, 8: 1, 10: 2, 12: 3, 13: 4, 15: 5, 17: 6}
 
@@ -120,7 +129,80 @@ def test_every_kind_of_image_becomes_rgb(tmp_path: Path) -> None:
         assert isinstance(image, tv_tensors.Image) and image.dtype == torch.uint8
         assert torch.equal(image, expected.to(torch.uint8))
     for path in (save(tmp_path / "grey.png", grey), deep):
-        assert torch.equal(read_image(path), torch.from_numpy(grey).expand(3, 2, 3).byte())
+        assert torch.equal(read_image(path).byte(), torch.from_numpy(grey).expand(3, 2, 3).byte())
+
+
+def test_more_than_8_bits_keep_their_precision(tmp_path: Path) -> None:
+    values = np.array([[0, 1, 4095], [32768, 65534, 65535]], dtype=np.uint16)
+    for suffix in ("png", "tif"):
+        Image.fromarray(values).save(tmp_path / f"x.{suffix}")
+        image = read_image(tmp_path / f"x.{suffix}", ImageFormat(channels=1))
+        assert image.dtype == torch.float32
+        np.testing.assert_allclose(image[0], values / 257, rtol=1e-6)
+        scan = read_image(tmp_path / f"x.{suffix}", ImageFormat(1, span=(0, 4095)))
+        np.testing.assert_allclose(scan[0], np.clip(values / 4095, 0, 1) * 255, rtol=1e-5)
+    np.save(tmp_path / "x.npy", np.linspace(-1, 1, 6).reshape(2, 3))
+    hounsfield = read_image(tmp_path / "x.npy", ImageFormat(1, span=(-1, 1)))
+    np.testing.assert_allclose(hounsfield[0].flatten(), np.linspace(0, 255, 6), atol=1e-4)
+    np.save(tmp_path / "x.npy", values.astype(np.int32))
+    with pytest.raises(ValueError, match=r"x\.npy: its pixels are int32 .*--value-range LOW-HIGH"):
+        read_image(tmp_path / "x.npy", ImageFormat(1))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6])
+def test_any_number_of_channels_from_arrays_and_tiff(tmp_path: Path, channels: int) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (5, 7, channels), dtype=np.uint8)
+    np.save(tmp_path / "last.npy", pixels)
+    np.save(tmp_path / "first.npy", pixels.transpose(2, 0, 1))
+    files = ["last.npy", "first.npy"]
+    if channels > 1:
+        tifffile.imwrite(
+            tmp_path / "last.tif", pixels, planarconfig="contig", photometric="minisblack"
+        )
+        tifffile.imwrite(
+            tmp_path / "first.tif",
+            pixels.transpose(2, 0, 1),
+            planarconfig="separate",
+            photometric="minisblack",
+        )
+        files += ["last.tif"] if channels == 3 else ["last.tif", "first.tif"]
+    for name in files:
+        image = read_image(tmp_path / name, ImageFormat(channels))
+        assert image.dtype == torch.uint8
+        assert torch.equal(image, torch.from_numpy(pixels.transpose(2, 0, 1).copy())), name
+        assert to_rgb(image).shape == (5, 7, 3)
+
+
+def test_channels_of_ordinary_images(tmp_path: Path) -> None:
+    rgb = np.arange(2 * 3 * 3).reshape(2, 3, 3) * 10
+    alpha = save(tmp_path / "a.png", np.dstack([rgb, np.full((2, 3), 9)]))
+    assert read_image(alpha, ImageFormat(4))[3].eq(9).all()
+    grey = read_image(alpha, ImageFormat(1))
+    with Image.open(alpha) as file:
+        assert torch.equal(grey[0], torch.from_numpy(np.array(file.convert("L"))))
+    with pytest.raises(ValueError, match=r"a\.png: it is an array of 2x3x4, expected 6 channels"):
+        read_image(alpha, ImageFormat(6))
+    np.save(tmp_path / "p.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"cannot read image .*p\.npy"):  # a pickle is not run
+        read_image(tmp_path / "p.npy")
+
+
+@given(st.lists(st.sampled_from([0, 1, 255]), min_size=1, max_size=6))
+def test_0_and_255(values: list[int]) -> None:
+    with TemporaryDirectory() as folder:
+        paths = [save(Path(folder) / f"{i}.png", [[value]]) for i, value in enumerate(values)]
+        assert holds_only_0_and_255(paths) == (255 in values and 1 not in values)
+
+
+def test_array_masks(tmp_path: Path) -> None:
+    ids = np.array([[0, 1], [2, 255]])
+    for dtype in (np.uint8, np.int64):
+        np.save(tmp_path / "m.npy", ids.astype(dtype))
+        assert read_mask(tmp_path / "m.npy", Classes.of(3)).tolist() == ids.tolist()
+    np.save(tmp_path / "m.npy", ids.astype(float))
+    with pytest.raises(ValueError, match=r"m\.npy is an array of 2x2 float64 numbers: expected"):
+        read_mask(tmp_path / "m.npy", Classes.of(3))
 
 
 def test_exif_orientation_turns_image_and_mask_alike(tmp_path: Path) -> None:
@@ -199,7 +281,7 @@ def test_real_voc_masks_agree_with_their_colors(shared_data: Path) -> None:
     root = shared_data / "voc_animals"
     classes = Classes.of(ANIMALS, ANIMAL_MAP)
     seen = set()
-    for path in voc_masks(root, "train")[::40]:
+    for path in masks_of(VOC, root, "train")[::40]:
         mask = read_mask(path, classes)
         with Image.open(path) as file:
             pixels = np.array(file.convert("RGB"))
@@ -264,5 +346,5 @@ def test_the_unlabeled_path_never_opens_a_mask(
         raise AssertionError("a mask was opened")
 
     monkeypatch.setattr("gmix.data.datasets.read_mask", fail)
-    images = voc_images(shared_data / "voc_animals", "trainaug")[:2]
+    images = images_of(VOC, shared_data / "voc_animals", "trainaug")[:2]
     assert Cached(ImageDataset(images))[1].dtype == torch.uint8

@@ -12,6 +12,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from gmix.data import (
+    LAYOUTS,
     Batch,
     Cached,
     Classes,
@@ -19,9 +20,9 @@ from gmix.data import (
     Sample,
     SegmentationDataset,
     TwoStream,
+    images_of,
+    masks_of,
     train_transform,
-    voc_images,
-    voc_masks,
 )
 
 CROP = train_transform(crop=(12, 16))
@@ -189,7 +190,7 @@ def test_real_voc_folder_whose_unlabeled_images_have_no_masks(
 ) -> None:
     """The mask files of the unlabeled images do not exist here, so nothing can open one."""
     source = shared_data / "voc_animals"
-    names = [path.stem for path in voc_images(source, "train")[:6]]
+    names = [path.stem for path in images_of(LAYOUTS["voc"], source, "train")[:6]]
     root = tmp_path / "voc"
     for folder in ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
@@ -202,8 +203,10 @@ def test_real_voc_folder_whose_unlabeled_images_have_no_masks(
     (lists / "few.txt").write_text("\n".join(names[:2]))
     (lists / "rest.txt").write_text("\n".join(names[2:]))
     classes = Classes.of(7, "0:0,8:1,10:2,12:3,13:4,15:5,17:6")
-    labeled = SegmentationDataset(voc_images(root, "few"), voc_masks(root, "few"), classes)
-    unlabeled = ImageDataset(voc_images(root, "rest"))
+    labeled = SegmentationDataset(
+        images_of(LAYOUTS["voc"], root, "few"), masks_of(LAYOUTS["voc"], root, "few"), classes
+    )
+    unlabeled = ImageDataset(images_of(LAYOUTS["voc"], root, "rest"))
     transform = train_transform(crop=(64, 80))
     plain = TwoStream(labeled, unlabeled, 2, 4, transform, transform, 0)
     cached = TwoStream(Cached(labeled), Cached(unlabeled), 2, 4, transform, transform, 0)

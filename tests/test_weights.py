@@ -119,6 +119,19 @@ def test_a_plain_timm_classifier_fits_a_timm_encoder(tmp_path: Path) -> None:
         assert torch.equal(tensor, expected[name.removeprefix("model.")])
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+def test_other_numbers_of_channels_are_fitted_as_smp_does(tmp_path: Path, channels: int) -> None:
+    state = random_state()
+    torch.save(state, tmp_path / "weights.pth")
+    model = build(in_channels=channels)
+    load_encoder_weights(model, tmp_path / "weights.pth")
+    reference = build()
+    load_encoder_weights(reference, tmp_path / "weights.pth")
+    reference.encoder.set_in_channels(channels, pretrained=True)
+    for name, tensor in reference.encoder.state_dict().items():
+        torch.testing.assert_close(model.encoder.state_dict()[name], tensor, msg=name)
+
+
 def test_errors_name_the_file_and_what_does_not_fit(tmp_path: Path) -> None:
     state = random_state()
     path = tmp_path / "weights.pth"
@@ -132,9 +145,9 @@ def test_errors_name_the_file_and_what_does_not_fit(tmp_path: Path) -> None:
         torch.save(saved, path)
         with pytest.raises(ValueError, match=rf"weights\.pth.*{message}"):
             load_encoder_weights(build(), path)
-    torch.save(state, path)
-    with pytest.raises(ValueError, match=r"conv1\.weight must have the shape \(64, 4, 7, 7\)"):
-        load_encoder_weights(build(in_channels=4), path)
+    torch.save({**state, "conv1.weight": torch.zeros(64, 3, 5, 5)}, path)
+    with pytest.raises(ValueError, match=r"conv1\.weight must have the shape \(64, 3, 7, 7\)"):
+        load_encoder_weights(build(), path)
     path.write_text("no weights")
     for broken in (path, tmp_path / "missing.pth", tmp_path / "missing.safetensors"):
         with pytest.raises(ValueError, match=f"cannot read weights .*{broken.name}"):

@@ -42,7 +42,7 @@ def write_data(root: Path, labeled: int = 4, unlabeled: int = 4, validation: int
     return root
 
 
-def tiny_config(data: Path, out: Path, **changes: Any) -> TrainConfig:
+def tiny_config(data: Path, out: Path, /, **changes: Any) -> TrainConfig:
     """Six steps with small crops of a small network on `write_data(data)`."""
     settings: dict[str, Any] = {
         "images": str(data / "images"),

@@ -6,7 +6,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gmix.training.build import build_classes, lookup, training_files, validation_files
+from gmix.training.build import (
+    build_classes,
+    known_data,
+    lookup,
+    training_files,
+    validation_files,
+)
 from gmix.training.config import CompareConfig, TrainConfig
 from gmix.training.methods import METHODS
 
@@ -52,7 +58,7 @@ def plan(config: CompareConfig) -> list[Run]:
     """
     if config.out is None:
         raise ValueError("--out DIR is missing: where the runs and the table go")
-    if config.val_images is None and config.voc is None:
+    if config.val_images is None and known_data(config) is None:
         raise ValueError(
             "a comparison needs validation images: give --val-images DIR and --val-masks DIR"
         )
@@ -134,6 +140,6 @@ def check_data(config: TrainConfig) -> None:
     Raises:
         ValueError: if something is missing.
     """
-    build_classes(config)
-    training_files(config)
-    validation_files(config)
+    (_, masks), _ = training_files(config)
+    validation = validation_files(config)
+    build_classes(config, masks + (validation[1] if validation is not None else []))

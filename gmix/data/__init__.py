@@ -2,39 +2,46 @@
 
 from gmix.data.classes import IGNORE, Classes
 from gmix.data.datasets import Cached, ImageDataset, Sample, SegmentationDataset
+from gmix.data.download import fetch
 from gmix.data.files import (
     evenly_spaced,
     find_images,
     match_masks,
     pair_masks,
     read_list,
-    voc_images,
-    voc_masks,
 )
-from gmix.data.images import read_image, read_mask
+from gmix.data.images import RGB, ImageFormat, holds_only_0_and_255, read_image, read_mask, to_rgb
+from gmix.data.layouts import LAYOUTS, Layout, images_of, masks_of
 from gmix.data.stream import Batch, TwoStream
 from gmix.data.transforms import ColorJitter, TrainTransform, eval_transform, train_transform
 
 __all__ = [
     "IGNORE",
+    "LAYOUTS",
+    "RGB",
     "Batch",
     "Cached",
     "Classes",
     "ColorJitter",
     "ImageDataset",
+    "ImageFormat",
+    "Layout",
     "Sample",
     "SegmentationDataset",
     "TrainTransform",
     "TwoStream",
     "eval_transform",
     "evenly_spaced",
+    "fetch",
     "find_images",
+    "holds_only_0_and_255",
+    "images_of",
+    "masks_of",
     "match_masks",
     "pair_masks",
     "read_image",
     "read_list",
     "read_mask",
+    "to_rgb",
     "train_transform",
-    "voc_images",
-    "voc_masks",
 ]

@@ -30,6 +30,7 @@ class Classes:
         label_map: Raw id in the mask file -> class id; raw ids not named become 255.
             `None`: the file holds class ids already, and any other value is an error.
         binary: Two classes told by one logit channel.
+        colors: RGB (0..255) per class, where the data set has its own.
 
     Examples:
         >>> classes = Classes(("background", "cat", "cow"), label_map={0: 0, 8: 1, 10: 2})
@@ -42,6 +43,7 @@ class Classes:
     names: tuple[str, ...]
     label_map: Mapping[int, int] | None = None
     binary: bool = False
+    colors: tuple[Color, ...] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.names)
@@ -52,6 +54,8 @@ class Classes:
             )
         if self.binary and count != 2:
             raise ValueError(f"a binary data set has two class names, got {count}: {self.names}")
+        if self.colors is not None and len(self.colors) != count:
+            raise ValueError(f"expected a colour per class, got {len(self.colors)} for {count}")
         for raw, target in (self.label_map or {}).items():
             if not (0 <= raw <= 65535 and (0 <= target < count or target == IGNORE)):
                 raise ValueError(
@@ -112,12 +116,16 @@ class Classes:
 
     @property
     def palette(self) -> list[Color]:
-        """One RGB colour (0..255) per class, colour-blind safe for the first 16; background black.
+        """One RGB colour (0..255) per class: `colors`, or ours, with a black background.
+
+        Ours are told apart with every common kind of colour blindness, the first 16 of them.
 
         Examples:
             >>> Classes.of(["background", "cat"]).palette
             [(0, 0, 0), (230, 159, 0)]
         """
+        if self.colors is not None:
+            return list(self.colors)
         black = [(0, 0, 0)] if self.names[0].lower() == "background" else []
         return (black + [_color(i) for i in range(len(self.names))])[: len(self.names)]
 

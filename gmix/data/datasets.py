@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from gmix.data.classes import Classes
-from gmix.data.images import read_image, read_mask
+from gmix.data.images import RGB, ImageFormat, read_image, read_mask
 
 T = TypeVar("T")
 Size = tuple[int, int]
@@ -23,7 +23,7 @@ class Sample(NamedTuple):
     """An image with its mask.
 
     Attributes:
-        image: uint8 `(3, H, W)`.
+        image: `(C, H, W)`, uint8, or float32 in 0..255 where files have more than 8 bits.
         mask: int64 `(H, W)`, class ids and 255.
     """
 
@@ -40,6 +40,7 @@ class SegmentationDataset(Dataset[Sample]):
         classes: Class names and label map.
         size: Height and width to resize to (image bilinear, mask nearest); `None` keeps each
             image's own size, as evaluation wants it.
+        format: Channels of the images, and what their values mean.
 
     Raises:
         ValueError: If the lists differ in length or are empty; when an item is read: if a file
@@ -52,6 +53,7 @@ class SegmentationDataset(Dataset[Sample]):
         masks: Sequence[Path],
         classes: Classes,
         size: Size | None = None,
+        format: ImageFormat = RGB,
     ) -> None:
         if len(images) != len(masks) or not images:
             raise ValueError(
@@ -62,12 +64,13 @@ class SegmentationDataset(Dataset[Sample]):
         self.masks = list(masks)
         self.classes = classes
         self.size = size
+        self.format = format
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Sample:
-        image = read_image(self.images[index])
+        image = read_image(self.images[index], self.format)
         mask = read_mask(self.masks[index], self.classes)
         if image.shape[-2:] != mask.shape[-2:]:
             (h, w), (mask_h, mask_w) = image.shape[-2:], mask.shape[-2:]
@@ -93,31 +96,35 @@ class ImageDataset(Dataset[tv_tensors.Image]):
     Args:
         images: Image files.
         size: Height and width to resize to; `None` keeps each image's own size.
+        format: Channels of the images, and what their values mean.
 
     Raises:
         ValueError: If there is no image; when an item is read: if the file is broken.
     """
 
-    def __init__(self, images: Sequence[Path], size: Size | None = None) -> None:
+    def __init__(
+        self, images: Sequence[Path], size: Size | None = None, format: ImageFormat = RGB
+    ) -> None:
         if not images:
             raise ValueError("expected at least one image, got none")
         self.images = list(images)
         self.size = size
+        self.format = format
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tv_tensors.Image:
-        image = read_image(self.images[index])
+        image = read_image(self.images[index], self.format)
         if self.size is not None:
             image = v2.functional.resize(image, list(self.size), antialias=True)
         return image
 
 
 class Cached(Dataset[T]):
-    """Reads every item of a data set once, now, and serves it from memory as 8-bit arrays.
+    """Reads every item of a data set once, now, and serves it from memory as arrays.
 
-    For data sets that fit into memory: `4 * H * W` bytes per labeled image. Items are equal to
+    For data sets that fit into memory: `4 * H * W` bytes per labeled image of 8 bits and 3 channels. Items are equal to
     those of the wrapped data set. A broken file shows up here, before any training.
 
     Args:
@@ -143,7 +150,7 @@ class Cached(Dataset[T]):
         return result
 
 
-def _pack(item: Any) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
+def _pack(item: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8] | None]:
     if isinstance(item, tuple):
         image, mask = item
         return image.numpy(), mask.to(torch.uint8).numpy()

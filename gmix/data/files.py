@@ -1,14 +1,13 @@
-"""Which files make up a data set: folders, masks by name, VOC layout and list files."""
+"""Which files make up a data set: folders, masks by name, and list files."""
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")  # lossless ones only
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".npy")
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".npy", ".mat")  # lossless ones only
 
 
 def find_images(folder: str | Path) -> list[Path]:
@@ -16,7 +15,7 @@ def find_images(folder: str | Path) -> list[Path]:
 
     Args:
         folder: The folder; sub-folders and hidden files are not looked at. File types: jpg,
-            jpeg, png, bmp, tif, tiff, webp, in any case.
+            jpeg, png, bmp, tif, tiff, webp, npy, in any case.
 
     Raises:
         ValueError: If the folder is missing or holds no image.
@@ -31,7 +30,7 @@ def match_masks(
 
     Args:
         images: Image files.
-        mask_folder: Folder of png, bmp or tif masks, named like their image.
+        mask_folder: Folder of png, bmp, tif, npy or mat masks, named like their image.
 
     Returns:
         Images with a mask, their masks (same order), and the images without one.
@@ -114,42 +113,6 @@ def read_list(path: str | Path) -> list[tuple[str, ...]]:
     return entries
 
 
-def voc_images(root: str | Path, listing: str | Path) -> list[Path]:
-    """Image files of a list in a PASCAL VOC folder; masks are neither needed nor looked for.
-
-    Args:
-        root: Folder with `JPEGImages`, a mask folder and `ImageSets/Segmentation`.
-        listing: A name in `ImageSets/Segmentation` (with or without `.txt`), or a file. A line
-            is an id, or an `image mask` pair of paths relative to `root`.
-
-    Raises:
-        ValueError: If the list or a file of it is missing, or an entry leads out of `root`.
-    """
-    root = Path(root)
-    return [
-        _find(root, "JPEGImages", entry[0], IMAGE_SUFFIXES, "image")
-        for entry in read_list(_list_file(root, listing))
-    ]
-
-
-def voc_masks(root: str | Path, listing: str | Path) -> list[Path]:
-    """Mask files of a list in a PASCAL VOC folder, in the order of `voc_images`.
-
-    `SegmentationClassAug` is used where it exists, else `SegmentationClass`.
-
-    Raises:
-        ValueError: As `voc_images`.
-    """
-    root = Path(root)
-    folder = "SegmentationClassAug"
-    if not (root / folder).is_dir():
-        folder = "SegmentationClass"
-    return [
-        _find(root, folder, entry[-1], MASK_SUFFIXES, "mask")
-        for entry in read_list(_list_file(root, listing))
-    ]
-
-
 def _list_folder(folder: Path, suffixes: Sequence[str], what: str) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"the {what} folder {folder} does not exist")
@@ -174,24 +137,3 @@ def _by_stem(paths: Iterable[Path]) -> dict[str, Path]:
             )
         stems[path.stem] = path
     return stems
-
-
-def _list_file(root: Path, listing: str | Path) -> Path:
-    folder = root / "ImageSets" / "Segmentation"
-    for path in (folder / listing, folder / f"{listing}.txt", Path(listing)):
-        if path.is_file():
-            return path
-    raise ValueError(f"the list {listing} is neither in {folder} nor a file")
-
-
-def _find(root: Path, folder: str, entry: str, suffixes: Sequence[str], what: str) -> Path:
-    # Checked by name, not by resolving: a data set may well be a folder of links.
-    relative = Path(entry.lstrip("/\\"))
-    if ".." in re.split(r"[/\\]", entry) or relative.is_absolute() or relative.drive:
-        raise ValueError(f"the list entry {entry!r} leads out of {root}: remove it")
-    for base in (root / folder, root):
-        for suffix in ("", *suffixes):
-            path = base / f"{relative}{suffix}"
-            if path.suffix.lower() in suffixes and path.is_file():
-                return path
-    raise ValueError(f"no {what} for the list entry {entry!r} in {root / folder}")

@@ -1,40 +1,150 @@
 """Reading one image or one mask file into a tensor."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision import tv_tensors
 
 from gmix.data.classes import IGNORE, Classes
 
+Pixels = npt.NDArray[Any]
 
-def read_image(path: str | Path) -> tv_tensors.Image:
-    """Reads an image upright (EXIF orientation) as RGB.
+# Modes of one channel in which Pillow hands over the pixels as they are in the file.
+_DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
-    Grey becomes RGB, an alpha channel is dropped, 16-bit grey is scaled to 8 bits.
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """What images are read as.
+
+    Attributes:
+        channels: 1 (grey), 3 (RGB), or as many as the files have, e.g. 4.
+        span: The pixel values that become 0 and 255, in files of more than 8 bits. Without it these are 0 and
+            65535 for 16 bits and 0 and 1 for floating point.
+
+    Examples:
+        >>> ImageFormat(channels=1, span=(0, 4095)).scaled(np.array([4095], dtype=np.uint16))
+        array([255.], dtype=float32)
+    """
+
+    channels: int = 3
+    span: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.channels < 1:
+            raise ValueError(f"`channels` must be at least 1, got {self.channels}")
+        if self.span is not None and not self.span[0] < self.span[1]:
+            raise ValueError(f"`span` must be two rising numbers, got {self.span}")
+
+    def scaled(self, pixels: Pixels) -> Pixels:
+        """Pixels of any type as uint8 (if they are that) or float32, 0..255.
+
+        Raises:
+            ValueError: If their range is not known.
+        """
+        if pixels.dtype == bool:
+            return pixels.astype(np.uint8) * 255
+        if pixels.dtype == np.uint8:
+            return pixels
+        span = self.span
+        if span is None and pixels.dtype == np.uint16:
+            span = (0, 65535)
+        elif span is None and pixels.dtype.kind == "f":
+            span = (0, 1)
+        if span is None:
+            raise ValueError(
+                f"its pixels are {pixels.dtype} numbers of unknown range: say which values are black and "
+                "white (--value-range LOW-HIGH)"
+            )
+        low, high = span
+        unit = (pixels.astype(np.float32) - low) * np.float32(255 / (high - low))
+        scaled: Pixels = np.clip(unit, 0, 255)
+        return scaled
+
+
+RGB = ImageFormat()
+
+
+def read_image(path: str | Path, format: ImageFormat = RGB) -> tv_tensors.Image:
+    """Reads an image upright (EXIF orientation).
+
+    Files of one channel become RGB and colour becomes grey where the format wants that; an alpha channel is
+    dropped, unless four channels are wanted. `.npy` files hold `(H, W)`, `(H, W, C)` or `(C, H, W)`; TIFF files
+    may have any number of channels.
 
     Returns:
-        uint8 tensor `(3, H, W)`.
+        `(C, H, W)`: uint8 if the file has 8 bits, else float32 in 0..255.
 
     Raises:
-        ValueError: If the file cannot be read; names it.
+        ValueError: If the file cannot be read or has another number of channels; names it.
     """
     try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)
-            if picture.mode.startswith("I;16"):
-                # convert("RGB") would clip at 255 instead of scaling.
-                picture = Image.fromarray((np.array(picture) >> 8).astype(np.uint8))
-            pixels = np.array(picture.convert("RGB"))
-    except Exception as error:  # Pillow raises nearly anything on a broken file
+        pixels = format.scaled(
+            _channels_first(_pixels(Path(path), format.channels), format.channels)
+        )
+    except Exception as error:  # readers raise nearly anything on a broken file
         raise ValueError(f"cannot read image {path}: {error}") from None
-    return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
+    return tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(pixels)))
+
+
+def _pixels(path: Path, channels: int) -> Pixels:
+    if path.suffix.lower() == ".npy":
+        return _channels_last(_load_npy(path), channels)
+    is_tiff = path.suffix.lower() in (".tif", ".tiff")
+    if is_tiff and channels not in (1, 3):  # Pillow knows neither five channels nor four of 16 bits
+        return _channels_last(_load_tiff(path), channels)
+    try:
+        opened = Image.open(path)
+    except UnidentifiedImageError:
+        if not is_tiff:
+            raise
+        return _channels_last(_load_tiff(path), channels)
+    with opened as file:
+        picture = ImageOps.exif_transpose(file)
+        if picture.mode in _DEEP:
+            # Some releases of Pillow hold 16-bit PNG files in 32 bits.
+            deep = np.array(picture)
+            return deep.astype(np.uint16) if file.format == "PNG" else deep
+        if channels in (1, 3):
+            return np.array(picture.convert("L" if channels == 1 else "RGB"))
+        return np.array(picture)
+
+
+def _channels_last(array: Pixels, channels: int) -> Pixels:
+    """An array of either order as `(H, W, C)`; `(H, W)` stays."""
+    if array.ndim == 3 and array.shape[2] not in (1, channels) and array.shape[0] in (1, channels):
+        return array.transpose(1, 2, 0)
+    return array
+
+
+def _channels_first(pixels: Pixels, channels: int) -> Pixels:
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.ndim == 3 and pixels.shape[2] == 1 and channels == 3:
+        pixels = pixels.repeat(3, axis=2)
+    if pixels.ndim != 3 or pixels.shape[2] != channels:
+        raise ValueError(
+            f"it is an array of {'x'.join(map(str, pixels.shape))}, expected {channels} channels "
+            "(--channels N says how many)"
+        )
+    if not pixels.size:
+        raise ValueError("it has no pixels")
+    return pixels.transpose(2, 0, 1)
 
 
 def read_mask(path: str | Path, classes: Classes) -> tv_tensors.Mask:
-    """Reads a mask upright as class ids: palette *indices* or grey values, through the label map.
+    """Reads a mask upright as class ids: palette *indices*, grey values or numbers, through the label map.
+
+    `.npy` files hold an array of whole numbers; `.mat` files what the SBD and PASCAL Context have in theirs
+    (`GTcls.Segmentation`, `LabelMap`).
 
     Returns:
         int64 tensor `(H, W)` of class ids and 255.
@@ -44,16 +154,15 @@ def read_mask(path: str | Path, classes: Classes) -> tv_tensors.Mask:
             an id that is no class; names file and value.
     """
     try:
-        with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file)
-            mode, ids = upright.mode, np.array(upright).astype(np.int64)
+        ids, kind = _ids(Path(path))
     except Exception as error:  # as above
         raise ValueError(f"cannot read mask {path}: {error}") from None
-    if ids.ndim != 2:
+    if ids.ndim != 2 or ids.dtype.kind not in "biu":
         raise ValueError(
-            f"mask {path} is a colour image (mode {mode}): expected a palette or grey image "
+            f"mask {path} is {kind}: expected a palette or grey image (or an array of whole numbers) "
             "whose pixel values are class ids"
         )
+    ids = ids.astype(np.int64)
     if classes.label_map is None:
         bad = ids[(ids != IGNORE) & ((ids < 0) | (ids >= classes.num_classes))]
         if bad.size:
@@ -67,3 +176,75 @@ def read_mask(path: str | Path, classes: Classes) -> tv_tensors.Mask:
         known = (ids >= 0) & (ids < len(table))
         ids = np.where(known, table[np.where(known, ids, 0)], IGNORE)
     return tv_tensors.Mask(torch.from_numpy(ids))
+
+
+def to_rgb(image: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """An image to look at: of one or two channels the first in grey, of more the first three as RGB.
+
+    Args:
+        image: `(C, H, W)` in 0..255.
+
+    Returns:
+        uint8 `(H, W, 3)`.
+
+    Examples:
+        >>> to_rgb(torch.full((1, 1, 1), 7.0)).tolist()
+        [[[7, 7, 7]]]
+    """
+    shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    pixels: npt.NDArray[np.uint8] = shown.permute(1, 2, 0).round().to(torch.uint8).numpy()
+    return pixels
+
+
+def holds_only_0_and_255(masks: Sequence[Path]) -> bool:
+    """Whether a binary data set has its foreground stored as 255, as most editors do.
+
+    That is so if 255 occurs and no mask has a 1; where some do, 255 is what is ignored.
+
+    Raises:
+        ValueError: If a file cannot be read; names it.
+    """
+    seen: set[int] = set()
+    for path in masks:
+        # The map keeps what is in the file: 1 is a 1, 255 is 255, and anything else is an error later on.
+        seen |= set(read_mask(path, Classes.of(2, {0: 0, 1: 1})).unique().tolist())
+        if 1 in seen:
+            return False
+    return IGNORE in seen
+
+
+def _ids(path: Path) -> tuple[Pixels, str]:
+    """What a mask file holds, and how to call that."""
+    if path.suffix.lower() == ".npy":
+        ids = _load_npy(path)
+        return ids, f"an array of {'x'.join(map(str, ids.shape))} {ids.dtype} numbers"
+    if path.suffix.lower() == ".mat":
+        ids = _load_mat(path)
+        return ids, f"an array of {'x'.join(map(str, ids.shape))} {ids.dtype} numbers"
+    with Image.open(path) as file:
+        upright = ImageOps.exif_transpose(file)
+        return np.array(upright), f"a colour image (mode {upright.mode})"
+
+
+def _load_npy(path: Path) -> Pixels:
+    array: Pixels = np.load(path, allow_pickle=False)
+    return array
+
+
+def _load_tiff(path: Path) -> Pixels:
+    import tifffile
+
+    array: Pixels = tifffile.imread(path)
+    return array
+
+
+def _load_mat(path: Path) -> Pixels:
+    from scipy.io import loadmat
+
+    content = loadmat(path, squeeze_me=True, struct_as_record=False)
+    if "GTcls" in content:
+        return np.asarray(content["GTcls"].Segmentation)
+    if "LabelMap" in content:
+        return np.asarray(content["LabelMap"])
+    names = [name for name in content if not name.startswith("__")]
+    raise ValueError(f"expected GTcls or LabelMap in it, found {', '.join(names) or 'nothing'}")

@@ -53,12 +53,13 @@ def train_transform(
         scale: Range of the uniform scale factor.
         flip: Probability of a left-right flip.
         rotate: Largest rotation to either side, in degrees, about the centre of the crop.
-        jitter: How far colours move, or `None` for unchanged colours.
+        jitter: How far colours move, or `None` for unchanged colours. Saturation and hue are RGB's; with any
+            other number of channels brightness and contrast alone move.
         mean: Per-channel mean, for images scaled to 0..1.
         std: Per-channel standard deviation.
 
     Returns:
-        A callable `(image uint8 (3, H, W), mask (H, W)) -> (float (3, h, w), int64 (h, w))`, which
+        A callable `(image (C, H, W) in 0..255, mask (H, W)) -> (float (C, h, w), int64 (h, w))`, which
         draws from torch's default generator.
 
     Raises:
@@ -85,7 +86,9 @@ def train_transform(
 
 
 def eval_transform(mean: Stats = IMAGENET_DEFAULT_MEAN, std: Stats = IMAGENET_DEFAULT_STD) -> Any:
-    """Scales a uint8 image to 0..1 and normalises it; a torchvision v2 transform.
+    """Normalises an image in 0..255 (uint8 or float); a torchvision v2 transform.
+
+    `mean` and `std` are those of images scaled to 0..1.
 
     Examples:
         >>> from torchvision import tv_tensors
@@ -93,7 +96,8 @@ def eval_transform(mean: Stats = IMAGENET_DEFAULT_MEAN, std: Stats = IMAGENET_DE
         >>> eval_transform((0.5,) * 3, (0.5,) * 3)(white).flatten().tolist()
         [1.0, 1.0, 1.0]
     """
-    return v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))])
+    mean, std = tuple(255 * value for value in mean), tuple(255 * value for value in std)
+    return v2.Compose([v2.ToDtype(torch.float32), v2.Normalize(list(mean), list(std))])
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,8 @@ class TrainTransform:
         image, mask = image.as_subclass(Tensor), mask.as_subclass(Tensor)
         view = _sample(image, grid, "bilinear")
         if self.jitter is not None:
-            view = adjust_color(view, *_draw_color(image, self.jitter))
+            adjust = adjust_color if len(image) == 3 else adjust_contrast
+            view = adjust(view, *_draw_color(image, self.jitter))
         inside = (grid[..., 0].abs() <= 1) & (grid[..., 1].abs() <= 1)
         mean, std = (255 * torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
         view = view.sub_(mean).div_(std).mul_(inside)
@@ -194,6 +199,19 @@ def adjust_color(
     return moved.add_(brightness * (1 - contrast) * grey).clamp_(0, 255)
 
 
+def adjust_contrast(
+    image: Tensor, brightness: float, contrast: float, saturation: float, hue: float, grey: float
+) -> Tensor:
+    """What of `adjust_color` has a meaning for any number of channels: brightness and contrast.
+
+    Examples:
+        >>> adjust_contrast(torch.tensor([[[10.0, 30.0]]]), 2.0, 0.5, 1.0, 0.0, grey=20.0)
+        tensor([[[30., 50.]]])
+    """
+    moved = image * (brightness * contrast)
+    return moved.add_(brightness * (1 - contrast) * grey).clamp_(0, 255)
+
+
 # Rows: luma, and two chroma axes; scaling the last two is saturation, turning them is hue.
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 _TO_RGB = np.linalg.inv(_TO_YIQ)
@@ -201,9 +219,10 @@ _TO_RGB = np.linalg.inv(_TO_YIQ)
 
 def _draw_color(image: Tensor, jitter: ColorJitter) -> tuple[float, float, float, float, float]:
     # A whole-number sum: exact, so the same with any number of threads. Every 4th pixel will do.
-    sums = image[:, ::4, ::4].sum(dim=(1, 2), dtype=torch.int64).tolist()
-    count = image[0, ::4, ::4].numel()
-    grey = float(_TO_YIQ[0] @ sums) / count
+    pixels = image[:, ::4, ::4]
+    sums = pixels.round().sum(dim=(1, 2), dtype=torch.int64).tolist()
+    weights = _TO_YIQ[0] if len(image) == 3 else np.full(len(image), 1 / len(image))
+    grey = float(weights @ sums) / pixels[0].numel()
     return (
         1 + _uniform(-jitter.brightness, jitter.brightness),
         1 + _uniform(-jitter.contrast, jitter.contrast),

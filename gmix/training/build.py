@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -13,25 +13,30 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from gmix.data import (
+    LAYOUTS,
     Cached,
     Classes,
     ColorJitter,
     ImageDataset,
+    ImageFormat,
+    Layout,
     Sample,
     SegmentationDataset,
     TwoStream,
     evenly_spaced,
+    fetch,
     find_images,
+    holds_only_0_and_255,
+    images_of,
+    masks_of,
     match_masks,
     pair_masks,
     train_transform,
-    voc_images,
-    voc_masks,
 )
 from gmix.network import GuidedMixNet
 from gmix.training.config import TrainConfig, parse_size
 from gmix.unet import GuidedMixUnet
-from gmix.weights import load_encoder_weights
+from gmix.weights import encoder_stats, load_encoder_weights
 
 Stats = tuple[float, ...]
 Pairs = tuple[list[Path], list[Path]]
@@ -57,10 +62,11 @@ def build_data(config: TrainConfig) -> Data:
     Raises:
         ValueError: if something is missing or does not fit, naming the file.
     """
-    classes = build_classes(config)
     size = None if config.size is None else parse_size(config.size)
     (images, masks), unlabeled = training_files(config)
     validation = validation_files(config)
+    classes = build_classes(config, masks + (validation[1] if validation is not None else []))
+    format = image_format(config)
     if validation is not None:
         # Never learn from what the run is judged on, not even without masks.
         unlabeled = sorted(set(unlabeled) - set(validation[0]))
@@ -72,16 +78,16 @@ def build_data(config: TrainConfig) -> Data:
             f"the method {config.method} needs unlabeled images, found none: give --unlabeled DIR "
             "or --unlabeled-list, keep fewer masks with --labels N, or use --method supervised"
         )
-    labeled_set: Dataset[Sample] = SegmentationDataset(images, masks, classes, size)
+    labeled_set: Dataset[Sample] = SegmentationDataset(images, masks, classes, size, format)
     unlabeled_set: Dataset[tv_tensors.Image] | None = None
     validation_set: Dataset[Sample] | None = None
     held_out_set: Dataset[Sample] | None = None
     if unlabeled:
-        unlabeled_set = ImageDataset(unlabeled, size)
+        unlabeled_set = ImageDataset(unlabeled, size, format)
     if validation is not None:
-        validation_set = SegmentationDataset(*validation, classes)
+        validation_set = SegmentationDataset(*validation, classes, format=format)
     if held_out is not None:
-        held_out_set = SegmentationDataset(*held_out, classes, size)
+        held_out_set = SegmentationDataset(*held_out, classes, size, format)
     if config.cache:
         labeled_set = Cached(labeled_set)
         unlabeled_set = Cached(unlabeled_set) if unlabeled_set is not None else None
@@ -103,17 +109,69 @@ def build_data(config: TrainConfig) -> Data:
     return Data(classes, labeled_set, unlabeled_set, validation_set, counts, held_out_set)
 
 
-def build_classes(config: TrainConfig) -> Classes:
-    """The classes the flags name.
+def build_classes(config: TrainConfig, masks: Sequence[Path]) -> Classes:
+    """The classes the flags name, or those of the known data set; what the masks hold decides details.
 
     Raises:
         ValueError: if they are missing or cannot be understood.
     """
+    layout = known_layout(config)
     if config.classes is None:
-        raise ValueError(
-            "--classes is missing: a number of classes, or a file with a name per line"
-        )
-    return Classes.of(config.classes, config.label_map)
+        if layout is None:
+            raise ValueError(
+                "--classes is missing: a number of classes, or a file with a name per line"
+            )
+        own = layout.classes(masks)
+        return own if config.label_map is None else Classes.of(own.names, config.label_map)
+    classes = Classes.of(config.classes, config.label_map)
+    if classes.binary and classes.label_map is None and holds_only_0_and_255(masks):
+        return replace(classes, label_map={0: 0, 1: 1, 255: 1})
+    return classes
+
+
+def image_format(config: TrainConfig) -> ImageFormat:
+    """What images are read as."""
+    return ImageFormat(config.channels, config.value_span())
+
+
+def image_stats(config: TrainConfig) -> tuple[Stats, Stats]:
+    """Mean and standard deviation per channel, of images in 0..1, that the encoder expects.
+
+    What pretrained weights expect of RGB, averaged, serves any other number of channels.
+    """
+    mean, std = encoder_stats(config.encoder)
+    if config.channels == 3:
+        return mean, std
+    return (sum(mean) / 3,) * config.channels, (sum(std) / 3,) * config.channels
+
+
+def known_layout(config: Any) -> Layout | None:
+    """The data set that `--dataset` (or `--voc`) names."""
+    if config.dataset is not None:
+        layout: Layout = lookup(config.dataset.replace("-", "_"), LAYOUTS, "--dataset")
+        return layout
+    return LAYOUTS["voc"] if config.voc is not None else None
+
+
+def known_data(config: Any) -> tuple[Layout, Path] | None:
+    """A known data set and its folder, if the flags say to take the images from one.
+
+    Args:
+        config: anything with `dataset`, `data` and `voc`.
+
+    Raises:
+        ValueError: if they do not make sense together.
+    """
+    layout = known_layout(config)
+    if config.voc is not None:
+        if config.data is not None or config.dataset not in (None, "voc"):
+            raise ValueError("give either --voc ROOT or --dataset NAME and --data ROOT, not both")
+        return LAYOUTS["voc"], Path(config.voc)
+    if config.data is None:
+        return None
+    if layout is None:
+        raise ValueError(f"--data {config.data} needs --dataset NAME: {', '.join(LAYOUTS)}")
+    return layout, Path(config.data)
 
 
 def training_files(config: TrainConfig) -> tuple[Pairs, list[Path]]:
@@ -145,16 +203,23 @@ def held_out_files(config: TrainConfig, unlabeled: Sequence[Path]) -> Pairs | No
 def all_files(config: TrainConfig) -> tuple[Pairs, list[Path]]:
     """All training images with a mask, whatever `--labels` says, and those without."""
     rest: list[Path] = []
-    if config.voc is not None:
+    known = known_data(config)
+    if known is not None:
         if config.images is not None or config.masks is not None:
-            raise ValueError("give either --voc ROOT or --images and --masks, not both")
-        images = voc_images(config.voc, config.train_list)
-        masks = voc_masks(config.voc, config.train_list)
+            raise ValueError(
+                "give either --data ROOT (--voc ROOT) or --images and --masks, not both"
+            )
+        if config.download:
+            fetch(*known)
+        images = images_of(*known, config.train_list)
+        masks = masks_of(*known, config.train_list)
         if config.unlabeled_list is not None:
-            rest = voc_images(config.voc, config.unlabeled_list)
+            rest = images_of(*known, config.unlabeled_list)
     else:
         if config.images is None or config.masks is None:
-            raise ValueError("--images DIR and --masks DIR are missing (or --voc ROOT)")
+            raise ValueError(
+                "--images DIR and --masks DIR are missing (or --dataset NAME and --data ROOT)"
+            )
         images, masks, rest = match_masks(find_images(config.images), config.masks)
     if config.unlabeled is not None:
         rest = rest + find_images(config.unlabeled)
@@ -165,16 +230,16 @@ def validation_files(config: Any) -> Pairs | None:
     """Validation images with their masks, or None if there are none.
 
     Args:
-        config: anything with `val_images`, `val_masks`, `voc`, `val_list` and `val_part`.
+        config: anything with `val_images`, `val_masks`, `dataset`, `data`, `voc`, `val_list` and `val_part`.
     """
     if config.val_images is not None:
         if config.val_masks is None:
             raise ValueError("--val-images needs --val-masks DIR")
         images = find_images(config.val_images)
         masks = pair_masks(images, config.val_masks)
-    elif config.voc is not None:
-        images = voc_images(config.voc, config.val_list)
-        masks = voc_masks(config.voc, config.val_list)
+    elif (known := known_data(config)) is not None:
+        images = images_of(*known, config.val_list)
+        masks = masks_of(*known, config.val_list)
     else:
         return None
     part = {"all": slice(None), "odd": slice(0, None, 2), "even": slice(1, None, 2)}[
@@ -224,6 +289,7 @@ def build_net(config: TrainConfig, channels: int) -> GuidedMixNet:
         model = architecture(
             encoder_name=config.encoder,
             encoder_weights="imagenet" if from_smp else None,
+            in_channels=config.channels,
             classes=channels,
             **config.model_args,
         )

@@ -6,6 +6,7 @@ Importing this file costs nothing (no torch), so that `gmix --help` answers at o
 # ruff: noqa: RUF009 - `option` is `dataclasses.field` with a help text
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,7 @@ def left_out(default: Any, why: str) -> Any:
 
 COMPARE = "the comparison"
 DATA = "your data: plain folders"
-VOC = "your data: VOC layout (instead of the folders above)"
+KNOWN = "your data: a known data set (instead of the folders above)"
 CLASSES = "classes and labels"
 MODEL = "the network"
 METHOD = "the method"
@@ -37,6 +38,8 @@ IMAGES = "images"
 TEST = "how images are tested"
 MACHINE = "the machine"
 OUTPUT = "output"
+
+DATASETS = "voc, sbd, context, cityscapes, ade20k, coco, coco_stuff, camvid"
 
 
 @dataclass
@@ -58,17 +61,18 @@ class TrainConfig:
     val_images: str | None = option(None, DATA, "DIR", "validation images, never trained on")
     val_masks: str | None = option(None, DATA, "DIR", "validation masks")
 
-    voc: str | None = option(
-        None, VOC, "ROOT", "root with JPEGImages, SegmentationClass*, ImageSets"
+    dataset: str | None = option(None, KNOWN, "NAME", DATASETS)
+    data: str | None = option(None, KNOWN, "ROOT", "its folder, in its usual layout")
+    voc: str | None = option(None, KNOWN, "ROOT", "short for --dataset voc --data ROOT")
+    train_list: str = option("train", KNOWN, "LIST", "labeled: a split, or a file of names")
+    unlabeled_list: str | None = option(
+        None, KNOWN, "LIST", "unlabeled; labeled ones are taken out"
     )
-    train_list: str = option(
-        "train", VOC, "LIST", "labeled: name in ImageSets/Segmentation or file"
-    )
-    unlabeled_list: str | None = option(None, VOC, "LIST", "unlabeled; labeled ones are taken out")
-    val_list: str = option("val", VOC, "LIST", "validation")
+    val_list: str = option("val", KNOWN, "LIST", "validation")
+    download: bool = option(False, KNOWN, "", "fetch it to ROOT if it is not there (voc, sbd)")
 
     classes: int | str | None = option(
-        None, CLASSES, "N|FILE", "how many, or a file: one name a line"
+        None, CLASSES, "N|FILE", "how many, or a file: one name a line (known data sets: theirs)"
     )
     label_map: str | dict[int, int] | None = option(
         None, CLASSES, "FILE|MAP", 'raw id to class, e.g. "0:0,8:1"; any other id is ignored'
@@ -111,6 +115,10 @@ class TrainConfig:
         'its settings: "{threshold: 0.9}"; parts of guidedmix: "{teacher: {decay: 0.999}}"',
     )
 
+    channels: int = option(3, INPUT, "N", "of the images: 3 RGB, 1 grey, or as many as they have")
+    value_range: str | None = option(
+        None, INPUT, "LOW-HIGH", "black and white in images of more than 8 bits, e.g. 0-4095"
+    )
     size: str | None = option(None, INPUT, "HxW", "resize every image first (default: leave as is)")
     crop: str | None = option(None, INPUT, "HxW", "training crop (default: --size, else 256x256)")
     scale: str = option("0.5-2", INPUT, "LOW-HIGH", "range of random scaling before the crop")
@@ -152,7 +160,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
-        for name in ("steps", "batch_labeled", "log_every"):
+        for name in ("steps", "batch_labeled", "log_every", "channels"):
             _at_least(name, getattr(self, name), 1)
         for name in (
             "batch_unlabeled",
@@ -172,6 +180,7 @@ class TrainConfig:
             parse_size(self.size, "size")
         self.crop_size()
         self.scale_range()
+        self.value_span()
 
     def crop_size(self) -> tuple[int, int]:
         """Height and width of the training crop."""
@@ -179,14 +188,18 @@ class TrainConfig:
 
     def scale_range(self) -> tuple[float, float]:
         """Smallest and largest random scale."""
-        try:
-            low, high = (float(part) for part in self.scale.split("-"))
-        except ValueError:
-            low = high = 0.0
-        if not 0 < low <= high:
-            raise ValueError(
-                f"{flag('scale')} must be written LOW-HIGH, e.g. 0.5-2: {self.scale!r}"
-            )
+        low, high = parse_range(self.scale, "scale", "0.5-2")
+        if not low > 0:
+            raise ValueError(f"{flag('scale')} must be above 0, got {self.scale}")
+        return low, high
+
+    def value_span(self) -> tuple[float, float] | None:
+        """Which values are black and white in images of more than 8 bits, if they were given."""
+        if self.value_range is None:
+            return None
+        low, high = parse_range(self.value_range, "value_range", "0-4095")
+        if low == high:
+            raise ValueError(f"{flag('value_range')} must have two values, got {self.value_range}")
         return low, high
 
 
@@ -239,8 +252,10 @@ class EvaluateConfig:
         None, IMAGES, "DIR", "to score (default: the validation images of the run)"
     )
     val_masks: str | None = option(None, IMAGES, "DIR", "their masks, named like the images")
-    voc: str | None = option(None, IMAGES, "ROOT", "instead of folders: root of a VOC layout")
-    val_list: str = option("val", IMAGES, "LIST", "VOC: name in ImageSets/Segmentation or file")
+    dataset: str | None = option(None, IMAGES, "NAME", f"instead of folders: {DATASETS}")
+    data: str | None = option(None, IMAGES, "ROOT", "its folder, in its usual layout")
+    voc: str | None = option(None, IMAGES, "ROOT", "short for --dataset voc --data ROOT")
+    val_list: str = option("val", IMAGES, "LIST", "of a known data set: a split, or a file")
     val_part: Literal["all", "odd", "even"] = option(
         "all", IMAGES, "PART", "all, odd or even images"
     )
@@ -297,6 +312,26 @@ def parse_size(text: str, name: str = "size") -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
+def parse_range(text: str, name: str, example: str) -> tuple[float, float]:
+    """Read `LOW-HIGH`; either may be negative.
+
+    Raises:
+        ValueError: if the text is not two numbers, the first at most as large as the second.
+
+    Examples:
+        >>> parse_range("-1000-400", "value_range", "0-4095")
+        (-1000.0, 400.0)
+    """
+    found = re.fullmatch(r"\s*(-?[\d.]+(?:e-?\d+)?)-(-?[\d.]+(?:e-?\d+)?)\s*", text)
+    try:
+        low, high = (float(part) for part in found.groups()) if found else (1.0, 0.0)
+    except ValueError:
+        low, high = 1.0, 0.0
+    if not low <= high:
+        raise ValueError(f"{flag(name)} must be written LOW-HIGH, e.g. {example}: {text!r}")
+    return low, high
+
+
 def flag(name: str) -> str:
     """The command-line spelling of a field."""
     return "--" + name.replace("_", "-")
@@ -333,6 +368,7 @@ FREE_ON_RESUME = {
     "resume",
     "out",
     "held_out",
+    "download",
     "workers",
     "cache",
     "log_every",

@@ -27,10 +27,9 @@ from gmix.pairing import RandomPairSelector, SimilarPairSelector
 from gmix.paste import ClassPaste
 from gmix.reference import LabeledReference
 from gmix.teacher import EMATeacher
-from gmix.training.build import lookup, one_line
+from gmix.training.build import image_stats, lookup, one_line
 from gmix.training.config import TrainConfig
 from gmix.views import CutMix, StrongColor
-from gmix.weights import encoder_stats
 
 # By what it needs: those that change colours have to know how images were normalised.
 PLAIN: dict[str, Callable[..., Method]] = {"cct": CCT, "cps": CPS}
@@ -50,7 +49,7 @@ def build_method(config: TrainConfig, net: GuidedMixNet) -> Method:
     Raises:
         ValueError: if the method, its variant or one of its arguments is unknown.
     """
-    mean, std = encoder_stats(config.encoder)
+    mean, std = image_stats(config)
     colored = {
         name: partial(published, build, mean=mean, std=std) for name, build in COLORED.items()
     }
@@ -84,7 +83,7 @@ def supervised(net: GuidedMixNet, **given: Any) -> Supervised:
 
 def guidedmix(config: TrainConfig, net: GuidedMixNet, **given: Any) -> GuidedMix:
     """`--method guidedmix`: `{teacher: {decay: 0.999}}` makes that part with these arguments."""
-    mean, std = encoder_stats(config.encoder)
+    mean, std = image_stats(config)
     parts: dict[str, Callable[..., Any]] = {
         "mixer": LabeledUnlabeledMixer,
         "decoupler": SoftDecoupler,

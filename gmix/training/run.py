@@ -17,7 +17,14 @@ from torch.utils.data import DataLoader
 from gmix.data import Batch, eval_transform
 from gmix.evaluation import Scores, evaluate
 from gmix.network import GuidedMixNet
-from gmix.training.build import build_data, build_net, build_stream, describe_data
+from gmix.training.build import (
+    build_data,
+    build_net,
+    build_stream,
+    describe_data,
+    image_format,
+    image_stats,
+)
 from gmix.training.checkpoint import (
     Checkpoint,
     list_checkpoints,
@@ -35,7 +42,6 @@ from gmix.training.progress import make_progress
 from gmix.training.quality import judge_pseudo_masks
 from gmix.training.results import Metrics, Tally, write_results
 from gmix.training.saved import SavedModel, save_model
-from gmix.weights import encoder_stats
 
 
 class Result(NamedTuple):
@@ -104,7 +110,7 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
         restore(parts, checkpoint, device)
     before = parts.tally.seconds
 
-    mean, std = encoder_stats(config.encoder)
+    mean, std = image_stats(config)
     size = None if config.size is None else parse_size(config.size)
     out.mkdir(parents=True, exist_ok=True)
     write_yaml(config, out / "config.yaml")
@@ -202,7 +208,7 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
         if start == config.steps:  # resumed after the end
             net = deployable()
             scores, pseudo = score(net), judge()
-    save_model(SavedModel(net, data.classes, size, mean, std), out / "model")
+    save_model(SavedModel(net, data.classes, size, mean, std, image_format(config)), out / "model")
     path, names = out / "results.json", data.classes.names
     write_results(path, config, names, data.counts, tally, scores, pseudo)
     return Result(scores, tally.best, data.classes.names, tally.seconds / 60, out)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from gmix.data import Classes
+from gmix.data import RGB, Classes, ImageFormat
 from gmix.network import GuidedMixNet
 from gmix.training.build import ARCHITECTURES, lookup, one_line
 
@@ -27,6 +27,7 @@ class SavedModel:
         size: every image is resized to it first; None: images are taken as they are.
         mean: per channel, of images scaled to 0..1.
         std: the same.
+        format: channels of the images, and what their values mean.
     """
 
     net: GuidedMixNet
@@ -34,6 +35,7 @@ class SavedModel:
     size: Size | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    format: ImageFormat = RGB
 
 
 def save_model(saved: SavedModel, folder: Path) -> None:
@@ -48,6 +50,9 @@ def save_model(saved: SavedModel, folder: Path) -> None:
         "classes": saved.classes.names,
         "binary": saved.classes.binary,
         "label_map": saved.classes.label_map,
+        "colors": saved.classes.colors,
+        "channels": saved.format.channels,
+        "span": saved.format.span,
         "size": saved.size,
         "mean": saved.mean,
         "std": saved.std,
@@ -85,10 +90,14 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> SavedM
         raise ValueError(f"cannot load the model in {folder}: {one_line(error)}") from error
     raw = facts["label_map"]
     label_map = None if raw is None else {int(key): value for key, value in raw.items()}
+    # Models saved before there were channels and colours say nothing of them.
+    own, span = facts.get("colors"), facts.get("span")
+    colors = None if own is None else tuple((color[0], color[1], color[2]) for color in own)
     return SavedModel(
         net.to(device).eval(),
-        Classes(tuple(facts["classes"]), label_map, facts["binary"]),
+        Classes(tuple(facts["classes"]), label_map, facts["binary"], colors),
         None if facts["size"] is None else (facts["size"][0], facts["size"][1]),
         tuple(facts["mean"]),
         tuple(facts["std"]),
+        ImageFormat(facts.get("channels", 3), None if span is None else (span[0], span[1])),
     )

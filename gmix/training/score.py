@@ -37,7 +37,7 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
     several = config.flip or scales != [1.0]
     scores = evaluate(
         saved.net,
-        SegmentationDataset(*files, saved.classes),
+        SegmentationDataset(*files, saved.classes, format=saved.format),
         saved.classes,
         transform=eval_transform(saved.mean, saved.std),
         size=saved.size,

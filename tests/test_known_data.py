@@ -1,0 +1,132 @@
+"""Trainings on known data sets, and on images of other channels and depths, from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from gmix.cli import main
+from gmix.data import LAYOUTS
+from gmix.training.build import build_data
+from gmix.training.saved import load_model
+from tests.tiny_data import tiny_config, words, write_data
+from tests.true_layouts import WRITERS
+
+NO_FOLDERS = {"images": None, "masks": None, "val_images": None, "val_masks": None}
+NOTHING = {**NO_FOLDERS, "classes": None}
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_a_training_on_each_known_data_set(name: str, tmp_path: Path) -> None:
+    """By name alone: no class names, no label map. The model knows its classes and their colours."""
+    WRITERS[name](tmp_path / "data")
+    config = tiny_config(
+        tmp_path,
+        tmp_path / "run",
+        **NOTHING,
+        dataset=name.replace("_", "-"),
+        data=str(tmp_path / "data"),
+        unlabeled_list="train",
+        labels=1,
+        steps=1,
+        method="fixmatch",
+    )
+    assert main(["train", *words(config)]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["images"] == {"labeled": 1, "unlabeled": 1, "validation": 2}
+    classes = LAYOUTS[name].classes()
+    assert set(results["last"]["iou"]) == set(classes.names)
+    assert load_model(tmp_path / "run").classes.palette == classes.palette
+    assert main(["evaluate", "--model", str(tmp_path / "run"), "--threads", "1"]) == 0
+    data = ["--dataset", name, "--data", str(tmp_path / "data"), "--val-list", "train"]
+    assert main(["evaluate", "--model", str(tmp_path / "run"), *data, "--threads", "1"]) == 0
+
+
+def test_voc_is_short_for_the_data_set_and_its_folder(tmp_path: Path) -> None:
+    WRITERS["voc"](tmp_path)
+    short = tiny_config(tmp_path, tmp_path, **NOTHING, method="supervised", voc=str(tmp_path))
+    long = tiny_config(
+        tmp_path, tmp_path, **NOTHING, method="supervised", dataset="voc", data=str(tmp_path)
+    )
+    assert build_data(short).classes == build_data(long).classes
+    assert build_data(short).counts == build_data(long).counts
+
+
+def test_classes_of_ones_own_on_a_known_data_set(tmp_path: Path) -> None:
+    WRITERS["voc"](tmp_path)
+    config = tiny_config(tmp_path, tmp_path, **NO_FOLDERS, method="supervised", voc=str(tmp_path))
+    config.classes, config.label_map = "2", "0:0,15:1"
+    data = build_data(config)
+    assert data.classes.names == ("class 0", "class 1")
+    assert data.labeled[0].mask.unique().tolist() == [0, 1, 255]
+
+
+def grey_scans(root: Path, kind: str) -> dict[str, Any]:
+    """The tiny scenes as scans of one channel of 12 bits in files of 16, masks 0 and 255."""
+    write_data(root)
+    for folder in ("images", "val_images"):
+        for path in (root / folder).iterdir():
+            with Image.open(path) as file:
+                grey = np.array(file.convert("L")).astype(np.uint16) * 16
+            path.unlink()
+            if kind == "npy":
+                np.save(path.with_suffix(".npy"), grey)
+            else:
+                Image.fromarray(grey).save(path)
+    for folder in ("masks", "val_masks"):
+        for path in (root / folder).iterdir():
+            with Image.open(path) as file:
+                ids = np.array(file)
+            Image.fromarray(np.where(ids > 0, 255, 0).astype(np.uint8)).save(path)
+    return {"channels": 1, "value_range": "0-4095", "classes": 1}
+
+
+def five_bands(root: Path) -> dict[str, Any]:
+    """The tiny scenes as TIFF files of five bands of 16 bits."""
+    write_data(root)
+    for folder in ("images", "val_images"):
+        for path in (root / folder).iterdir():
+            with Image.open(path) as file:
+                rgb = np.array(file).astype(np.uint16) * 257
+            path.unlink()
+            tifffile.imwrite(path.with_suffix(".tif"), np.dstack([rgb, rgb[..., :2]]))
+    return {"channels": 5}
+
+
+@pytest.mark.parametrize("method", ["guidedmix", "unimatch", "cct"])
+@pytest.mark.parametrize("kind", ["png", "npy", "bands"])
+def test_grey_binary_and_many_channels_from_training_to_prediction(
+    method: str, kind: str, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    settings = five_bands(data) if kind == "bands" else grey_scans(data, kind)
+    config = tiny_config(data, tmp_path / "run", method=method, steps=2, **settings)
+    assert main(["train", *words(config)]) == 0
+    model = str(tmp_path / "run")
+    saved = load_model(model)
+    assert saved.format.channels == settings["channels"]
+    assert main(["evaluate", "--model", model, "--threads", "1"]) == 0
+    out = tmp_path / "predicted"
+    images = str(data / "val_images")
+    assert main(["predict", "--model", model, "--images", images, "--out", str(out)]) == 0
+    assert len(list((out / "masks").iterdir())) == len(list((out / "overlays").iterdir())) == 3
+    if kind != "bands":  # 255 was the foreground, not ignored
+        results = json.loads((tmp_path / "run" / "results.json").read_text())
+        assert results["last"]["absent"] == []
+        assert saved.classes.label_map == {0: 0, 1: 1, 255: 1}
+
+
+def test_masks_of_0_1_and_255_keep_255_as_ignored(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    for path in (data / "masks").iterdir():
+        with Image.open(path) as file:
+            ids = np.array(file)
+        Image.fromarray(np.array([0, 1, 255], dtype=np.uint8)[ids]).save(path)
+    config = tiny_config(data, tmp_path, classes=1, method="supervised", val_images=None)
+    assert build_data(config).classes.label_map is None
