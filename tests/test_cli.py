@@ -20,6 +20,8 @@ from gmix.training.config import (
     DemoConfig,
     EvaluateConfig,
     PredictConfig,
+    SplitsAuditConfig,
+    SplitsMakeConfig,
     TrainConfig,
     flag,
     write_yaml,
@@ -55,7 +57,16 @@ def complaint(capsys: Capture, argv: list[str], code: int = 1) -> str:
 # --- help ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["predict", "--help"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["predict", "--help"],
+        ["splits", "--help"],
+        ["splits", "make", "--help"],
+    ],
+)
 def test_help_does_not_wait_for_torch(argv: list[str]) -> None:
     code = f"""
 import sys
@@ -73,7 +84,7 @@ def test_module_is_the_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "gmix", "--help"], check=True, capture_output=True, text=True
     )
-    for command in ("demo", "train", "compare", "evaluate", "predict"):
+    for command in ("demo", "train", "compare", "evaluate", "predict", "splits"):
         assert f"\n  {command} " in done.stdout
 
 
@@ -84,11 +95,13 @@ def test_module_is_the_command() -> None:
         ("evaluate", EvaluateConfig),
         ("predict", PredictConfig),
         ("demo", DemoConfig),
+        ("splits make", SplitsMakeConfig),
+        ("splits audit", SplitsAuditConfig),
     ],
 )
 def test_help_has_a_line_for_each_flag(capsys: Capture, command: str, kind: type) -> None:
     with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 118
@@ -102,6 +115,9 @@ def test_help_has_a_line_for_each_flag(capsys: Capture, command: str, kind: type
 def test_without_a_command_help_is_shown(capsys: Capture) -> None:
     assert main([]) == 2
     assert "commands:" in capsys.readouterr().out
+    assert main(["splits"]) == 2
+    found = capsys.readouterr().out
+    assert "\n  make " in found and "\n  audit " in found
 
 
 def test_version(capsys: Capture) -> None:
@@ -273,7 +289,7 @@ def test_a_broken_unlabeled_image_is_named_even_by_a_loader_process(
         ({"unlabeled": "nowhere"}, "the image folder nowhere does not exist"),
         ({"val_masks": None}, "--val-images needs --val-masks DIR"),
         ({"voc": "nowhere"}, "either --data ROOT (--voc ROOT) or --images and --masks"),
-        ({"voc": "nowhere", "images": None, "masks": None}, "nowhere is no folder: expected the"),
+        ({"voc": "nowhere", "images": None, "masks": None}, "nowhere is no folder: expected that"),
         ({"data": "nowhere"}, "--data nowhere needs --dataset NAME: voc, sbd"),
         ({"data": "nowhere", "dataset": "vco"}, "--dataset vco is unknown: choose one of ade20k"),
         ({"data": "nowhere", "voc": "nowhere"}, "either --voc ROOT or --dataset NAME"),

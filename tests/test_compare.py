@@ -263,11 +263,12 @@ def test_the_records_are_what_the_runs_say(compared: tuple[Path, Said]) -> None:
         found = read_json(out / f"{record['method']}-{record['seed']}" / "results.json")
         assert record["last"] == {"miou": found["last"]["miou"], "step": 4}
         assert record["iou"] == found["last"]["iou"] and list(record["iou"]) == list(NAMES)
-        for name in ("best", "pseudo", "minutes", "seconds_per_step", "versions"):
+        for name in ("best", "pseudo", "minutes", "seconds_per_step", "split", "versions"):
             assert record[name] == found[name]
         assert record["image_passes_per_step"] == passes[record["method"]]
         assert record["peak_memory_bytes"] > 50e6
         assert record["images"]["labeled"] == 3
+        assert record["split"] == records[0]["split"] and len(record["split"]) == 12
         assert record["pseudo"]["step"] == 4
         assert 0 <= record["pseudo"]["coverage"] <= 1
 

@@ -15,7 +15,6 @@ from gmix.data import (
     masks_of,
     match_masks,
     pair_masks,
-    read_list,
 )
 
 VOC = LAYOUTS["voc"]
@@ -88,28 +87,6 @@ def test_evenly_spaced_is_every_kth_where_that_gives_the_number() -> None:
             evenly_spaced("abc", count)
 
 
-def test_read_list_takes_windows_ends_blank_lines_and_no_last_newline(tmp_path: Path) -> None:
-    listing = tmp_path / "list.txt"
-    listing.write_bytes(b"\xef\xbb\xbfone\r\n\r\n  two \r\nimages/x.jpg masks/x.png\n\nlast")
-    assert read_list(listing) == [("one",), ("two",), ("images/x.jpg", "masks/x.png"), ("last",)]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("\r\n \n", "names no image"),
-        ("a\nb c d\n", r"line 2: expected an id or `image mask`, got 'b c d'"),
-    ],
-)
-def test_read_list_refuses(tmp_path: Path, text: str, message: str) -> None:
-    listing = tmp_path / "list.txt"
-    listing.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_list(listing)
-    with pytest.raises(ValueError, match="cannot read the list file"):
-        read_list(tmp_path / "missing.txt")
-
-
 @pytest.fixture
 def voc(tmp_path: Path) -> Path:
     root = tmp_path / "voc"
@@ -131,6 +108,15 @@ def test_voc_ids_pairs_and_leading_slashes(voc: Path) -> None:
     listing = voc.parent / "mine.lst"
     listing.write_text("a")
     assert images_of(VOC, voc, listing) == [voc / "JPEGImages" / "a.jpg"]
+
+
+def test_pairs_need_no_voc_folders(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    image = touch(root / "photos", "a b.jpg") / "a b.jpg"
+    mask = touch(root / "masks" / "deep", "m.png") / "m.png"
+    listing = tmp_path / "mine.txt"
+    listing.write_text("/photos/a b.jpg\tmasks/deep/m.png\n")
+    assert (images_of(VOC, root, listing), masks_of(VOC, root, listing)) == ([image], [mask])
 
 
 def test_voc_prefers_the_augmented_masks(voc: Path) -> None:

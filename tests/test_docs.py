@@ -18,6 +18,8 @@ from gmix.training.config import (
     DemoConfig,
     EvaluateConfig,
     PredictConfig,
+    SplitsAuditConfig,
+    SplitsMakeConfig,
     TrainConfig,
     flag,
 )
@@ -31,6 +33,8 @@ COMMANDS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "predict": PredictConfig,
     "demo": DemoConfig,
+    "splits make": SplitsMakeConfig,
+    "splits audit": SplitsAuditConfig,
 }
 
 
@@ -45,15 +49,19 @@ def pages_with(language: str) -> list[Any]:
     return [pytest.param(page, id=page.stem) for page in PAGES if blocks(page, language)]
 
 
-def commands(page: Path) -> list[list[str]]:
-    """The words of every `gmix ...` command of a page."""
+def commands(page: Path) -> list[tuple[str, list[str]]]:
+    """Every `gmix ...` command of a page: its name, of two words for `gmix splits`, and flags."""
     lines = [
         part.strip()
         for _, text in blocks(page, "bash")
         for line in text.replace("\\\n", " ").splitlines()
         for part in line.split("&&")
     ]
-    return [shlex.split(line, comments=True) for line in lines if line.startswith("gmix")]
+    found = [shlex.split(line, comments=True) for line in lines if line.startswith("gmix")]
+    sizes = [3 if words[1] == "splits" else 2 for words in found]
+    return [
+        (" ".join(words[1:size]), words[size:]) for words, size in zip(found, sizes, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("page", pages_with("python"))
@@ -71,7 +79,7 @@ def test_python_blocks_run_in_order(
 
 @pytest.mark.parametrize("page", pages_with("bash"))
 def test_commands_are_understood(page: Path) -> None:
-    for _, command, *words in commands(page):
+    for command, words in commands(page):
         if "--config" in words:  # the file exists on the reader's machine
             at = words.index("--config")
             del words[at : at + 2]
@@ -79,7 +87,7 @@ def test_commands_are_understood(page: Path) -> None:
 
 
 def test_there_are_commands_to_check() -> None:
-    assert {words[1] for page in PAGES for words in commands(page)} == set(COMMANDS)
+    assert {command for page in PAGES for command, _ in commands(page)} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -87,7 +95,7 @@ def test_flags_in_the_text_exist(page: Path) -> None:
     known = {flag(item.name) for kind in COMMANDS.values() for item in fields(kind)}
     known |= {"--config", "--help", "--debug", "--version"}
     mentioned = set(
-        re.findall(r"`(?:gmix \w+ )?(--[a-z][a-z-]*)", page.read_text(encoding="utf-8"))
+        re.findall(r"`(?:gmix [\w ]+ )?(--[a-z][a-z-]*)", page.read_text(encoding="utf-8"))
     )
     assert mentioned <= known
 

@@ -50,6 +50,8 @@ class Comparison:
         ]
         if c.full:
             found.append(f"{UPPER}: supervised training with all masks, the upper bound.")
+        if known := describe_split(self.records):
+            found.append(known)
         if not any(record["pseudo"] for record in self.records):
             found.append(f"No pseudo masks were judged: {why_unjudged(c)}.")
         if missing := [run.name for run in self.runs if run.name not in self.done]:
@@ -72,7 +74,14 @@ def read_record(run: Run) -> Record:
     """A line of compare.jsonl, from the results of a finished training."""
     found: dict[str, Any] = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
     last = found["last"]
-    same = ("seconds_per_step", "image_passes_per_step", "peak_memory_bytes", "minutes", "pseudo")
+    same = (
+        "split",
+        "seconds_per_step",
+        "image_passes_per_step",
+        "peak_memory_bytes",
+        "minutes",
+        "pseudo",
+    )
     return {
         "method": run.method,
         "seed": run.seed,
@@ -84,6 +93,22 @@ def read_record(run: Run) -> Record:
         **{name: found.get(name) for name in same},
         "versions": found["versions"],
     }
+
+
+def describe_split(records: list[Record]) -> str | None:
+    """Whether all runs learned from, and were judged on, the same images; None if that is unknown.
+
+    Examples:
+        >>> describe_split([{"method": "cps", "split": "1a"}, {"method": "cct", "split": "1a"}])
+        'Split 1a.'
+        >>> describe_split([{"method": "cps", "split": "1a"}, {"method": "cct", "split": "2b"}])
+        'The runs are of different splits: 1a, 2b. Do not compare them.'
+    """
+    found = {record.get("split") for record in records if record["method"] != UPPER}
+    splits = sorted(filter(None, found))  # runs of an earlier version do not know theirs
+    if len(splits) > 1:
+        return f"The runs are of different splits: {', '.join(splits)}. Do not compare them."
+    return f"Split {splits[0]}." if splits else None
 
 
 def describe_seeds(seeds: list[int]) -> str:

@@ -8,10 +8,10 @@ from gmix.data.files import (
     find_images,
     match_masks,
     pair_masks,
-    read_list,
 )
 from gmix.data.images import RGB, ImageFormat, holds_only_0_and_255, read_image, read_mask, to_rgb
 from gmix.data.layouts import LAYOUTS, Layout, images_of, masks_of
+from gmix.data.splits import Entry, data_names, fingerprint, read_split, write_split
 from gmix.data.stream import Batch, TwoStream
 from gmix.data.transforms import ColorJitter, TrainTransform, eval_transform, train_transform
 
@@ -23,6 +23,7 @@ __all__ = [
     "Cached",
     "Classes",
     "ColorJitter",
+    "Entry",
     "ImageDataset",
     "ImageFormat",
     "Layout",
@@ -30,18 +31,21 @@ __all__ = [
     "SegmentationDataset",
     "TrainTransform",
     "TwoStream",
+    "data_names",
     "eval_transform",
     "evenly_spaced",
     "fetch",
     "find_images",
+    "fingerprint",
     "holds_only_0_and_255",
     "images_of",
     "masks_of",
     "match_masks",
     "pair_masks",
     "read_image",
-    "read_list",
     "read_mask",
+    "read_split",
     "to_rgb",
     "train_transform",
+    "write_split",
 ]

@@ -16,11 +16,8 @@ def fetch(layout: Layout, root: str | Path) -> None:
     Raises:
         ValueError: If torchvision has no download of that data set, or it fails.
     """
-    try:
-        find_home(layout, root)
+    if find_home(layout, root) is not None:
         return
-    except ValueError:
-        pass
     from torchvision import datasets
 
     root = Path(root)

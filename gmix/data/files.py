@@ -1,4 +1,4 @@
-"""Which files make up a data set: folders, masks by name, and list files."""
+"""Which files make up a data set: folders, masks by name, and even choices."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -85,32 +85,6 @@ def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
     if len(range(0, total, step)) == count:
         return [items[i] for i in range(0, total, step)]
     return [items[i * total // count] for i in range(count)]
-
-
-def read_list(path: str | Path) -> list[tuple[str, ...]]:
-    """Entries of a list file: `(id,)` or `(image, mask)` for each line that is not blank.
-
-    Windows line ends, blank lines and a missing last newline are fine.
-
-    Raises:
-        ValueError: If the file is missing, empty, or a line has more than two parts.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the list file {path}: {error}") from None
-    entries = []
-    for number, line in enumerate(text.splitlines(), 1):
-        parts = tuple(line.split())
-        if len(parts) > 2:
-            raise ValueError(
-                f"{path}, line {number}: expected an id or `image mask`, got {line.strip()!r}"
-            )
-        if parts:
-            entries.append(parts)
-    if not entries:
-        raise ValueError(f"the list file {path} names no image")
-    return entries
 
 
 def _list_folder(folder: Path, suffixes: Sequence[str], what: str) -> list[Path]:

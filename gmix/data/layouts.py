@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from gmix.data.classes import IGNORE, Classes, Color
-from gmix.data.files import IMAGE_SUFFIXES, MASK_SUFFIXES, read_list
+from gmix.data.files import IMAGE_SUFFIXES, MASK_SUFFIXES
+from gmix.data.splits import Entry, read_split
 
 TRAIN_VAL_TEST = {"train": "train", "val": "val", "test": "test"}
 
@@ -165,17 +165,14 @@ def images_of(layout: Layout, root: str | Path, listing: str | Path) -> list[Pat
     Args:
         layout: Of the data set.
         root: Its folder.
-        listing: The name of a split, or a list file. A line is the name of an image, with or without folders
-            and suffix, or an `image mask` pair of paths below the root.
+        listing: The name of a split, or a list file as `read_split` reads it. Its entries are names of images, with
+            or without folders and suffix, or pairs of paths below the root, which need no layout.
 
     Raises:
-        ValueError: If the split or a file of it is missing, or an entry leads out of the root.
+        ValueError: If the split or a file of it is missing.
     """
-    home, present = find_home(layout, root), _Present()
-    return [
-        Path(_find_image(layout, home, entry[0], present))
-        for entry in entries_of(layout, home, listing)
-    ]
+    finder = Finder(layout, root)
+    return [finder.image(entry) for entry in finder.entries(listing)]
 
 
 def masks_of(layout: Layout, root: str | Path, listing: str | Path) -> list[Path]:
@@ -186,165 +183,152 @@ def masks_of(layout: Layout, root: str | Path, listing: str | Path) -> list[Path
     Raises:
         ValueError: As `images_of`.
     """
-    home, present = find_home(layout, root), _Present()
-    template: str | None = None
-    found = []
-    for entry in entries_of(layout, home, listing):
-        mask = None
-        if len(entry) == 2:
-            mask = next(_existing(home, [safe(entry[1], home)], MASK_SUFFIXES, present), None)
-        if mask is None:
-            fields = _fields(layout, home, entry[0], present)
-            templates = layout.masks if template is None else (template,)
-            for template in templates:
-                names = [template.format(**each) for each in fields]
-                mask = next(_existing(home, names, MASK_SUFFIXES, present), None)
-                if mask is not None:
-                    break
-            if mask is None:
-                expected = home / templates[-1].format(**(fields or [_NO_FIELDS])[0])
-                raise ValueError(
-                    f"no mask for the list entry {entry[-1]!r}: expected {expected}.png"
-                )
-        found.append(Path(mask))
-    return found
+    finder = Finder(layout, root)
+    return [finder.mask(entry) for entry in finder.entries(listing)]
 
 
-def entries_of(layout: Layout, home: Path, listing: str | Path) -> Iterator[tuple[str, ...]]:
-    """What a list names, or what lies in the folder of a split."""
-    paths = [home / listing, Path(listing)]
-    if layout.lists:
-        paths.insert(0, home / layout.lists.format(list=str(listing).removesuffix(".txt")))
-    for path in paths:
-        if path.is_file():
-            yield from read_list(path)
-            return
-    splits = layout.splits or {}
-    folder = splits.get(str(listing), str(listing))
-    if folder in splits.values():
-        for template in layout.images:
-            pattern = template.format(split=folder, city="*", name="*")
-            found = sorted(
-                path.relative_to(home).as_posix()
-                for path in home.glob(f"{pattern}.*")
-                if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-            )
-            if found:
-                yield from ((path,) for path in found)
-                return
-    lists = (home / layout.lists).parent
-    where = f"in {lists}" if layout.lists else f"a split of {layout.title} ({', '.join(splits)})"
-    raise ValueError(f"the list {listing} is neither {where} nor a file")
-
-
-def find_home(layout: Layout, root: str | Path) -> Path:
-    """The folder that holds a data set: the root, or one that its archive makes there.
-
-    Raises:
-        ValueError: If the root has nothing that looks like the data set.
-    """
-    tops = [template.split("/")[0] for template in (*layout.images, *layout.masks)]
-    tops = [folder for top in tops for folder in _splits_in(layout, top)]
+def find_home(layout: Layout, root: str | Path) -> Path | None:
+    """The folder that holds a data set: the root, or one that its archive makes there; None if there is none."""
     for home in layout.homes:
-        if any((Path(root) / home / top).is_dir() for top in tops):
-            return Path(root) / home
-    reason = "is no folder" if not Path(root).is_dir() else f"has no folder {tops[0]}"
-    raise ValueError(
-        f"{root} {reason}: expected the folder of {layout.title}, with {layout.images[0]}.jpg in it"
-    )
+        for template in (*layout.images, *layout.masks):
+            for place in _in_splits(layout, template.split("/")[0]):
+                if (Path(root) / home / place).is_dir():
+                    return Path(root) / home
+    return None
 
 
-def safe(entry: str, root: Path) -> str:
-    """An entry of a list as a path that stays below the root.
+class Finder:
+    """Finds the files of a data set, entry by entry.
+
+    Args:
+        layout: Of the data set.
+        root: Its folder.
 
     Raises:
-        ValueError: If it would lead out of it.
-
-    Examples:
-        >>> safe("/JPEGImages/a.jpg", Path("VOC2012"))
-        'JPEGImages/a.jpg'
+        ValueError: If the root is no folder.
     """
-    # Checked by name, not by resolving: a data set may well be a folder of links.
-    relative = entry.replace("\\", "/").lstrip("/")
-    if ".." in relative.split("/") or Path(relative).drive:
-        raise ValueError(f"the list entry {entry!r} leads out of {root}: remove it")
-    return relative
 
-
-class _Present:
-    """Which files there are. A folder is read once: a list may name a million of its files."""
-
-    def __init__(self) -> None:
+    def __init__(self, layout: Layout, root: str | Path) -> None:
+        home = find_home(layout, root)
+        self.layout = layout
+        self.home = Path(root) if home is None else home
+        self._wrong = "" if home is not None else f": is {root} the folder of {layout.title}?"
         self._folders: dict[str, frozenset[str]] = {}
+        self._template: str | None = None  # of the masks, once the first was found
+        if not Path(root).is_dir():
+            raise ValueError(f"{root} is no folder: expected that of {layout.title}")
 
-    def __contains__(self, path: str) -> bool:
-        folder, name = os.path.split(path)
-        if folder not in self._folders:
-            try:
-                self._folders[folder] = frozenset(os.listdir(folder))  # noqa: PTH208 - names, not Paths
-            except OSError:
-                self._folders[folder] = frozenset()
-        return name in self._folders[folder]
+    def entries(self, listing: str | Path) -> list[Entry]:
+        """What a list names, or what lies in the folder of a split.
 
+        Raises:
+            ValueError: If there is neither.
+        """
+        layout, home = self.layout, self.home
+        paths = [home / listing, Path(listing)]
+        if layout.lists:
+            paths.insert(0, home / layout.lists.format(list=str(listing).removesuffix(".txt")))
+        for path in paths:
+            if path.is_file():
+                return read_split(path)
+        splits = layout.splits or {}
+        folder = splits.get(str(listing), str(listing))
+        if folder in splits.values():
+            for template in layout.images:
+                pattern = template.format(split=folder, city="*", name="*")
+                found = sorted(
+                    path.relative_to(home).as_posix()
+                    for path in home.glob(f"{pattern}.*")
+                    if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+                )
+                if found:
+                    return [Entry(name) for name in found]
+        lists = (home / layout.lists).parent
+        where = f"in {lists}" if layout.lists else f"a split with images ({', '.join(splits)})"
+        raise ValueError(f"the list {listing} is neither {where} nor a file{self._wrong}")
 
-_NO_FIELDS = {"split": "SPLIT", "city": "CITY", "name": "NAME"}
+    def image(self, entry: Entry) -> Path:
+        """The image of an entry.
 
-
-def _find_image(layout: Layout, home: Path, entry: str, present: _Present) -> str:
-    relative = safe(entry, home)
-    names = [relative, *_filled(layout, relative)]
-    for path in _existing(home, names, IMAGE_SUFFIXES, present):
+        Raises:
+            ValueError: If it is not there.
+        """
+        names = [entry.image, *self._places(entry.image)]
+        path = self._first(names, IMAGE_SUFFIXES)
+        if path is None:
+            expected = self.home / names[1]
+            raise ValueError(
+                f"no image for the list entry {entry.image!r}: expected {expected}.jpg{self._wrong}"
+            )
         return path
-    raise ValueError(f"no image for the list entry {entry!r}: expected {home / names[1]}.jpg")
+
+    def mask(self, entry: Entry) -> Path:
+        """The mask of an entry.
+
+        Raises:
+            ValueError: If it is not there.
+        """
+        path = None if entry.mask is None else self._first([entry.mask], MASK_SUFFIXES)
+        if path is not None:
+            return path
+        fields = self._fields(entry)
+        templates = self.layout.masks if self._template is None else (self._template,)
+        for template in templates:
+            path = self._first([template.format(**each) for each in fields], MASK_SUFFIXES)
+            if path is not None:
+                self._template = template  # masks of one kind for all
+                return path
+        expected = self.home / templates[-1].format(**fields[0])
+        raise ValueError(
+            f"no mask for the list entry {entry.mask or entry.image!r}: expected {expected}.png{self._wrong}"
+        )
+
+    def _places(self, name: str) -> Iterator[str]:
+        """Where an image of that name may lie."""
+        stem = _without_suffix(name, IMAGE_SUFFIXES)
+        for template in self.layout.images:
+            bare = stem.removesuffix(template.rpartition("}")[2])
+            if "{city}" in template:
+                bare = bare.rpartition("/")[2]
+            for place in _in_splits(self.layout, template):
+                yield place.format(city=bare.partition("_")[0], name=bare)
+
+    def _fields(self, entry: Entry) -> list[dict[str, str]]:
+        """What may have to be put into the template of its mask."""
+        if not self.layout.splits:  # the name alone, be there an image or not
+            name = _without_suffix(entry.image, (*IMAGE_SUFFIXES, *MASK_SUFFIXES))
+            return [{"name": name}, {"name": name.rpartition("/")[2]}]
+        relative = self.image(entry).relative_to(self.home).with_suffix("").as_posix()
+        fields = []
+        for template in self.layout.images:
+            pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(template))
+            match = re.fullmatch(pattern, relative)
+            if match is not None:
+                fields.append(match.groupdict())
+        return fields or [{"split": "SPLIT", "city": "CITY", "name": relative}]
+
+    def _first(self, names: Iterable[str], suffixes: Sequence[str]) -> Path | None:
+        """The first file there is, with a suffix of its own or one of these."""
+        for name in names:
+            folder, _, last = f"{self.home}/{name}".rpartition("/")
+            if folder not in self._folders:  # read once: a list may name a million files of one
+                try:
+                    self._folders[folder] = frozenset(path.name for path in Path(folder).iterdir())
+                except OSError:
+                    self._folders[folder] = frozenset()
+            own = ("",) if _without_suffix(last, suffixes) != last else ()
+            for suffix in (*own, *suffixes):
+                if f"{last}{suffix}" in self._folders[folder]:
+                    return Path(folder, f"{last}{suffix}")
+        return None
 
 
-def _filled(layout: Layout, relative: str) -> Iterator[str]:
-    """The places where an image of that name may lie."""
-    stem = _without_suffix(relative, IMAGE_SUFFIXES)
-    for template in layout.images:
-        tail = template.rpartition("}")[2]
-        name = stem.removesuffix(tail)
-        if "{city}" in template:
-            name = name.rpartition("/")[2]
-        for place in _splits_in(layout, template):
-            yield place.format(city=name.partition("_")[0], name=name)
-
-
-def _fields(layout: Layout, home: Path, entry: str, present: _Present) -> list[dict[str, str]]:
-    """What has to be put into the template of a mask."""
-    if not layout.splits:  # the mask needs the name alone, be there an image or not
-        name = _without_suffix(safe(entry, home), (*IMAGE_SUFFIXES, *MASK_SUFFIXES))
-        return [{"name": name}, {"name": name.rpartition("/")[2]}]
-    image = Path(_find_image(layout, home, entry, present))
-    relative = image.relative_to(home).with_suffix("").as_posix()
-    fields = []
-    for template in layout.images:
-        pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(template))
-        match = re.fullmatch(pattern, relative)
-        if match:
-            fields.append(match.groupdict())
-    return fields
-
-
-def _existing(
-    home: Path, names: Iterable[str], suffixes: Sequence[str], present: _Present
-) -> Iterator[str]:
-    for name in names:
-        path = os.path.join(home, *name.split("/"))  # noqa: PTH118 - a Path takes ten times as long
-        has_suffix = os.path.splitext(name)[1].lower() in suffixes  # noqa: PTH122
-        if has_suffix and path in present:
-            yield path
-        for suffix in suffixes:
-            if path + suffix in present:
-                yield path + suffix
-
-
-def _splits_in(layout: Layout, template: str) -> list[str]:
+def _in_splits(layout: Layout, template: str) -> list[str]:
     if "{split}" not in template:
         return [template]
     return [template.replace("{split}", folder) for folder in (layout.splits or {}).values()]
 
 
 def _without_suffix(name: str, suffixes: Sequence[str]) -> str:
-    stem, suffix = os.path.splitext(name)  # noqa: PTH122
-    return stem if suffix.lower() in suffixes else name
+    stem, dot, suffix = name.rpartition(".")
+    return stem if f"{dot}{suffix.lower()}" in suffixes else name

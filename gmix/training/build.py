@@ -23,9 +23,11 @@ from gmix.data import (
     Sample,
     SegmentationDataset,
     TwoStream,
+    data_names,
     evenly_spaced,
     fetch,
     find_images,
+    fingerprint,
     holds_only_0_and_255,
     images_of,
     masks_of,
@@ -54,6 +56,7 @@ class Data:
     validation: Dataset[Sample] | None
     counts: dict[str, int]
     held_out: Dataset[Sample] | None = None  # unlabeled images with their masks, never trained on
+    split: str = ""  # a hash of which images are used for what
 
 
 def build_data(config: TrainConfig) -> Data:
@@ -71,6 +74,9 @@ def build_data(config: TrainConfig) -> Data:
         # Never learn from what the run is judged on, not even without masks.
         unlabeled = sorted(set(unlabeled) - set(validation[0]))
     held_out = held_out_files(config, unlabeled)
+    # Before supervised training leaves the unlabeled ones aside: it is compared on the same split.
+    groups = (images, unlabeled, [] if validation is None else validation[0])
+    split = fingerprint(*(data_names(group, config.voc or config.data) for group in groups))
     if config.method == "supervised" or config.batch_unlabeled == 0:
         unlabeled = []
     elif not unlabeled:
@@ -106,11 +112,15 @@ def build_data(config: TrainConfig) -> Data:
     }
     if held_out is not None:
         counts["held_out"] = len(held_out[0])
-    return Data(classes, labeled_set, unlabeled_set, validation_set, counts, held_out_set)
+    return Data(classes, labeled_set, unlabeled_set, validation_set, counts, held_out_set, split)
 
 
-def build_classes(config: TrainConfig, masks: Sequence[Path]) -> Classes:
+def build_classes(config: Any, masks: Sequence[Path]) -> Classes:
     """The classes the flags name, or those of the known data set; what the masks hold decides details.
+
+    Args:
+        config: anything with `classes`, `label_map` and `dataset`.
+        masks: those that will be read.
 
     Raises:
         ValueError: if they are missing or cannot be understood.
@@ -150,7 +160,7 @@ def known_layout(config: Any) -> Layout | None:
     if config.dataset is not None:
         layout: Layout = lookup(config.dataset.replace("-", "_"), LAYOUTS, "--dataset")
         return layout
-    return LAYOUTS["voc"] if config.voc is not None else None
+    return LAYOUTS["voc"] if getattr(config, "voc", None) is not None else None
 
 
 def known_data(config: Any) -> tuple[Layout, Path] | None:

@@ -38,6 +38,7 @@ IMAGES = "images"
 TEST = "how images are tested"
 MACHINE = "the machine"
 OUTPUT = "output"
+SPLIT = "the split"
 
 DATASETS = "voc, sbd, context, cityscapes, ade20k, coco, coco_stuff, camvid"
 
@@ -298,6 +299,55 @@ class DemoConfig:
     )
     steps: int | None = option(None, OPTIM, "N", "training steps (default: what takes minutes)")
     seed: int = option(0, OPTIM, "N", "same seed, same result")
+
+
+@dataclass
+class SplitsMakeConfig:
+    """What `gmix splits make` needs; the data flags are those of `gmix train`."""
+
+    images: str | None = option(None, DATA, "DIR", "images; those without a mask are unlabeled")
+    masks: str | None = option(None, DATA, "DIR", "masks (PNG), named like their images")
+    unlabeled: str | None = option(None, DATA, "DIR", "more images; never need a mask")
+    dataset: str | None = option(None, KNOWN, "NAME", DATASETS)
+    data: str | None = option(None, KNOWN, "ROOT", "its folder, in its usual layout")
+    voc: str | None = option(None, KNOWN, "ROOT", "short for --dataset voc --data ROOT")
+    train_list: str = option("train", KNOWN, "LIST", "to choose from: a split, or a file of names")
+    unlabeled_list: str | None = option(None, KNOWN, "LIST", "more images that stay unlabeled")
+    labels: int | str | None = option(
+        None, SPLIT, "N|A/B,..", "how many: 183, 1/8, or nested ones: 1/16,1/8"
+    )
+    seed: int = option(0, SPLIT, "N", "same seed, same split")
+    stratify: bool = option(False, SPLIT, "", "spread the classes evenly (opens every mask)")
+    classes: int | str | None = option(
+        None, CLASSES, "N|FILE", "how many, or a file: one name a line"
+    )
+    label_map: str | dict[int, int] | None = option(
+        None, CLASSES, "FILE|MAP", 'raw id to class, e.g. "0:0,8:1"; any other id is ignored'
+    )
+    out: str | None = option(None, OUTPUT, "DIR", "gets labeled.txt and unlabeled.txt")
+
+
+@dataclass
+class SplitsAuditConfig:
+    """What `gmix splits audit` needs."""
+
+    root: str | None = option(
+        None, SPLIT, "DIR", "what the lists are relative to: the data set's folder"
+    )
+    dataset: str | None = option(None, SPLIT, "NAME", f"{DATASETS}; default: as voc")
+    labeled: str | None = option(None, SPLIT, "LIST", "a file, or the name of a split")
+    unlabeled: str | None = option(None, SPLIT, "LIST", "unlabeled; no mask of it is looked for")
+    val: str | None = option(None, SPLIT, "LIST", "what is trained on must not be in it")
+    fine: str | None = option(
+        None, SPLIT, "LIST", "finely annotated images (default: ImageSets/Segmentation/train.txt)"
+    )
+    classes: int | str | None = option(
+        None, CLASSES, "N|FILE", "how many, or names: opens the labeled masks and counts"
+    )
+    label_map: str | dict[int, int] | None = option(
+        None, CLASSES, "FILE|MAP", 'raw id to class, e.g. "0:0,8:1"; any other id is ignored'
+    )
+    out: str | None = option(None, OUTPUT, "FILE", "also write what was found as JSON")
 
 
 def parse_size(text: str, name: str = "size") -> tuple[int, int]:

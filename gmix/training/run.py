@@ -210,7 +210,7 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
             scores, pseudo = score(net), judge()
     save_model(SavedModel(net, data.classes, size, mean, std, image_format(config)), out / "model")
     path, names = out / "results.json", data.classes.names
-    write_results(path, config, names, data.counts, tally, scores, pseudo)
+    write_results(path, config, names, data.counts, tally, scores, pseudo, data.split)
     return Result(scores, tally.best, data.classes.names, tally.seconds / 60, out)
 
 

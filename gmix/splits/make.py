@@ -1,0 +1,131 @@
+"""Choosing which images are labeled: `gmix splits make`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gmix.data import Classes, Entry, data_names
+from gmix.data.splits import format_split, refuse_to_change, whole_path
+from gmix.splits.order import label_counts, seeded_order, stratified_order
+from gmix.splits.pixels import class_pixels
+from gmix.training.build import all_files, build_classes, known_data
+from gmix.training.config import SplitsMakeConfig, TrainConfig
+
+# The flags that say where the data is; they mean what they mean to `gmix train`.
+SOURCES = (
+    *("images", "masks", "unlabeled"),
+    *("dataset", "data", "voc", "train_list", "unlabeled_list"),
+)
+
+
+@dataclass(frozen=True)
+class Made:
+    """One split that was written.
+
+    Attributes:
+        folder: with `labeled.txt` and `unlabeled.txt`.
+        root: what the paths in them are relative to.
+        labeled: number of images with masks.
+        unlabeled: number of the others.
+        absent: classes without a labeled pixel; None if the classes are not known.
+    """
+
+    folder: Path
+    root: Path
+    labeled: int
+    unlabeled: int
+    absent: list[str] | None
+
+
+def make_splits(config: SplitsMakeConfig) -> list[Made]:
+    """Write `labeled.txt` and `unlabeled.txt` for each part of `--labels`.
+
+    Masks are opened with `--stratify` (all of them) or `--classes` (the chosen ones).
+
+    Args:
+        config: the flags of `gmix splits make`.
+
+    Raises:
+        ValueError: if something is missing or does not fit, or a file with another list would be
+            overwritten; then nothing is written.
+    """
+    if config.labels is None or config.out is None:
+        raise ValueError("--labels 1/8 (or 183, or 1/16,1/8) and --out DIR are needed")
+    if config.stratify and config.classes is None and known_data(config) is None:
+        raise ValueError("--stratify needs --classes N or FILE: what to spread evenly")
+    given = TrainConfig(**{name: getattr(config, name) for name in SOURCES})
+    (images, masks), others = all_files(given)
+    classes = None
+    if config.stratify or config.classes is not None or config.dataset is not None:
+        classes = build_classes(config, masks)
+    pairs = dict(zip(images, masks, strict=True))  # each image once
+    root = data_root(config)
+    labelable = [Entry(*inside(pair, root)) for pair in pairs.items()]
+    rest = [
+        Entry(name) for name in set(inside(others, root)) - {entry.image for entry in labelable}
+    ]
+    parts = label_counts(str(config.labels), len(pairs))
+
+    order = seeded_order([entry.image for entry in labelable], config.seed)
+    if config.stratify and classes is not None:
+        order = stratified_order(class_pixels(list(pairs.values()), classes)[:, :-1] > 0, order)
+
+    found, files = [], {}
+    for name, count in parts.items():
+        folder = Path(config.out) / (name if len(parts) > 1 else "")
+        labeled = sorted(labelable[i] for i in order[:count])
+        unlabeled = sorted(rest + [labelable[i] for i in order[count:]])
+        if not unlabeled:
+            raise ValueError(f"--labels {name} would label every image: ask for fewer")
+        files[folder / "labeled.txt"] = format_split(labeled)
+        files[folder / "unlabeled.txt"] = format_split(unlabeled)
+        chosen = [list(pairs.values())[i] for i in order[:count]]
+        absent = None if classes is None else absent_classes(chosen, classes)
+        found.append(Made(folder, root, len(labeled), len(unlabeled), absent))
+    for path, text in files.items():  # all before the first is written: no half of a split
+        refuse_to_change(path, text)
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="\n")
+    return found
+
+
+def data_root(config: SplitsMakeConfig) -> Path:
+    """What the paths in the lists are relative to: the data set's folder, or what the folders have in common.
+
+    Raises:
+        ValueError: if they have nothing in common (drives of Windows).
+    """
+    if (known := known_data(config)) is not None:
+        return known[1]
+    folders = [config.images, config.masks, config.unlabeled]
+    whole = [whole_path(folder) for folder in folders if folder is not None]
+    try:
+        return Path(os.path.commonpath(whole))
+    except ValueError:
+        raise ValueError(
+            "a list can only name files of one drive: move the folders to one"
+        ) from None
+
+
+def inside(paths: Sequence[Path], root: Path) -> list[str]:
+    """The names of files below the root.
+
+    Raises:
+        ValueError: if one is elsewhere.
+    """
+    for path in paths:
+        if not whole_path(path).is_relative_to(whole_path(root)):
+            raise ValueError(
+                f"{path} is not inside of {root}, so no list can name it: move it there"
+            )
+    return data_names(paths, root)
+
+
+def absent_classes(masks: list[Path], classes: Classes) -> list[str]:
+    """The names of the classes of which no mask has a pixel."""
+    counts = class_pixels(masks, classes).sum(axis=0)
+    return [name for name, count in zip(classes.names, counts, strict=False) if not count]
