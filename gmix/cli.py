@@ -19,8 +19,9 @@ from gmix.training.config import (
     SplitsMakeConfig,
     TrainConfig,
     flag,
+    suggest,
 )
-from gmix.training.flags import UsageError, parse, suggest
+from gmix.training.flags import UsageError, parse
 from gmix.training.interrupts import Interrupted
 
 HELP = """\
@@ -44,6 +45,7 @@ examples:
   gmix train --images photos --masks masks --val-images val/photos --val-masks val/masks \\
              --classes names.txt --out runs/first
   gmix train --dataset voc --data VOC2012 --unlabeled-list trainaug --labels 92 --out runs/voc
+  gmix train --recipe voc_1-8_r101 --data VOC2012 --out runs/eighth
   gmix train --config runs/first/config.yaml --seed 1 --out runs/second
   gmix train --config runs/first/config.yaml --resume
 """

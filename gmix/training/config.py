@@ -6,7 +6,9 @@ Importing this file costs nothing (no torch), so that `gmix --help` answers at o
 # ruff: noqa: RUF009 - `option` is `dataclasses.field` with a help text
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +28,7 @@ def left_out(default: Any, why: str) -> Any:
 
 
 COMPARE = "the comparison"
+RECIPE = "a recipe: voc_1-8_r101, cityscapes_100_r101, cpu, medical, ... (docs/recipes.md)"
 DATA = "your data: plain folders"
 KNOWN = "your data: a known data set (instead of the folders above)"
 CLASSES = "classes and labels"
@@ -55,6 +58,8 @@ class TrainConfig:
         >>> config.crop_size(), parse_size("120x160")
         ((256, 256), (120, 160))
     """
+
+    recipe: str | None = option(None, RECIPE, "NAME", "start from its settings; flags win")
 
     images: str | None = option(None, DATA, "DIR", "images; those without a mask are unlabeled")
     masks: str | None = option(None, DATA, "DIR", "masks (PNG), named like their images")
@@ -382,6 +387,17 @@ def parse_range(text: str, name: str, example: str) -> tuple[float, float]:
     return low, high
 
 
+def suggest(word: str, known: Sequence[str]) -> str:
+    """A hint at what was meant, or nothing.
+
+    Examples:
+        >>> suggest("--crops", ["--crop", "--size"])
+        ', did you mean --crop?'
+    """
+    near = difflib.get_close_matches(word, known, n=1)
+    return f", did you mean {near[0]}?" if near else ""
+
+
 def flag(name: str) -> str:
     """The command-line spelling of a field."""
     return "--" + name.replace("_", "-")
@@ -391,18 +407,35 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a mapping of flags (`batch-labeled` or `batch_labeled`) from a YAML file.
 
     Raises:
-        ValueError: if the file cannot be read, is no mapping, or names an unknown flag.
+        ValueError: if the file cannot be read or is no mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the configuration {path}: {error}") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """A mapping of flags from the text of a YAML file; `source` is what errors call it.
+
+    Raises:
+        ValueError: if it is no mapping.
+
+    Examples:
+        >>> parse_yaml("batch-labeled: 4", "mine.yaml")
+        {'batch_labeled': 4}
     """
     import yaml
 
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the configuration {path}: {error}") from None
+        found = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold lines like `steps: 100`, got a {type(found).__name__}")
+        raise ValueError(
+            f"{source} must hold lines like `steps: 100`, got a {type(found).__name__}"
+        )
     return {str(key).replace("-", "_"): value for key, value in found.items()}
 
 

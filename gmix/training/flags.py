@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from argparse import Action, BooleanOptionalAction, RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -10,7 +9,8 @@ from dataclasses import Field, fields
 from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-from gmix.training.config import flag, read_yaml
+from gmix.recipes import read_recipe
+from gmix.training.config import flag, read_yaml, suggest
 
 C = TypeVar("C")
 
@@ -20,7 +20,10 @@ class UsageError(Exception):
 
 
 def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: str = "") -> C:
-    """Read flags into a dataclass; `--config FILE` holds the same flags, those given here win.
+    """Read flags into a dataclass.
+
+    `--config FILE` holds the same flags, and so does a recipe. What is given here wins over the file, and the file
+    over the recipe.
 
     Args:
         kind: dataclass whose fields were made by `gmix.training.config.option`.
@@ -97,21 +100,24 @@ def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: st
                 metavar=item.metadata["metavar"],
                 help=text,
             )
-    chosen: dict[str, Any] = parser.parse_args(words).as_dict()
-    path = chosen.pop("config")
-    if path is not None:
-        values = read_yaml(path)
+    given: dict[str, Any] = parser.parse_args(words).as_dict()
+    settings = {} if given["config"] is None else read_yaml(given["config"])
+    recipe = given.get("recipe") or settings.get("recipe")
+    if recipe is not None:
+        settings = {**read_recipe(str(recipe)), **settings}
+    if settings:
+        source = given["config"] or f"the recipe {recipe}"
         for name, item in refused.items():  # the file of another command may say the obvious
-            if name in values and values.pop(name) != item.default:
-                raise UsageError(f"{path}: {misplaced(item)}")
-        for name in values:
+            if name in settings and settings.pop(name) != item.default:
+                raise UsageError(f"{source}: {misplaced(item)}")
+        for name in settings:
             if name not in hints:
-                raise UsageError(f"{path}: unknown key {name}{suggest(name, list(hints))}")
-        checked = parser.parse_object(values).as_dict()
-        parser.set_defaults({name: checked[name] for name in values})
-        chosen = parser.parse_args(words).as_dict()
-        chosen.pop("config")
-    return kind(**chosen)
+                raise UsageError(f"{source}: unknown key {name}{suggest(name, list(hints))}")
+        checked = parser.parse_object(settings).as_dict()
+        parser.set_defaults({name: checked[name] for name in settings})
+        given = parser.parse_args(words).as_dict()
+    del given["config"]
+    return kind(**given)
 
 
 def misplaced(item: Field[Any]) -> str:
@@ -151,14 +157,3 @@ def expected(hint: Any) -> str:
     if hint in names:
         return names[hint]
     return " or ".join(expected(part) for part in get_args(hint) if part is not NoneType)
-
-
-def suggest(word: str, known: Sequence[str]) -> str:
-    """A hint at what was meant, or nothing.
-
-    Examples:
-        >>> suggest("--crops", ["--crop", "--size"])
-        ', did you mean --crop?'
-    """
-    near = difflib.get_close_matches(word, known, n=1)
-    return f", did you mean {near[0]}?" if near else ""

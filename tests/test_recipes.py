@@ -1,0 +1,124 @@
+"""Recipes: each is valid and starts on a small data set in its true layout."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gmix.cli import main
+from gmix.recipes import read_recipe, recipe_names
+from gmix.training.config import CompareConfig, TrainConfig, read_yaml
+from gmix.training.flags import UsageError, parse
+from tests.tiny_data import write_data
+from tests.true_layouts import WRITERS
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ["--steps", "2", "--batch-labeled", "2", "--batch-unlabeled", "2", "--crop", "64x64"]
+CHEAP = ["--encoder-weights", "none", "--workers", "0", "--threads", "1", "--device", "cpu"]
+
+
+def recipe(name: str, *words: str) -> TrainConfig:
+    return parse(TrainConfig, "gmix train", "", ["--recipe", name, *words])
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_trains_two_steps(name: str, tmp_path: Path) -> None:
+    """On its own data set, with its own network and method; only the sizes are smaller.
+
+    A recipe that builds on another and has no encoder of its own gets a small one, to save time.
+    """
+    data, dataset = tmp_path / "data", read_recipe(name).get("dataset")
+    if dataset is None:
+        write_data(data, labeled=2, unlabeled=2, validation=1)
+        where = ["--images", str(data / "images"), "--masks", str(data / "masks")]
+        if "classes" not in read_recipe(name):
+            where += ["--classes", str(data / "names.txt")]
+        else:  # one foreground
+            where += ["--label-map", "0:0,1:1,2:1"]
+    else:
+        WRITERS[dataset](data)
+        lists = data / "ImageSets" / "Segmentation"
+        if lists.is_dir():
+            (lists / "trainaug.txt").write_text((lists / "train.txt").read_text())
+        where = ["--data", str(data), "--labels", "1"]
+    if "size" in read_recipe(name):
+        where += ["--size", "64x64"]
+    own = read_yaml(ROOT / "gmix" / "recipes" / f"{name}.yaml")
+    if "recipe" in own and "encoder" not in own:
+        where += ["--encoder", "tu-vit_tiny_patch16_224" if "dinov2" in name else "resnet18"]
+    out = tmp_path / "run"
+    words = ["--recipe", name, *where, *SMALL, *CHEAP, "--out", str(out)]
+    assert main(["train", *words]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["steps"] == 2 and results["method"] == "guidedmix"
+    saved = read_yaml(out / "config.yaml")
+    given = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
+    for key, value in read_recipe(name).items():  # what was not given is the recipe's
+        assert key in given or saved[key] == value, key
+    assert saved["recipe"] == name
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_says_what_it_is_and_is_in_the_docs(name: str) -> None:
+    text = (ROOT / "gmix" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    assert f"`{name}`" in (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+
+
+def test_counts_are_those_of_the_names() -> None:
+    """Fractions of 10,582, 2,975 and 4,998 images, rounded up as the lists in circulation are."""
+    totals = {"voc": 10582, "cityscapes": 2975, "context": 4998}
+    checked = 0
+    for name in recipe_names():
+        found = re.match(r"(voc|cityscapes|context)_(\d+)-(\d+)_", name)
+        if found:
+            part, whole = int(found[2]), int(found[3])
+            assert recipe(name).labels == -(-totals[found[1]] * part // whole), name
+            checked += 1
+    assert checked == 17
+
+
+def test_the_paper_is_what_the_design_says_it_is() -> None:
+    voc, city, context = map(recipe, ("voc_1-8_r101", "cityscapes_1-8_r101", "context_1-8_r101"))
+    assert [config.crop for config in (voc, city, context)] == ["321x321", "513x513", "480x480"]
+    assert [config.batch_labeled for config in (voc, city, context)] == [12, 8, 8]
+    assert city.method_args == {"selector": "random", "mixer": {"max_lambda": 0.3}}
+    assert context.method_args == {"mixer": {"max_lambda": 0.4}}
+    for config in (voc, city, context):
+        optimisation = (config.optimizer, config.lr, config.weight_decay, config.steps)
+        assert optimisation == ("sgd", 1e-3, 1e-4, 40_000)
+        assert (config.variant, config.arch) == ("paper", "GuidedMixUnet")
+
+
+def test_ablations_change_one_thing() -> None:
+    base = vars(recipe("voc_1464_r50"))
+    for name in recipe_names():
+        if name.startswith("ablation"):
+            changed = {key for key, value in vars(recipe(name)).items() if base[key] != value}
+            assert len(changed - {"recipe"}) == 1, name
+
+
+def test_flags_win_over_a_file_and_the_file_over_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("recipe: voc_1464_r50\nlr: 0.5\nsteps: 7\n")
+    config = parse(TrainConfig, "gmix train", "", ["--config", str(file), "--steps", "9"])
+    found: dict[str, Any] = vars(config)
+    assert [found[key] for key in ("steps", "lr", "labels", "optimizer")] == [9, 0.5, 1464, "sgd"]
+
+
+def test_comparisons_take_recipes() -> None:
+    words = ["--recipe", "cpu", "--methods", "supervised,unimatch"]
+    assert parse(CompareConfig, "gmix compare", "", words).encoder_weights == "lite0"
+
+
+def test_mistakes_in_recipes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no recipe voc_1-8_r10, did you mean voc_1-8_r101\?"):
+        recipe("voc_1-8_r10")
+    file = tmp_path / "mine.yaml"
+    file.write_text("recipe: cpu\nsteps: many\n")
+    with pytest.raises(UsageError, match="--steps expects a whole number, got many"):
+        parse(TrainConfig, "gmix train", "", ["--config", str(file)])
