@@ -33,7 +33,7 @@ commands:
   demo        see it work: trains on small scenes made here; a few minutes, no download
   train       train on your images: supervised, or GuidedMix with unlabeled images as well
   compare     train several methods alike on your images, and put them into one table
-  evaluate    score a trained model: mIoU, and IoU of each class
+  evaluate    score a trained model: mIoU, and IoU and Dice of each class
   predict     write class masks and overlays for a folder of images
   splits      choose which images are labeled; check such lists before you train on them
 
@@ -161,6 +161,12 @@ def evaluate(words: Sequence[str]) -> int:
     from gmix.training.score import score_model
 
     print_scores(score_model(config))
+    if config.incomparable_center is not None:
+        print(
+            f"gmix: warning: only the centre {config.incomparable_center} of each image was "
+            "scored: these numbers compare with no others",
+            file=sys.stderr,
+        )
     return 0
 
 
@@ -256,21 +262,36 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def print_scores(scores: dict[str, object]) -> None:
-    """A small table: IoU by class, then mIoU.
+    """A small table: IoU and Dice by class, then their means.
 
     Examples:
-        >>> print_scores({"miou": 0.5, "iou": {"cat": 0.5, "cow": None}, "pixel_accuracy": 0.75})
-        cat            50.0
+        >>> print_scores({
+        ...     "miou": 0.5, "iou": {"cat": 0.5, "cow": None}, "pixel_accuracy": 0.75,
+        ...     "mean_dice": 2 / 3, "dice": {"cat": 2 / 3, "cow": None},
+        ... })
+                         IoU   Dice
+        cat             50.0   66.7
         cow            does not occur
-        mIoU           50.0
-        pixel accuracy 75.0
+        mIoU            50.0
+        mean Dice              66.7
+        pixel accuracy  75.0
     """
-    iou = scores["iou"]
-    rows = dict(iou) if isinstance(iou, dict) else {}
-    rows.update({"mIoU": scores["miou"], "pixel accuracy": scores["pixel_accuracy"]})
-    width = max(len(name) for name in rows)
-    for name, value in rows.items():
-        print(f"{name:{width}} {'does not occur' if value is None else f'{100 * value:.1f}'}")
+    iou, dice = scores["iou"], scores["dice"]
+    assert isinstance(iou, dict) and isinstance(dice, dict)
+    width = max(map(len, (*iou, "pixel accuracy")))
+    print(f"{'':{width}} {'IoU':>5}  {'Dice':>5}")
+    for name, value in iou.items():
+        absent = "does not occur"
+        both = absent if value is None else f"{100 * value:5.1f}  {100 * dice[name]:5.1f}"
+        print(f"{name:{width}} {both}")
+    for name, key, column in (
+        ("mIoU", "miou", 0),
+        ("mean Dice", "mean_dice", 7),
+        ("pixel accuracy", "pixel_accuracy", 0),
+    ):
+        value = scores[key]
+        shown = f"{100 * value:5.1f}" if isinstance(value, float) else "no pixels"
+        print(f"{name:{width}} {'':{column}}{shown}")
 
 
 def explain(error: Exception) -> str:

@@ -9,7 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassF1Score,
+    MulticlassJaccardIndex,
+)
 from torchvision import tv_tensors
 
 from gmix.data import Classes, Sample, eval_transform
@@ -42,6 +46,13 @@ def test_scores_against_torchmetrics(seed: int, classes: int) -> None:
     scores = matrix.scores()
     jaccard = MulticlassJaccardIndex(classes, ignore_index=255)
     assert scores.miou == pytest.approx(jaccard(pred, target).item(), abs=1e-6)
+    single = MulticlassJaccardIndex(classes, ignore_index=255, average=None)(pred, target)
+    f1 = MulticlassF1Score(classes, ignore_index=255)  # of labels, F1 is Dice
+    assert scores.mean_dice == pytest.approx(f1(pred, target).item(), abs=1e-6)
+    f1 = MulticlassF1Score(classes, ignore_index=255, average=None)
+    for label in set(range(classes)) - set(scores.absent):
+        assert scores.iou[label] == pytest.approx(single[label].item(), abs=1e-6)
+        assert scores.dice[label] == pytest.approx(f1(pred, target)[label].item(), abs=1e-6)
     accuracy = MulticlassAccuracy(classes, average="micro", ignore_index=255)
     assert scores.pixel_accuracy == pytest.approx(accuracy(pred, target).item(), abs=1e-6)
 
@@ -65,6 +76,7 @@ def test_scores_against_a_loop(seed: int, classes: int) -> None:
         if either:
             values.append(both / either)
             assert scores.iou[label] == pytest.approx(both / either)
+            assert scores.dice[label] == pytest.approx(2 * both / (both + either))
     assert scores.miou == pytest.approx(sum(values) / len(values))
 
 
@@ -83,6 +95,19 @@ def test_nothing_but_ignored_pixels_gives_nan_not_an_error() -> None:
     assert math.isnan(scores.miou) and math.isnan(scores.pixel_accuracy)
     assert scores.absent == [0, 1, 2]
     assert scores.to_dict("abc")["miou"] is None
+    assert scores.to_dict("abc")["mean_dice"] is None
+
+
+@given(seed=st.integers(0, 10_000), chunk=st.integers(1, 70))
+def test_counting_in_chunks_counts_every_pixel(seed: int, chunk: int) -> None:
+    pred, target = random_maps(seed, 5)
+    whole, parts = ConfusionMatrix(5), ConfusionMatrix(5)
+    whole.update(pred, target)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gmix.evaluation.confusion.CHUNK", chunk)
+        parts.update(pred, target)
+    assert torch.equal(whole.counts, parts.counts)
+    assert whole.counts.sum() == (target != 255).sum()
 
 
 def test_confusion_matrix_refuses() -> None:

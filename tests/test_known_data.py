@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image
 
 from gmix.cli import main
-from gmix.data import LAYOUTS
+from gmix.data import LAYOUTS, read_mask
 from gmix.training.build import build_data
 from gmix.training.saved import load_model
 from tests.tiny_data import tiny_config, words, write_data
@@ -46,6 +46,23 @@ def test_a_training_on_each_known_data_set(name: str, tmp_path: Path) -> None:
     assert main(["evaluate", "--model", str(tmp_path / "run"), "--threads", "1"]) == 0
     data = ["--dataset", name, "--data", str(tmp_path / "data"), "--val-list", "train"]
     assert main(["evaluate", "--model", str(tmp_path / "run"), *data, "--threads", "1"]) == 0
+
+
+def test_a_model_of_one_kind_of_masks_is_tested_on_the_other(tmp_path: Path) -> None:
+    """Cityscapes: trained on raw ids, tested on class ids, with the same result."""
+    data = tmp_path / "data"
+    WRITERS["cityscapes"](data)
+    changes = {**NOTHING, "dataset": "cityscapes", "data": str(data), "method": "supervised"}
+    assert main(["train", *words(tiny_config(tmp_path, tmp_path / "run", **changes))]) == 0
+    flags = ["--model", str(tmp_path / "run"), "--threads", "1", "--out"]
+    assert main(["evaluate", *flags, str(tmp_path / "raw.json")]) == 0
+    classes = LAYOUTS["cityscapes"].classes()
+    for path in (data / "gtFine").rglob("*_labelIds.png"):
+        ids = read_mask(path, classes).numpy().astype(np.uint8)
+        Image.fromarray(ids).save(path.with_name(path.name.replace("labelIds", "labelTrainIds")))
+    assert main(["evaluate", *flags, str(tmp_path / "trained.json")]) == 0
+    raw, trained = (json.loads((tmp_path / f"{k}.json").read_text()) for k in ("raw", "trained"))
+    assert raw == trained and len(raw["split"]) == 12 and raw["miou"] > 0
 
 
 def test_voc_is_short_for_the_data_set_and_its_folder(tmp_path: Path) -> None:

@@ -3,20 +3,34 @@
 from gmix.evaluation.confusion import ConfusionMatrix, Scores
 from gmix.evaluation.inference import (
     class_map,
-    evaluate,
     predict_multiscale,
     predict_sliding,
+    sliding_bands,
     to_probs,
+)
+from gmix.evaluation.picture import draw_confusion
+from gmix.evaluation.scoring import (
+    IncomparableCenter,
+    Predict,
+    add_other_processes,
+    count_pixels,
+    evaluate,
 )
 from gmix.modes import eval_mode
 
 __all__ = [
     "ConfusionMatrix",
+    "IncomparableCenter",
+    "Predict",
     "Scores",
+    "add_other_processes",
     "class_map",
+    "count_pixels",
+    "draw_confusion",
     "eval_mode",
     "evaluate",
     "predict_multiscale",
     "predict_sliding",
+    "sliding_bands",
     "to_probs",
 ]

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from gmix.data.classes import IGNORE
 
+CHUNK = 2**18
+"""Pixels counted at a time: the numbers between would take several times a large mask's memory."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -28,17 +31,35 @@ class Scores:
     pixel_accuracy: float
     absent: list[int]
 
+    @property
+    def dice(self) -> list[float]:
+        """Dice (F1) per class, `2 C_kk / (sum_j C_kj + sum_j C_jk)`; `nan` for an absent class.
+
+        The same as `2 IoU / (1 + IoU)`: it ranks the results for a class as IoU does, with larger
+        numbers.
+        """
+        return [2 * iou / (1 + iou) for iou in self.iou]
+
+    @property
+    def mean_dice(self) -> float:
+        """Mean of `dice` over the classes that occur (`nan` if none does)."""
+        present = [dice for dice in self.dice if not math.isnan(dice)]
+        return sum(present) / len(present) if present else math.nan
+
     def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
-        """The scores as JSON can hold them: IoU by class name, `None` in place of `nan`.
+        """The scores as JSON can hold them: IoU and Dice by class name, `None` in place of `nan`.
 
         Examples:
-            >>> Scores(0.5, [0.5, math.nan], 0.5, [1]).to_dict(["cat", "cow"])["iou"]
-            {'cat': 0.5, 'cow': None}
+            >>> found = Scores(1.0, [1.0, math.nan], 0.5, [1]).to_dict(["cat", "cow"])
+            >>> found["iou"], found["dice"]
+            ({'cat': 1.0, 'cow': None}, {'cat': 1.0, 'cow': None})
         """
         return {
             "miou": _number(self.miou),
             "pixel_accuracy": _number(self.pixel_accuracy),
             "iou": dict(zip(names, map(_number, self.iou), strict=True)),
+            "mean_dice": _number(self.mean_dice),
+            "dice": dict(zip(names, map(_number, self.dice), strict=True)),
             "absent": [names[index] for index in self.absent],
         }
 
@@ -52,6 +73,10 @@ class ConfusionMatrix:
     Args:
         num_classes: Number of class ids; 2 in the binary case.
         ignore_index: Target value of pixels that do not count.
+
+    Attributes:
+        counts: int64 `(num_classes, num_classes)`. Counts of two parts of a data set add up to those
+            of the whole.
 
     Examples:
         >>> matrix = ConfusionMatrix(num_classes=3)
@@ -85,16 +110,19 @@ class ConfusionMatrix:
                 f"`pred` and `target` must have the same shape (N, H, W), "
                 f"got {tuple(pred.shape)} and {tuple(target.shape)}"
             )
-        counted = target != self.ignore_index
-        pred, target = pred[counted], target[counted]
-        for name, values in (("pred", pred), ("target", target)):
-            wrong = values[(values < 0) | (values >= self.num_classes)]
-            if wrong.numel():
-                raise ValueError(
-                    f"`{name}` must hold classes 0..{self.num_classes - 1}, got {wrong[0].item()}"
-                )
-        cells = torch.bincount(target * self.num_classes + pred, minlength=self.num_classes**2)
-        self.counts += cells.view_as(self.counts).cpu()
+        parts = (torch.split(x.flatten(), CHUNK) for x in (pred, target))
+        for pred, target in zip(*parts, strict=True):
+            counted = target != self.ignore_index
+            pred, target = pred[counted], target[counted]
+            for name, values in (("pred", pred), ("target", target)):
+                wrong = values[(values < 0) | (values >= self.num_classes)]
+                if wrong.numel():
+                    raise ValueError(
+                        f"`{name}` must hold classes 0..{self.num_classes - 1}, "
+                        f"got {wrong[0].item()}"
+                    )
+            cells = torch.bincount(target * self.num_classes + pred, minlength=self.num_classes**2)
+            self.counts += cells.view_as(self.counts).cpu()
 
     def scores(self) -> Scores:
         """The scores of everything counted so far."""

@@ -1,20 +1,18 @@
-"""Predicting whole images, in windows or at several scales, and scoring a data set."""
+"""Predicting images whole, in windows or at several scales."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
-from torchvision.transforms import v2
-
-from gmix.data.classes import Classes
-from gmix.data.datasets import Sample
-from gmix.evaluation.confusion import ConfusionMatrix, Scores
-from gmix.modes import eval_mode
 
 Size = tuple[int, int]
+Edge = Literal["shift", "truncate"]
+
+BAND = 128
+"""Rows of a class map that are made at a time, so that their logits are never all there."""
 
 
 def to_probs(logits: Tensor) -> Tensor:
@@ -26,6 +24,8 @@ def to_probs(logits: Tensor) -> Tensor:
 def class_map(logits: Tensor, size: Size | None = None) -> Tensor:
     """The class of each pixel.
 
+    Upsampled logits exist for a band of rows at a time only: a large map costs its int64 classes.
+
     Args:
         logits: `(N, K, H, W)`; one channel means binary.
         size: Height and width to upsample the logits to (bilinear); `None` keeps theirs.
@@ -36,111 +36,103 @@ def class_map(logits: Tensor, size: Size | None = None) -> Tensor:
     Examples:
         >>> class_map(torch.tensor([[[[-1.0, 2.0]]]])).tolist()
         [[[0, 1]]]
+        >>> class_map(torch.tensor([[[[-1.0, 2.0]]]]), (1, 4)).tolist()
+        [[[0, 0, 1, 1]]]
     """
-    if size is not None and size != tuple(logits.shape[-2:]):
-        logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
-    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
+    if size is None or size == tuple(logits.shape[-2:]):
+        return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
+    return torch.cat([class_map(band) for band in _upsampled(logits, size)], dim=1)
 
 
-@torch.inference_mode()
-def evaluate(
-    net: nn.Module,
-    dataset: Dataset[Sample] | Sequence[Sample],
-    classes: Classes,
-    *,
-    transform: Callable[[Any], Tensor],
-    size: Size | None = None,
-    device: torch.device | str = "cpu",
-    batch_size: int = 8,
-    predict: Callable[[nn.Module, Tensor], Tensor] | None = None,
-) -> Scores:
-    """Scores a network on a data set, at each mask's own resolution.
+def sliding_bands(
+    net: nn.Module, x: Tensor, crop: Size, stride: Size, edge: Edge = "shift"
+) -> Iterator[Tensor]:
+    """Averages the probabilities of overlapping windows that cover the image, band by band.
 
-    The image is resized for the network, its logits are upsampled to the mask; the mask is never
-    resized. The network runs in eval mode and is put back into the mode it was in.
-
-    Args:
-        net: Images `(N, C, H, W)` to logits `(N, K, H, W)`.
-        dataset: Items of `Sample`, of any sizes.
-        classes: Says how many classes there are, and whether it is one logit channel.
-        transform: uint8 image to normalised float image, as `eval_transform(mean, std)`.
-        size: Height and width the network sees; `None`: each image's own size.
-        device: Where to run; the network must be there already.
-        batch_size: Images per forward pass; neighbours of unequal size are never put together.
-        predict: `(net, x) -> probs` instead of one forward pass of whole images, e.g.
-            `functools.partial(predict_sliding, crop=(513, 513), stride=(342, 342))`.
-
-    Raises:
-        ValueError: If the data set is empty or the network has another number of channels.
-
-    Examples:
-        >>> from torchvision import tv_tensors
-        >>> from gmix.data import eval_transform
-        >>> image = tv_tensors.Image(torch.tensor([[[0, 255]]] * 3, dtype=torch.uint8))
-        >>> mask = tv_tensors.Mask(torch.tensor([[0, 1]]))
-        >>> net = nn.Conv2d(3, 1, 1)
-        >>> _ = nn.init.ones_(net.weight), nn.init.zeros_(net.bias)
-        >>> evaluate(net, [Sample(image, mask)], Classes.of(1), transform=eval_transform()).miou
-        1.0
-    """
-    matrix = ConfusionMatrix(classes.num_classes)
-    with eval_mode(net):
-        for images, masks in _batches(dataset, transform, size, batch_size):
-            x = torch.stack(images).to(device)
-            # Minus one half puts the binary threshold of a probability at 0, where a logit has it.
-            logits = net(x) if predict is None else predict(net, x) - 0.5
-            if logits.shape[1] != classes.channels:
-                raise ValueError(
-                    f"the network gives {logits.shape[1]} channels, but the data set needs "
-                    f"{classes.channels}: build it with `classes={classes.channels}`"
-                )
-            for row, mask in zip(logits, masks, strict=True):
-                pred = class_map(row[None], (mask.shape[-2], mask.shape[-1]))
-                matrix.update(pred, mask[None].to(device))
-    return matrix.scores()
-
-
-@torch.no_grad()
-def predict_sliding(net: nn.Module, x: Tensor, crop: Size, stride: Size) -> Tensor:
-    """Averages the probabilities of overlapping windows that cover the image.
+    `P(p) = 1/|W_p| * sum_{w in W_p} probs_w(p)`, with `W_p` the windows that hold pixel p. A row is
+    handed out as soon as no further window holds it, so that never more than `crop[0]` rows of
+    sums are kept, however high the image.
 
     Args:
         net: Images to logits, in the mode it is to run in.
         x: Images `(N, C, H, W)`.
         crop: Height and width of a window; a smaller image is one window.
-        stride: Steps down and right, at most `crop`; the last window ends at the border.
+        stride: Steps down and right, at most `crop`.
+        edge: Where a window would cross the border: "shift" moves it back so that it ends there,
+            "truncate" cuts it there, so that the last windows are smaller than `crop`.
+
+    Yields:
+        Probabilities `(N, K, h, W)` of the next h rows, from top to bottom.
+
+    Raises:
+        ValueError: If a stride is below 1 or larger than the window, which would leave gaps, or
+            there is no such edge.
+
+    Examples:
+        >>> bands = sliding_bands(nn.Identity(), torch.zeros(1, 2, 9, 7), (4, 4), (3, 3))
+        >>> [tuple(band.shape) for band in bands]
+        [(1, 2, 3, 7), (1, 2, 2, 7), (1, 2, 4, 7)]
+    """
+    if not all(1 <= step <= length for step, length in zip(stride, crop, strict=True)):
+        raise ValueError(f"`stride` must be at least 1 and at most `crop`, got {stride} and {crop}")
+    if edge not in ("shift", "truncate"):
+        raise ValueError(f'`edge` must be "shift" or "truncate", got {edge!r}')
+    height, width = x.shape[-2:]
+    tops = _starts(height, crop[0], stride[0], edge)
+    lefts = _starts(width, crop[1], stride[1], edge)
+    windows = torch.outer(_cover(height, crop[0], tops), _cover(width, crop[1], lefts)).to(x.device)
+    shared: Tensor | None = None  # sums of the rows that the windows above have as well
+    for top, below in pairwise([*tops, height]):
+        sums = _add_windows(net, x[:, :, top : top + crop[0]], lefts, crop[1], shared)
+        shared = sums[:, :, below - top :].clone()
+        yield sums[:, :, : below - top].div_(windows[top:below])
+        del sums  # before the next row of windows
+
+
+@torch.no_grad()
+def predict_sliding(
+    net: nn.Module, x: Tensor, crop: Size, stride: Size, edge: Edge = "shift"
+) -> Tensor:
+    """Averages the probabilities of overlapping windows that cover the image.
+
+    The bands of `sliding_bands`, put together: for those who need all probabilities at once.
+
+    Args:
+        net: Images to logits, in the mode it is to run in.
+        x: Images `(N, C, H, W)`.
+        crop: Height and width of a window; a smaller image is one window.
+        stride: Steps down and right, at most `crop`.
+        edge: "shift": the last window ends at the border; "truncate": it is cut there.
 
     Returns:
         Probabilities `(N, K, H, W)`.
 
     Raises:
-        ValueError: If a stride is below 1 or larger than the window, which would leave gaps.
+        ValueError: As `sliding_bands`.
 
     Examples:
         >>> probs = predict_sliding(nn.Identity(), torch.zeros(1, 2, 5, 7), (4, 4), (2, 2))
         >>> probs.shape, probs.unique()
         (torch.Size([1, 2, 5, 7]), tensor([0.5000]))
     """
-    if not all(1 <= step <= length for step, length in zip(stride, crop, strict=True)):
-        raise ValueError(f"`stride` must be at least 1 and at most `crop`, got {stride} and {crop}")
-    height, width = x.shape[-2:]
-    total: Tensor | None = None
-    windows = torch.zeros(height, width, device=x.device)
-    for top in _starts(height, crop[0], stride[0]):
-        for left in _starts(width, crop[1], stride[1]):
-            window = (..., slice(top, top + crop[0]), slice(left, left + crop[1]))
-            probs = to_probs(net(x[window]))
-            if total is None:
-                total = probs.new_zeros(*probs.shape[:2], height, width)
-            total[window] += probs
-            windows[window] += 1
-    assert total is not None
-    return total / windows
+    whole: Tensor | None = None
+    top = 0
+    for band in sliding_bands(net, x, crop, stride, edge):
+        if whole is None:
+            whole = band.new_empty(*band.shape[:2], *x.shape[-2:])
+        whole[:, :, top : top + band.shape[2]] = band
+        top += band.shape[2]
+    assert whole is not None
+    return whole
 
 
 @torch.no_grad()
 def predict_multiscale(
-    net: nn.Module, x: Tensor, scales: Sequence[float], flip: bool = True
+    net: nn.Module,
+    x: Tensor,
+    scales: Sequence[float],
+    flip: bool = True,
+    predict: Callable[[nn.Module, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Averages the probabilities over scaled and left-right flipped copies of the image.
 
@@ -149,6 +141,8 @@ def predict_multiscale(
         x: Images `(N, C, H, W)`.
         scales: Factors for height and width; the paper uses 0.5, 0.75, ..., 1.75.
         flip: Whether to add the flipped copy at each scale.
+        predict: `(net, x) -> probs` for each copy; default: one forward pass of it. With
+            `functools.partial(predict_sliding, ...)` every copy is cut into windows of one size.
 
     Returns:
         Probabilities `(N, K, H, W)`.
@@ -163,13 +157,19 @@ def predict_multiscale(
     if not scales or min(scales) <= 0:
         raise ValueError(f"`scales` must be one or more positive factors, got {tuple(scales)}")
     size = x.shape[-2:]
-    views = []
+    predict = predict or (lambda net, x: to_probs(net(x)))
+    share = 1 / (len(scales) * (1 + flip))
+    total: Tensor | None = None
     for scale in scales:
         scaled = _resize(x, [max(1, round(length * scale)) for length in size])
-        views.append(_resize(to_probs(net(scaled)), size))
-        if flip:
-            views.append(_resize(to_probs(net(scaled.flip(-1))).flip(-1), size))
-    return torch.stack(views).mean(dim=0)
+        for mirrored in (False, True)[: 1 + flip]:
+            probs = predict(net, scaled.flip(-1) if mirrored else scaled)
+            probs = _resize(probs, size)
+            probs = probs.flip(-1) if mirrored else probs
+            # A running sum: two maps are kept, however many scales there are.
+            total = probs * share if total is None else total.add_(probs, alpha=share)
+    assert total is not None
+    return total
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -178,26 +178,48 @@ def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False, antialias=True)
 
 
-def _starts(length: int, window: int, stride: int) -> list[int]:
+def _upsampled(logits: Tensor, size: Size) -> Iterator[Tensor]:
+    """`F.interpolate(logits, size, mode="bilinear")`, in bands of rows."""
+    last = logits.shape[-2] - 1
+    rows = (torch.arange(size[0], device=logits.device) + 0.5) * ((last + 1) / size[0]) - 0.5
+    rows = rows.clamp(0, last)
+    for place in torch.split(rows, BAND):
+        upper = place.floor().long()
+        lower = (upper + 1).clamp(max=last)
+        first = int(upper[0])
+        near = logits[:, :, first : int(lower[-1]) + 1].float()
+        near = F.interpolate(near, (near.shape[2], size[1]), mode="bilinear", align_corners=False)
+        share = (place - upper)[:, None]
+        yield near[:, :, upper - first] * (1 - share) + near[:, :, lower - first] * share
+
+
+@torch.no_grad()
+def _add_windows(
+    net: nn.Module, x: Tensor, lefts: Sequence[int], width: int, above: Tensor | None
+) -> Tensor:
+    """Sums of the probabilities of a row of windows, on top of those of the row above."""
+    sums: Tensor | None = None
+    for left in lefts:
+        probs = to_probs(net(x[..., left : left + width]))
+        if sums is None:
+            sums = probs.new_zeros(*probs.shape[:2], *x.shape[-2:])
+            if above is not None:
+                sums[:, :, : above.shape[2]] = above
+        sums[..., left : left + width] += probs
+    assert sums is not None
+    return sums
+
+
+def _starts(length: int, window: int, stride: int, edge: Edge) -> list[int]:
     last = max(length - window, 0)
+    if edge == "truncate":
+        return list(range(0, last + stride, stride))
     return [*range(0, last, stride), last]
 
 
-def _batches(
-    dataset: Any, transform: Callable[[Any], Tensor], size: Size | None, batch_size: int
-) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    if len(dataset) == 0:
-        raise ValueError("expected at least one image to evaluate on, got none")
-    images: list[Tensor] = []
-    masks: list[Tensor] = []
-    for index in range(len(dataset)):
-        image, mask = dataset[index]
-        if size is not None:
-            image = v2.functional.resize(image, list(size), antialias=True)
-        image = transform(image).as_subclass(Tensor)
-        if images and (len(images) == batch_size or images[0].shape != image.shape):
-            yield images, masks
-            images, masks = [], []
-        images.append(image)
-        masks.append(mask.as_subclass(Tensor))
-    yield images, masks
+def _cover(length: int, window: int, starts: Sequence[int]) -> Tensor:
+    """How many windows hold each place."""
+    windows = torch.zeros(length)
+    for start in starts:
+        windows[start : start + window] += 1
+    return windows

@@ -265,12 +265,55 @@ class EvaluateConfig:
     val_part: Literal["all", "odd", "even"] = option(
         "all", IMAGES, "PART", "all, odd or even images"
     )
-    scales: str = option("1", TEST, "S,S,..", "average over sizes, e.g. 0.75,1,1.25")
+    window: str | None = option(
+        None, TEST, "HxW", "predict overlapping windows and average them (default: whole images)"
+    )
+    stride: str | None = option(
+        None, TEST, "HxW", "from window to window (default: two thirds of --window)"
+    )
+    edge: Literal["shift", "truncate"] = option(
+        "shift", TEST, "HOW", "shift the last windows back into the image, or truncate them"
+    )
+    scales: str = option("1", TEST, "S,S,..", "average over sizes, e.g. 0.5,0.75,1,1.25,1.5,1.75")
     flip: bool = option(False, TEST, "", "average with the mirrored image")
+    incomparable_center: str | None = option(
+        None, TEST, "HxW", "score this centre of each image only; compares with nothing else"
+    )
     batch: int = option(8, TEST, "N", "images at a time, where they have one size")
     device: str = option("auto", MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps")
     threads: int | None = option(None, MACHINE, "N", "CPU threads (default: torch decides)")
     out: str | None = option(None, OUTPUT, "FILE", "also write the scores as JSON")
+    picture: str | None = option(
+        None, OUTPUT, "FILE", "also draw the confusion matrix: png, pdf or svg"
+    )
+
+    def windows(self) -> tuple[tuple[int, int], tuple[int, int]] | None:
+        """Height and width of a window, and of the step to the next; None: whole images.
+
+        Examples:
+            >>> EvaluateConfig(window="513x513").windows()
+            ((513, 513), (342, 342))
+        """
+        if self.window is None:
+            if self.stride is not None or self.edge != "shift":
+                raise ValueError("--stride and --edge are about windows: add --window HxW")
+            return None
+        height, width = parse_size(self.window, "window")
+        down, right = max(1, height * 2 // 3), max(1, width * 2 // 3)
+        if self.stride is not None:
+            down, right = parse_size(self.stride, "stride")
+        if down > height or right > width:
+            raise ValueError(
+                f"--stride {self.stride} would leave gaps between windows of {self.window}: "
+                "it must be at most --window"
+            )
+        return (height, width), (down, right)
+
+    def center_size(self) -> tuple[int, int] | None:
+        """Height and width of the centre to score; None: all of each image."""
+        if self.incomparable_center is None:
+            return None
+        return parse_size(self.incomparable_center, "incomparable_center")
 
     def scale_factors(self) -> list[float]:
         """The sizes to average over."""

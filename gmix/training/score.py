@@ -8,9 +8,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from gmix.data import SegmentationDataset, eval_transform
-from gmix.evaluation import evaluate, predict_multiscale
-from gmix.training.build import validation_files
+from torch.utils.data import Dataset
+
+from gmix.data import (
+    Classes,
+    Sample,
+    SegmentationDataset,
+    data_names,
+    eval_transform,
+    fingerprint,
+)
+from gmix.evaluation import (
+    IncomparableCenter,
+    Predict,
+    count_pixels,
+    draw_confusion,
+    predict_multiscale,
+    predict_sliding,
+    sliding_bands,
+)
+from gmix.training.build import known_layout, validation_files
 from gmix.training.config import EvaluateConfig, TrainConfig, read_yaml
 from gmix.training.run import prepare_device
 from gmix.training.saved import load_model
@@ -20,35 +37,89 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
     """Load a model and score it.
 
     Returns:
-        `miou`, `pixel_accuracy`, `iou` by class name, `absent` classes; all in 0..1.
+        `miou`, `pixel_accuracy`, `iou` by class name, `mean_dice`, `dice` by class name, `absent`
+        classes; all in 0..1. `split`, a hash of which images were scored. And `incomparable_center`, if that
+        is what was scored.
 
     Raises:
         ValueError: if the model or the images are missing or do not fit.
     """
     if config.model is None:
         raise ValueError("--model DIR is missing: the --out folder of a finished `gmix train`")
+    for name in ("out", "picture"):  # now, not after an hour of scoring
+        path = getattr(config, name)
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise ValueError(f"--{name} {path}: its folder does not exist, make it first")
+    if config.picture is not None and Path(config.picture).suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"--picture {config.picture} must end with .png, .pdf or .svg")
+    predict, center = build_predict(config), config.center_size()
     saved = load_model(config.model, prepare_device(config.device, config.threads))
-    files = validation_files(config)
+    source: EvaluateConfig | TrainConfig = config
+    files = validation_files(source)
     if files is None:
-        files = validation_files(original_data(Path(config.model), config.val_part))
+        source = original_data(Path(config.model), config.val_part)
+        files = validation_files(source)
     if files is None:
         raise ValueError("--val-images and --val-masks are missing (the run had none of its own)")
-    scales = config.scale_factors()
-    several = config.flip or scales != [1.0]
-    scores = evaluate(
+    classes = fit_masks(saved.classes, source, files[1])
+    dataset: Dataset[Sample] = SegmentationDataset(*files, classes, format=saved.format)
+    if center is not None:
+        if saved.size is not None:
+            raise ValueError(
+                "--incomparable-center cuts images, but this model was trained with --size, on "
+                "whole ones resized: leave the flag out"
+            )
+        dataset = IncomparableCenter(dataset, center)
+    matrix = count_pixels(
         saved.net,
-        SegmentationDataset(*files, saved.classes, format=saved.format),
-        saved.classes,
+        dataset,
+        classes,
         transform=eval_transform(saved.mean, saved.std),
         size=saved.size,
         device=next(saved.net.parameters()).device,
         batch_size=config.batch,
-        predict=partial(predict_multiscale, scales=scales, flip=config.flip) if several else None,
+        predict=predict,
     )
-    found = scores.to_dict(saved.classes.names)
+    found = matrix.scores().to_dict(classes.names)
+    names = data_names(files[0], source.voc or source.data)
+    found["split"] = fingerprint([], [], names)
+    if center is not None:
+        found["incomparable_center"] = list(center)
     if config.out is not None:
         Path(config.out).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if config.picture is not None:
+        draw_confusion(matrix.counts, classes.names, Path(config.picture))
     return found
+
+
+def fit_masks(classes: Classes, config: EvaluateConfig | TrainConfig, masks: list[Path]) -> Classes:
+    """The model's classes, read from these masks as their data set wants it.
+
+    A model trained on one kind of Cityscapes' masks may be tested on the other.
+    """
+    layout = known_layout(config)
+    if layout is None or layout.classes().names != classes.names:
+        return classes
+    return layout.classes(masks)
+
+
+def build_predict(config: EvaluateConfig) -> Predict | None:
+    """How images are tested; None: whole, as they are.
+
+    Examples:
+        >>> build_predict(EvaluateConfig(window="513x769")).keywords
+        {'crop': (513, 769), 'stride': (342, 512), 'edge': 'shift'}
+    """
+    windows, scales = config.windows(), config.scale_factors()
+    several = config.flip or scales != [1.0]
+    if windows is None:
+        return partial(predict_multiscale, scales=scales, flip=config.flip) if several else None
+    cut: dict[str, Any] = {"crop": windows[0], "stride": windows[1], "edge": config.edge}
+    if not several:
+        return partial(sliding_bands, **cut)
+    # Each scaled image is cut into windows of this size, as the field does it.
+    windowed = partial(predict_sliding, **cut)
+    return partial(predict_multiscale, scales=scales, flip=config.flip, predict=windowed)
 
 
 def original_data(run: Path, part: Literal["all", "odd", "even"]) -> TrainConfig:
