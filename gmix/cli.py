@@ -126,6 +126,11 @@ def train(words: Sequence[str]) -> int:
     """`gmix train`."""
     about = "Train a segmentation model on a few masks and many images."
     config = parse(TrainConfig, "gmix train", about, words, TRAIN_EXAMPLES)
+    if config.dry_run:
+        from gmix.training.plan import describe, plan
+
+        print(*describe(plan(config)), sep="\n")
+        return 0
     from gmix.training.run import train as run
 
     result = run(config)
@@ -305,7 +310,7 @@ def explain(error: Exception) -> str:
     """
     text = str(error)
     if isinstance(error, ModuleNotFoundError):
-        extra = "demo" if error.name == "sklearn" else "train"
+        extra = {"sklearn": "demo", "webdataset": "shards"}.get(error.name or "", "train")
         return f'the package {error.name} is missing: run `pip install "gmix[{extra}]"`'
     if text.startswith("Caught ") and "Original Traceback" in text:  # from a loader process
         text = text.rstrip().rsplit("\n", 1)[-1].partition(": ")[2] or text

@@ -107,7 +107,7 @@ def test_voc_ids_pairs_and_leading_slashes(voc: Path) -> None:
     assert [path.name for path in masks_of(VOC, voc, "train.txt")] == ["b.png", "a.png"]
     listing = voc.parent / "mine.lst"
     listing.write_text("a")
-    assert images_of(VOC, voc, listing) == [voc / "JPEGImages" / "a.jpg"]
+    assert list(images_of(VOC, voc, listing)) == [voc / "JPEGImages" / "a.jpg"]
 
 
 def test_pairs_need_no_voc_folders(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_pairs_need_no_voc_folders(tmp_path: Path) -> None:
     mask = touch(root / "masks" / "deep", "m.png") / "m.png"
     listing = tmp_path / "mine.txt"
     listing.write_text("/photos/a b.jpg\tmasks/deep/m.png\n")
-    assert (images_of(VOC, root, listing), masks_of(VOC, root, listing)) == ([image], [mask])
+    assert (list(images_of(VOC, root, listing)), masks_of(VOC, root, listing)) == ([image], [mask])
 
 
 def test_voc_prefers_the_augmented_masks(voc: Path) -> None:

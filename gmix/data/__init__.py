@@ -11,6 +11,8 @@ from gmix.data.files import (
 )
 from gmix.data.images import RGB, ImageFormat, holds_only_0_and_255, read_image, read_mask, to_rgb
 from gmix.data.layouts import LAYOUTS, Layout, images_of, masks_of
+from gmix.data.paths import Paths, folder_images
+from gmix.data.shards import ShardedImages, find_shards, write_index
 from gmix.data.splits import Entry, data_names, fingerprint, read_split, write_split
 from gmix.data.stream import Batch, TwoStream
 from gmix.data.transforms import ColorJitter, TrainTransform, eval_transform, train_transform
@@ -27,8 +29,10 @@ __all__ = [
     "ImageDataset",
     "ImageFormat",
     "Layout",
+    "Paths",
     "Sample",
     "SegmentationDataset",
+    "ShardedImages",
     "TrainTransform",
     "TwoStream",
     "data_names",
@@ -36,7 +40,9 @@ __all__ = [
     "evenly_spaced",
     "fetch",
     "find_images",
+    "find_shards",
     "fingerprint",
+    "folder_images",
     "holds_only_0_and_255",
     "images_of",
     "masks_of",
@@ -47,5 +53,6 @@ __all__ = [
     "read_split",
     "to_rgb",
     "train_transform",
+    "write_index",
     "write_split",
 ]

@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 
 from gmix.data.classes import Classes
 from gmix.data.images import RGB, ImageFormat, read_image, read_mask
+from gmix.data.paths import Paths
 
 T = TypeVar("T")
 Size = tuple[int, int]
@@ -107,7 +108,7 @@ class ImageDataset(Dataset[tv_tensors.Image]):
     ) -> None:
         if not images:
             raise ValueError("expected at least one image, got none")
-        self.images = list(images)
+        self.images = images if isinstance(images, Paths) else Paths(images)
         self.size = size
         self.format = format
 
@@ -115,7 +116,7 @@ class ImageDataset(Dataset[tv_tensors.Image]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tv_tensors.Image:
-        image = read_image(self.images[index], self.format)
+        image = read_image(self.images.text(index), self.format)
         if self.size is not None:
             image = v2.functional.resize(image, list(self.size), antialias=True)
         return image

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -73,12 +73,16 @@ class ImageFormat:
 RGB = ImageFormat()
 
 
-def read_image(path: str | Path, format: ImageFormat = RGB) -> tv_tensors.Image:
+def read_image(path: str | Path | BinaryIO, format: ImageFormat = RGB) -> tv_tensors.Image:
     """Reads an image upright (EXIF orientation).
 
     Files of one channel become RGB and colour becomes grey where the format wants that; an alpha channel is
     dropped, unless four channels are wanted. `.npy` files hold `(H, W)`, `(H, W, C)` or `(C, H, W)`; TIFF files
     may have any number of channels.
+
+    Args:
+        path: A file, or what is in one.
+        format: What it is read as.
 
     Returns:
         `(C, H, W)`: uint8 if the file has 8 bits, else float32 in 0..255.
@@ -87,35 +91,42 @@ def read_image(path: str | Path, format: ImageFormat = RGB) -> tv_tensors.Image:
         ValueError: If the file cannot be read or has another number of channels; names it.
     """
     try:
-        pixels = format.scaled(
-            _channels_first(_pixels(Path(path), format.channels), format.channels)
-        )
+        if isinstance(path, (str, Path)):
+            with Path(path).open("rb") as file:
+                pixels = _pixels(file, format.channels)
+        else:
+            pixels = _pixels(path, format.channels)
+        pixels = format.scaled(_channels_first(pixels, format.channels))
     except Exception as error:  # readers raise nearly anything on a broken file
         raise ValueError(f"cannot read image {path}: {error}") from None
     return tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(pixels)))
 
 
-def _pixels(path: Path, channels: int) -> Pixels:
-    if path.suffix.lower() == ".npy":
-        return _channels_last(_load_npy(path), channels)
-    is_tiff = path.suffix.lower() in (".tif", ".tiff")
+def _pixels(file: BinaryIO, channels: int) -> Pixels:
+    """`(H, W)` or `(H, W, C)`, as in the file; what it is, it says itself, whatever it is called."""
+    start = file.read(6)
+    file.seek(0)
+    if start == b"\x93NUMPY":
+        array: Pixels = np.load(file, allow_pickle=False)
+        return _channels_last(array, channels)
+    is_tiff = start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
     if is_tiff and channels not in (1, 3):  # Pillow knows neither five channels nor four of 16 bits
-        return _channels_last(_load_tiff(path), channels)
+        return _channels_last(_load_tiff(file), channels)
     try:
-        opened = Image.open(path)
+        opened = Image.open(file)
     except UnidentifiedImageError:
         if not is_tiff:
             raise
-        return _channels_last(_load_tiff(path), channels)
-    with opened as file:
-        picture = ImageOps.exif_transpose(file)
-        if picture.mode in _DEEP:
+        return _channels_last(_load_tiff(file), channels)
+    with opened as picture:
+        upright = ImageOps.exif_transpose(picture)
+        if upright.mode in _DEEP:
             # Some releases of Pillow hold 16-bit PNG files in 32 bits.
-            deep = np.array(picture)
-            return deep.astype(np.uint16) if file.format == "PNG" else deep
+            deep = np.array(upright)
+            return deep.astype(np.uint16) if picture.format == "PNG" else deep
         if channels in (1, 3):
-            return np.array(picture.convert("L" if channels == 1 else "RGB"))
-        return np.array(picture)
+            return np.array(upright.convert("L" if channels == 1 else "RGB"))
+        return np.array(upright)
 
 
 def _channels_last(array: Pixels, channels: int) -> Pixels:
@@ -231,10 +242,11 @@ def _load_npy(path: Path) -> Pixels:
     return array
 
 
-def _load_tiff(path: Path) -> Pixels:
+def _load_tiff(file: BinaryIO) -> Pixels:
     import tifffile
 
-    array: Pixels = tifffile.imread(path)
+    file.seek(0)
+    array: Pixels = tifffile.imread(file)
     return array
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from pathlib import Path
 
 from gmix.data.classes import IGNORE, Classes, Color
 from gmix.data.files import IMAGE_SUFFIXES, MASK_SUFFIXES
-from gmix.data.splits import Entry, read_split
+from gmix.data.paths import Paths, prefix_of
+from gmix.data.splits import Entry, split_entries
 
 TRAIN_VAL_TEST = {"train": "train", "val": "val", "test": "test"}
 
@@ -159,7 +161,7 @@ def read_table(table: str) -> tuple[list[int], tuple[str, ...], tuple[Color, ...
     return [int(id) for id in raw], names, own
 
 
-def images_of(layout: Layout, root: str | Path, listing: str | Path) -> list[Path]:
+def images_of(layout: Layout, root: str | Path, listing: str | Path) -> Paths:
     """The images of a split; masks are neither needed nor looked for.
 
     Args:
@@ -172,7 +174,7 @@ def images_of(layout: Layout, root: str | Path, listing: str | Path) -> list[Pat
         ValueError: If the split or a file of it is missing.
     """
     finder = Finder(layout, root)
-    return [finder.image(entry) for entry in finder.entries(listing)]
+    return Paths(finder.image_text(entry) for entry in finder.entries(listing))
 
 
 def masks_of(layout: Layout, root: str | Path, listing: str | Path) -> list[Path]:
@@ -213,12 +215,12 @@ class Finder:
         self.layout = layout
         self.home = Path(root) if home is None else home
         self._wrong = "" if home is not None else f": is {root} the folder of {layout.title}?"
-        self._folders: dict[str, frozenset[str]] = {}
+        self._folders: dict[str, tuple[str, frozenset[str]]] = {}
         self._template: str | None = None  # of the masks, once the first was found
         if not Path(root).is_dir():
             raise ValueError(f"{root} is no folder: expected that of {layout.title}")
 
-    def entries(self, listing: str | Path) -> list[Entry]:
+    def entries(self, listing: str | Path) -> Iterable[Entry]:
         """What a list names, or what lies in the folder of a split.
 
         Raises:
@@ -230,7 +232,7 @@ class Finder:
             paths.insert(0, home / layout.lists.format(list=str(listing).removesuffix(".txt")))
         for path in paths:
             if path.is_file():
-                return read_split(path)
+                return split_entries(path)
         splits = layout.splits or {}
         folder = splits.get(str(listing), str(listing))
         if folder in splits.values():
@@ -253,10 +255,13 @@ class Finder:
         Raises:
             ValueError: If it is not there.
         """
-        names = [entry.image, *self._places(entry.image)]
-        path = self._first(names, IMAGE_SUFFIXES)
+        return Path(self.image_text(entry))
+
+    def image_text(self, entry: Entry) -> str:
+        """The same as text: a list may have a million entries, and a `Path` is slow to make."""
+        path = self._first(self._places(entry.image), IMAGE_SUFFIXES)
         if path is None:
-            expected = self.home / names[1]
+            expected = self.home / list(self._places(entry.image))[1]
             raise ValueError(
                 f"no image for the list entry {entry.image!r}: expected {expected}.jpg{self._wrong}"
             )
@@ -270,14 +275,14 @@ class Finder:
         """
         path = None if entry.mask is None else self._first([entry.mask], MASK_SUFFIXES)
         if path is not None:
-            return path
+            return Path(path)
         fields = self._fields(entry)
         templates = self.layout.masks if self._template is None else (self._template,)
         for template in templates:
             path = self._first([template.format(**each) for each in fields], MASK_SUFFIXES)
             if path is not None:
                 self._template = template  # masks of one kind for all
-                return path
+                return Path(path)
         expected = self.home / templates[-1].format(**fields[0])
         raise ValueError(
             f"no mask for the list entry {entry.mask or entry.image!r}: expected {expected}.png{self._wrong}"
@@ -285,6 +290,7 @@ class Finder:
 
     def _places(self, name: str) -> Iterator[str]:
         """Where an image of that name may lie."""
+        yield name
         stem = _without_suffix(name, IMAGE_SUFFIXES)
         for template in self.layout.images:
             bare = stem.removesuffix(template.rpartition("}")[2])
@@ -307,20 +313,29 @@ class Finder:
                 fields.append(match.groupdict())
         return fields or [{"split": "SPLIT", "city": "CITY", "name": relative}]
 
-    def _first(self, names: Iterable[str], suffixes: Sequence[str]) -> Path | None:
+    def _first(self, names: Iterable[str], suffixes: Sequence[str]) -> str | None:
         """The first file there is, with a suffix of its own or one of these."""
         for name in names:
-            folder, _, last = f"{self.home}/{name}".rpartition("/")
-            if folder not in self._folders:  # read once: a list may name a million files of one
-                try:
-                    self._folders[folder] = frozenset(path.name for path in Path(folder).iterdir())
-                except OSError:
-                    self._folders[folder] = frozenset()
-            own = ("",) if _without_suffix(last, suffixes) != last else ()
-            for suffix in (*own, *suffixes):
-                if f"{last}{suffix}" in self._folders[folder]:
-                    return Path(folder, f"{last}{suffix}")
+            folder, _, last = name.rpartition("/")
+            prefix, present = self._folder(folder)
+            if last in present and _without_suffix(last, suffixes) != last:
+                return prefix + last
+            for suffix in suffixes:
+                if last + suffix in present:
+                    return prefix + last + suffix
         return None
+
+    def _folder(self, folder: str) -> tuple[str, frozenset[str]]:
+        """What stands before the names in a folder, and these; it is read once.
+
+        To ask the disk for every single file of a list of a million takes long, and to trust the list would let
+        a training stop at a missing image after hours.
+        """
+        if folder not in self._folders:
+            path = self.home / folder
+            names = os.listdir(path) if path.is_dir() else []  # noqa: PTH208 - names, not Paths
+            self._folders[folder] = prefix_of(path), frozenset(names)
+        return self._folders[folder]
 
 
 def _in_splits(layout: Layout, template: str) -> list[str]:

@@ -4,9 +4,11 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+
+from gmix.data.paths import Paths
 
 
 class Entry(NamedTuple):
@@ -22,7 +24,17 @@ class Entry(NamedTuple):
 
 
 def read_split(path: str | Path) -> list[Entry]:
-    """Reads the split files that are in circulation.
+    """All of `split_entries`."""
+    return list(split_entries(path))
+
+
+# No part of a path begins with a dot, so it cannot lead out of anything.
+_NAME = rb"/?((?:[\w-][\w.-]*/)*[\w-][\w.-]*)"
+_PLAIN = re.compile(rb" *" + _NAME + rb"(?:(?: +|\t)" + _NAME + rb")? *")
+
+
+def split_entries(path: str | Path) -> Iterator[Entry]:
+    """Reads the split files that are in circulation, one entry after the other.
 
     A line is an id (`2007_000032`), an image, or an image and its mask with blanks between them,
     or one tab, which lets the names hold blanks. Windows line ends, blank lines, a missing last
@@ -37,9 +49,15 @@ def read_split(path: str | Path) -> list[Entry]:
         data = Path(path).read_bytes()
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the list file {path}: {error}") from None
-    entries = []
+    empty = True
     # Split as bytes: as text, more than line ends would end a line.
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
+        plain = _PLAIN.fullmatch(line)  # nearly every line of nearly every list, told in a moment
+        if plain is not None:
+            empty = False
+            image, mask = plain.groups()
+            yield Entry(image.decode(), None if mask is None else mask.decode())
+            continue
         try:
             entry = _parse(line.decode("utf-8"))
         except UnicodeDecodeError:
@@ -47,10 +65,10 @@ def read_split(path: str | Path) -> list[Entry]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
         if entry is not None:
-            entries.append(entry)
-    if not entries:
+            empty = False
+            yield entry
+    if empty:
         raise ValueError(f"the list file {path} names no image")
-    return entries
 
 
 def write_split(path: str | Path, entries: Iterable[Entry]) -> None:
@@ -126,10 +144,14 @@ def data_names(paths: Iterable[Path], root: str | Path | None = None) -> list[st
     """
     names = []
     base = None if root is None else whole_path(root)
-    for path in paths:
-        whole = whole_path(path)
-        inside = base is not None and whole.is_relative_to(base)
-        names.append(whole.relative_to(base).as_posix() if base and inside else path.name)
+    prefixes: dict[str, str] = {}  # by folder: a list may have a million files in one
+    for text in paths.texts() if isinstance(paths, Paths) else map(str, paths):
+        folder, name = os.path.split(text)
+        if folder not in prefixes:
+            whole = whole_path(folder)
+            inside = base is not None and whole.is_relative_to(base)
+            prefixes[folder] = f"{whole.relative_to(base).as_posix()}/" if base and inside else ""
+        names.append(prefixes[folder].removeprefix("./") + name)
     return names
 
 

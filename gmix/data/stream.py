@@ -36,6 +36,20 @@ class Batch(NamedTuple):
         moved: Any = (t if t is None else t.to(device, non_blocking=True) for t in self)
         return Batch(*moved)
 
+    def split(self, parts: int) -> "list[Batch]":
+        """The batch in parts of equal size, in its order.
+
+        Args:
+            parts: How many; must divide the number of labeled and of unlabeled images.
+
+        Examples:
+            >>> batch = Batch(torch.zeros(4, 3, 8, 8), torch.zeros(4, 8, 8), torch.zeros(6, 3, 8, 8))
+            >>> [(len(part.x_labeled), len(part.x_unlabeled)) for part in batch.split(2)]
+            [(2, 3), (2, 3)]
+        """
+        pieces: Any = ([None] * parts if t is None else t.chunk(parts) for t in self)
+        return [Batch(*piece) for piece in zip(*pieces, strict=True)]
+
 
 class TwoStream(Dataset[Batch]):
     """A map-style data set whose item t *is* batch t, for every t >= 0.
@@ -91,6 +105,7 @@ class TwoStream(Dataset[Batch]):
         self.labeled_transform = labeled_transform
         self.unlabeled_transform = unlabeled_transform
         self.seed = seed
+        self._shuffled: dict[str, tuple[int, Tensor]] = {}  # by stream: an epoch, its order
         _check("labeled", len(self.labeled), batch_labeled)
         if self.unlabeled is not None:
             _check("unlabeled", len(self.unlabeled), batch_unlabeled)
@@ -125,15 +140,19 @@ class TwoStream(Dataset[Batch]):
         return Batch(x_labeled, y_labeled, torch.stack(images), torch.stack(masks))
 
     def _order(self, stream: str, length: int, batch: int, step: int) -> list[int]:
-        orders: dict[int, list[int]] = {}
         result = []
         for position in range(step * batch, (step + 1) * batch):
             epoch, place = divmod(position, length)
-            if epoch not in orders:
-                generator = torch.Generator().manual_seed(_hash(self.seed, stream, "order", epoch))
-                orders[epoch] = torch.randperm(length, generator=generator).tolist()
-            result.append(orders[epoch][place])
+            result.append(int(self._shuffle(stream, length, epoch)[place]))
         return result
+
+    def _shuffle(self, stream: str, length: int, epoch: int) -> Tensor:
+        # The last one is kept: to shuffle a million images for every batch would cost more than the batch.
+        kept = self._shuffled.get(stream)
+        if kept is None or kept[0] != epoch:
+            generator = torch.Generator().manual_seed(_hash(self.seed, stream, "order", epoch))
+            kept = self._shuffled[stream] = epoch, torch.randperm(length, generator=generator)
+        return kept[1]
 
     def _augment(
         self, transform: Transform, image: Tensor, mask: Tensor, stream: str, position: int

@@ -70,7 +70,7 @@ class CutMixSeg(Method):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         x_labeled, y_labeled, x_unlabeled, _, valid, generator = step
-        if self.training:
+        if self.training and self.lead:
             self.teacher.update(self.net)
         pasted = self.cutmix(x_unlabeled, generator)
         view = pasted.apply(self.color(x_unlabeled, generator))

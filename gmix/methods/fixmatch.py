@@ -76,7 +76,7 @@ class FixMatch(Method):
             labeled, weak = torch.split(self.net(torch.cat([x_labeled, x_unlabeled])), [n, m])
             strong = self.net(view)
         else:
-            if self.training:
+            if self.training and self.lead:
                 self.teacher.update(self.net)
             weak = self.teacher.net(x_unlabeled)
             labeled, strong = torch.split(self.net(torch.cat([x_labeled, view])), [n, m])

@@ -202,7 +202,7 @@ class GuidedMix(Method):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         x_labeled, y_labeled, x_unlabeled, progress, valid, generator = step
-        if self.training and self.teacher is not None:
+        if self.training and self.lead and self.teacher is not None:
             self.teacher.update(self.net)
         if self.training and self.reference is not None:
             self.reference.add(x_labeled, y_labeled, ignore_index=self.criterion.ignore_index)

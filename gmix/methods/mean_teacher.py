@@ -66,7 +66,7 @@ class MeanTeacher(Method):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         x_labeled, y_labeled, x_unlabeled, progress, valid, generator = step
-        if self.training:
+        if self.training and self.lead:
             self.teacher.update(self.net)
         with torch.no_grad():
             target = G.probabilities(self.teacher.net(x_unlabeled))

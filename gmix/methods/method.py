@@ -43,6 +43,7 @@ class Method(nn.Module):
         - `progress` in [0, 1]: the share of the training that is done, for ramps
         - `valid_unlabeled` `(M, H, W)` bool: False on padding
         - `generator`: on the images' device; without it torch's global one is used
+        - `part`: which part of a step's batch this is, where it does not fit into memory at once
 
     Returns:
         Named float32 scalars, each unweighted, and `total`, what is to be minimised.
@@ -53,6 +54,9 @@ class Method(nn.Module):
 
     __call__: Callable[..., dict[str, Tensor]]
     needs_unlabeled = True
+    # Whether this call begins a step, and is not a further part of one: what happens once a step, as a teacher
+    # moving on, happens then.
+    lead = True
     # Pixels whose pseudo label is less sure are not learned; a method with a threshold sets its own.
     threshold: float = 0.0
 
@@ -72,7 +76,9 @@ class Method(nn.Module):
         progress: float = 1.0,
         valid_unlabeled: Tensor | None = None,
         generator: torch.Generator | None = None,
+        part: int = 0,
     ) -> dict[str, Tensor]:
+        self.lead = part == 0
         x_unlabeled = self._unlabeled(x_labeled, x_unlabeled, valid_unlabeled)
         return self.losses(
             Step(x_labeled, y_labeled, x_unlabeled, progress, valid_unlabeled, generator)

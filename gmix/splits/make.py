@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gmix.data import Classes, Entry, data_names
+from gmix.data import Classes, Entry, Paths, data_names
 from gmix.data.splits import format_split, refuse_to_change, whole_path
 from gmix.splits.order import label_counts, seeded_order, stratified_order
 from gmix.splits.pixels import class_pixels
@@ -57,7 +57,7 @@ def make_splits(config: SplitsMakeConfig) -> list[Made]:
     if config.stratify and config.classes is None and known_data(config) is None:
         raise ValueError("--stratify needs --classes N or FILE: what to spread evenly")
     given = TrainConfig(**{name: getattr(config, name) for name in SOURCES})
-    (images, masks), others = all_files(given)
+    (images, masks), groups = all_files(given)
     classes = None
     if config.stratify or config.classes is not None or config.dataset is not None:
         classes = build_classes(config, masks)
@@ -65,7 +65,8 @@ def make_splits(config: SplitsMakeConfig) -> list[Made]:
     root = data_root(config)
     labelable = [Entry(*inside(pair, root)) for pair in pairs.items()]
     rest = [
-        Entry(name) for name in set(inside(others, root)) - {entry.image for entry in labelable}
+        Entry(name)
+        for name in set(inside(Paths.union(*groups), root)) - {entry.image for entry in labelable}
     ]
     parts = label_counts(str(config.labels), len(pairs))
 

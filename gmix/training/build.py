@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import segmentation_models_pytorch as smp
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 from torchvision import tv_tensors
 
 from gmix.data import (
@@ -20,14 +20,18 @@ from gmix.data import (
     ImageDataset,
     ImageFormat,
     Layout,
+    Paths,
     Sample,
     SegmentationDataset,
+    ShardedImages,
     TwoStream,
     data_names,
     evenly_spaced,
     fetch,
     find_images,
+    find_shards,
     fingerprint,
+    folder_images,
     holds_only_0_and_255,
     images_of,
     masks_of,
@@ -72,24 +76,31 @@ def build_data(config: TrainConfig) -> Data:
     format = image_format(config)
     if validation is not None:
         # Never learn from what the run is judged on, not even without masks.
-        unlabeled = sorted(set(unlabeled) - set(validation[0]))
+        unlabeled = unlabeled.without(validation[0])
     held_out = held_out_files(config, unlabeled)
+    shards = [] if config.unlabeled_shards is None else find_shards(config.unlabeled_shards)
     # Before supervised training leaves the unlabeled ones aside: it is compared on the same split.
     groups = (images, unlabeled, [] if validation is None else validation[0])
-    split = fingerprint(*(data_names(group, config.voc or config.data) for group in groups))
-    if config.method == "supervised" or config.batch_unlabeled == 0:
-        unlabeled = []
-    elif not unlabeled:
-        raise ValueError(
-            f"the method {config.method} needs unlabeled images, found none: give --unlabeled DIR "
-            "or --unlabeled-list, keep fewer masks with --labels N, or use --method supervised"
-        )
+    root = config.voc or config.data
+    names = [data_names(group, root) for group in groups]
+    split = fingerprint(names[0], [*names[1], *data_names(shards)], names[2])
+    pools: list[Dataset[tv_tensors.Image]] = []
+    if config.method != "supervised" and config.batch_unlabeled > 0:
+        if unlabeled:
+            pools.append(ImageDataset(unlabeled, size, format))
+        if shards:
+            pools.append(ShardedImages(shards, size, format))
+        if not pools:
+            raise ValueError(
+                f"the method {config.method} needs unlabeled images, found none: give --unlabeled DIR "
+                "or --unlabeled-list, keep fewer masks with --labels N, or use --method supervised"
+            )
     labeled_set: Dataset[Sample] = SegmentationDataset(images, masks, classes, size, format)
-    unlabeled_set: Dataset[tv_tensors.Image] | None = None
+    unlabeled_set: Any = None
     validation_set: Dataset[Sample] | None = None
     held_out_set: Dataset[Sample] | None = None
-    if unlabeled:
-        unlabeled_set = ImageDataset(unlabeled, size, format)
+    if pools:
+        unlabeled_set = pools[0] if len(pools) == 1 else ConcatDataset(pools)
     if validation is not None:
         validation_set = SegmentationDataset(*validation, classes, format=format)
     if held_out is not None:
@@ -107,7 +118,7 @@ def build_data(config: TrainConfig) -> Data:
             read_once(held_out_set, len(held_out[0]))
     counts = {
         "labeled": len(images),
-        "unlabeled": len(unlabeled),
+        "unlabeled": 0 if unlabeled_set is None else len(unlabeled_set),
         "validation": 0 if validation is None else len(validation[0]),
     }
     if held_out is not None:
@@ -184,14 +195,14 @@ def known_data(config: Any) -> tuple[Layout, Path] | None:
     return layout, Path(config.data)
 
 
-def training_files(config: TrainConfig) -> tuple[Pairs, list[Path]]:
+def training_files(config: TrainConfig) -> tuple[Pairs, Paths]:
     """Labeled images with their masks, and all unlabeled images."""
-    (images, masks), rest = all_files(config)
+    (images, masks), groups = all_files(config)
     if config.labels is not None:
-        rest = rest + images
+        groups = [*groups, images]
         pairs = evenly_spaced(list(zip(images, masks, strict=True)), config.labels)
         images, masks = [image for image, _ in pairs], [mask for _, mask in pairs]
-    return (images, masks), sorted(set(rest) - set(images))
+    return (images, masks), Paths.union(*groups).without(images)
 
 
 def held_out_files(config: TrainConfig, unlabeled: Sequence[Path]) -> Pairs | None:
@@ -202,7 +213,7 @@ def held_out_files(config: TrainConfig, unlabeled: Sequence[Path]) -> Pairs | No
     if config.held_out == 0:
         return None
     (images, masks), _ = all_files(config)
-    free = set(unlabeled)
+    free = set(images).intersection(unlabeled)
     unused = [pair for pair in zip(images, masks, strict=True) if pair[0] in free]
     if not unused:
         return None
@@ -210,9 +221,9 @@ def held_out_files(config: TrainConfig, unlabeled: Sequence[Path]) -> Pairs | No
     return [image for image, _ in pairs], [mask for _, mask in pairs]
 
 
-def all_files(config: TrainConfig) -> tuple[Pairs, list[Path]]:
-    """All training images with a mask, whatever `--labels` says, and those without."""
-    rest: list[Path] = []
+def all_files(config: TrainConfig) -> tuple[Pairs, list[Sequence[Path]]]:
+    """All training images with a mask, whatever `--labels` says, and groups of those without."""
+    rest: list[Sequence[Path]] = []
     known = known_data(config)
     if known is not None:
         if config.images is not None or config.masks is not None:
@@ -221,18 +232,19 @@ def all_files(config: TrainConfig) -> tuple[Pairs, list[Path]]:
             )
         if config.download:
             fetch(*known)
-        images = images_of(*known, config.train_list)
+        images = list(images_of(*known, config.train_list))
         masks = masks_of(*known, config.train_list)
         if config.unlabeled_list is not None:
-            rest = images_of(*known, config.unlabeled_list)
+            rest.append(images_of(*known, config.unlabeled_list))
     else:
         if config.images is None or config.masks is None:
             raise ValueError(
                 "--images DIR and --masks DIR are missing (or --dataset NAME and --data ROOT)"
             )
-        images, masks, rest = match_masks(find_images(config.images), config.masks)
+        images, masks, others = match_masks(find_images(config.images), config.masks)
+        rest.append(others)
     if config.unlabeled is not None:
-        rest = rest + find_images(config.unlabeled)
+        rest.append(folder_images(config.unlabeled))
     return (images, masks), rest
 
 
@@ -248,7 +260,7 @@ def validation_files(config: Any) -> Pairs | None:
         images = find_images(config.val_images)
         masks = pair_masks(images, config.val_masks)
     elif (known := known_data(config)) is not None:
-        images = images_of(*known, config.val_list)
+        images = list(images_of(*known, config.val_list))
         masks = masks_of(*known, config.val_list)
     else:
         return None

@@ -64,6 +64,9 @@ class TrainConfig:
     images: str | None = option(None, DATA, "DIR", "images; those without a mask are unlabeled")
     masks: str | None = option(None, DATA, "DIR", "masks (PNG), named like their images")
     unlabeled: str | None = option(None, DATA, "DIR", "more images; never need a mask")
+    unlabeled_shards: str | None = option(
+        None, DATA, "TARS", "more of them in tar files: a folder, or pool/{0000..0099}.tar"
+    )
     val_images: str | None = option(None, DATA, "DIR", "validation images, never trained on")
     val_masks: str | None = option(None, DATA, "DIR", "validation masks")
 
@@ -132,6 +135,9 @@ class TrainConfig:
     jitter: float = option(1.0, INPUT, "FACTOR", "strength of the colour jitter; 0: none")
     batch_labeled: int = option(8, INPUT, "N", "labeled images a step")
     batch_unlabeled: int = option(8, INPUT, "N", "unlabeled images a step")
+    accumulate: int = option(
+        1, INPUT, "N", "go through a step's images in N parts: less memory, same batch"
+    )
 
     steps: int = option(4000, OPTIM, "N", "training steps")
     optimizer: Literal["adamw", "sgd"] = option("adamw", OPTIM, "NAME", "adamw, or the paper's sgd")
@@ -163,10 +169,13 @@ class TrainConfig:
     checkpoint_every: int = option(
         500, OUTPUT, "N", "steps between checkpoints; 0: only at the end"
     )
+    dry_run: bool = option(
+        False, OUTPUT, "", "say what the training would take; train and write nothing"
+    )
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
-        for name in ("steps", "batch_labeled", "log_every", "channels"):
+        for name in ("steps", "batch_labeled", "accumulate", "log_every", "channels"):
             _at_least(name, getattr(self, name), 1)
         for name in (
             "batch_unlabeled",
@@ -180,6 +189,12 @@ class TrainConfig:
         for name in ("labels", "threads"):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
+        batches = (self.batch_labeled, self.batch_unlabeled * (self.method != "supervised"))
+        if any(batch % self.accumulate for batch in batches):
+            raise ValueError(
+                f"{flag('accumulate')} must divide {flag('batch_labeled')} {self.batch_labeled} "
+                f"and {flag('batch_unlabeled')} {self.batch_unlabeled}, got {self.accumulate}"
+            )
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"{flag('ema')} must lie between 0 and 1, got {self.ema}")
         if self.size is not None:
@@ -228,6 +243,7 @@ class CompareConfig(TrainConfig):
     )
     method: str = left_out("guidedmix", "name what to compare with --methods NAME,NAME")
     resume: bool = left_out(False, "a comparison always goes on with what is in --out")
+    dry_run: bool = left_out(False, "it is for `gmix train`: one training at a time")
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
@@ -486,7 +502,8 @@ def write_yaml(config: TrainConfig, path: Path) -> None:
     """Write the resolved configuration: `gmix train --config FILE` repeats the run."""
     import yaml
 
-    path.write_text(yaml.safe_dump(asdict(replace(config, resume=False)), sort_keys=False))
+    fresh = replace(config, resume=False, dry_run=False)
+    path.write_text(yaml.safe_dump(asdict(fresh), sort_keys=False))
 
 
 # Where a run may go on elsewhere, or report more often, without changing its result.
@@ -500,6 +517,7 @@ FREE_ON_RESUME = {
     "log_every",
     "eval_every",
     "checkpoint_every",
+    "dry_run",
 }
 
 

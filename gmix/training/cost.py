@@ -13,7 +13,7 @@ from gmix.network import GuidedMixNet
 from gmix.reference import LabeledReference
 
 
-def count_first_step(method: nn.Module, tell: Callable[[int], None]) -> None:
+def count_first_step(method: nn.Module, tell: Callable[[int], None], *, calls: int = 1) -> None:
     """Count the images that go through an encoder the next time the method is called.
 
     Teachers, second students and frozen references count like the network itself: an image that
@@ -22,6 +22,7 @@ def count_first_step(method: nn.Module, tell: Callable[[int], None]) -> None:
     Args:
         method: any training method; it is left as it was after that call.
         tell: called with the number.
+        calls: of the method in a step, where that goes through its images in parts.
 
     Examples:
         >>> import segmentation_models_pytorch as smp
@@ -40,6 +41,10 @@ def count_first_step(method: nn.Module, tell: Callable[[int], None]) -> None:
         images += len(inputs[0])
 
     def finish(method: nn.Module, inputs: tuple[Any, ...], losses: Any) -> None:
+        nonlocal calls
+        calls -= 1
+        if calls > 0:
+            return
         for handle in handles:
             handle.remove()
         tell(images)

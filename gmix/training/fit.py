@@ -43,6 +43,7 @@ def fit(
     amp: bool = False,
     memory_format: torch.memory_format = torch.contiguous_format,
     average: AveragedModel | None = None,
+    accumulate: int = 1,
     report_when: Callable[[int], bool] = lambda step: step % 20 == 0,
 ) -> Iterator[Report]:
     """Train; hand over a report from time to time, and whoever reads it evaluates, saves or stops.
@@ -61,6 +62,10 @@ def fit(
         amp: bfloat16 where that is faster: `mixed_precision`.
         memory_format: of the images.
         average: updated from `method.net` after each step.
+        accumulate: go through a batch in so many parts of equal size, one after the other, and learn from
+            the mean of their losses: the memory of a part. Exact for losses that are means over images;
+            what looks at a batch as a whole (BatchNorm, pairing, a mean over pixels of which some
+            are ignored) sees a part. The method is told `part`.
         report_when: given the number of steps done, whether to report; the last step always does.
 
     Yields:
@@ -79,31 +84,34 @@ def fit(
         set_lr(optimizer, poly(step, steps))
         torch.manual_seed(step_seed(seed, step, "torch"))
         generator.manual_seed(step_seed(seed, step, "method"))
-        x_labeled, y_labeled, x_unlabeled, valid = batch.to(device)
-        x_labeled = x_labeled.to(memory_format=memory_format)
-        if x_unlabeled is not None:
-            x_unlabeled = x_unlabeled.to(memory_format=memory_format)
-
-        with mixed_precision(device, amp):
-            losses: dict[str, Tensor] = method(
-                x_labeled,
-                y_labeled,
-                x_unlabeled,
-                progress=step / steps,
-                valid_unlabeled=valid,
-                generator=generator,
-            )
         optimizer.zero_grad(set_to_none=True)
-        losses["total"].backward()  # type: ignore[no-untyped-call]
+        parts: list[dict[str, Tensor]] = []
+        for part, piece in enumerate(batch.split(accumulate)):
+            x_labeled, y_labeled, x_unlabeled, valid = piece.to(device)
+            x_labeled = x_labeled.to(memory_format=memory_format)
+            if x_unlabeled is not None:
+                x_unlabeled = x_unlabeled.to(memory_format=memory_format)
+            with mixed_precision(device, amp):
+                losses: dict[str, Tensor] = method(
+                    x_labeled,
+                    y_labeled,
+                    x_unlabeled,
+                    progress=step / steps,
+                    valid_unlabeled=valid,
+                    generator=generator,
+                    part=part,
+                )
+            (losses["total"] / accumulate).backward()  # type: ignore[no-untyped-call]
+            parts.append({name: loss.detach() for name, loss in losses.items()})
         optimizer.step()
         if average is not None:
             average.update_parameters(net)
 
-        window.append({name: loss.detach() for name, loss in losses.items()})
+        window.append({n: torch.stack([p[n] for p in parts]).mean(0) for n in parts[0]})
         if report_when(step + 1) or step + 1 == steps:
             means = mean_losses(window, first_step=step + 2 - len(window))
             seconds = (time.perf_counter() - began) / len(window)
-            images = len(x_labeled) + (0 if x_unlabeled is None else len(x_unlabeled))
+            images = sum(len(x) for x in (batch.x_labeled, batch.x_unlabeled) if x is not None)
             lr = optimizer.param_groups[-1]["lr"]
             yield Report(step + 1, len(window), means, lr, seconds, images)
             window, began = [], time.perf_counter()

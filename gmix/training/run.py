@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from gmix.data import Batch, eval_transform
+from gmix.data import Batch, TwoStream, eval_transform
 from gmix.evaluation import Scores, evaluate
 from gmix.network import GuidedMixNet
 from gmix.training.build import (
@@ -119,14 +120,7 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
     transform = eval_transform(mean, std)
 
     def load(steps: range) -> DataLoader[Batch]:
-        return DataLoader(
-            stream,
-            batch_size=None,
-            sampler=steps,
-            num_workers=config.workers,
-            worker_init_fn=leave_to_parent,
-            pin_memory=device.type == "cuda",
-        )
+        return load_batches(config, stream, steps, device)
 
     def deployable() -> GuidedMixNet:
         if data.unlabeled is None or config.norm_batches == 0:
@@ -161,7 +155,8 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
     pseudo: dict[str, Any] | None = None
     tally = parts.tally
     if start < config.steps:
-        count_first_step(parts.method, lambda images: setattr(tally, "image_passes", images))
+        tell = partial(setattr, tally, "image_passes")
+        count_first_step(parts.method, tell, calls=config.accumulate)
     with Interrupts() as interrupts, make_progress(config.steps, start) as show:
         show.note(f"{config.method}: {describe_data(data)}; writing to {out}")
         if start:
@@ -176,6 +171,7 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
             amp=config.amp == "bf16",
             memory_format=layout(config),
             average=parts.average,
+            accumulate=config.accumulate,
             report_when=lambda step: interrupts.asked or is_due(config, step),
         ):
             last = report.step == config.steps
@@ -212,6 +208,20 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
     path, names = out / "results.json", data.classes.names
     write_results(path, config, names, data.counts, tally, scores, pseudo, data.split)
     return Result(scores, tally.best, data.classes.names, tally.seconds / 60, out)
+
+
+def load_batches(
+    config: TrainConfig, stream: TwoStream, steps: range, device: torch.device
+) -> DataLoader[Batch]:
+    """These batches of a stream, made by as many processes as the flags say."""
+    return DataLoader(
+        stream,
+        batch_size=None,
+        sampler=steps,
+        num_workers=config.workers,
+        worker_init_fn=leave_to_parent,
+        pin_memory=device.type == "cuda",
+    )
 
 
 def find_checkpoint(config: TrainConfig, out: Path) -> Checkpoint | None:

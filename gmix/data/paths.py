@@ -1,0 +1,135 @@
+"""A million paths in little memory, and finding them in a second or two."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import overload
+
+import torch
+
+from gmix.data.files import IMAGE_SUFFIXES, find_images
+
+
+class Paths(Sequence[Path]):
+    """Paths as one block of text: about as many bytes as they have letters, and 8 each.
+
+    A list of a million `Path` takes 330 MB, and each loader process soon has a copy of its own: looking at
+    an object of Python writes to it. Here there is no object until a path is asked for. The block is a
+    tensor, which processes share however they were started.
+
+    Args:
+        paths: Any paths; they are looked at once.
+
+    Examples:
+        >>> paths = Paths(["b/2.jpg", Path("a") / "1.jpg"])
+        >>> len(paths), paths[-1].name, [path.stem for path in paths]
+        (2, '1.jpg', ['2', '1'])
+    """
+
+    def __init__(self, paths: Iterable[str | Path]) -> None:
+        text, ends = bytearray(), array("q", [0])
+        for path in _texts(paths):
+            text += path.encode("utf-8", "surrogatepass")  # file names need not be Unicode
+            ends.append(len(text))
+        self._text = torch.frombuffer(text or bytearray(1), dtype=torch.uint8)
+        self._ends = torch.frombuffer(ends, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> Paths: ...
+    def __getitem__(self, index: int | slice) -> Path | Paths:
+        if isinstance(index, slice):
+            return Paths(self[i] for i in range(*index.indices(len(self))))
+        return Path(self.text(index))
+
+    def __iter__(self) -> Iterator[Path]:
+        return map(Path, self.texts())
+
+    def text(self, index: int) -> str:
+        """One path as text. Python keeps room for the names of every `Path` there was, not for those of texts."""
+        place = range(len(self))[index]
+        (path,) = self._slice(place, place + 1)
+        return path
+
+    def texts(self) -> Iterator[str]:
+        """Every path as text."""
+        for first in range(0, len(self), 4096):
+            yield from self._slice(first, min(first + 4096, len(self)))
+
+    def _slice(self, first: int, last: int) -> Iterator[str]:
+        ends = self._ends[first : last + 1].tolist()
+        text = self._text[ends[0] : ends[-1]].numpy().tobytes()
+        for start, end in pairwise(ends):
+            yield text[start - ends[0] : end - ends[0]].decode("utf-8", "surrogatepass")
+
+    def without(self, others: Iterable[str | Path]) -> Paths:
+        """Those that are not among `others`.
+
+        Examples:
+            >>> [path.name for path in Paths(["a", "b", "c"]).without([Path("b")])]
+            ['a', 'c']
+        """
+        out = {os.path.normcase(text) for text in _texts(others)}
+        return Paths(text for text in self.texts() if os.path.normcase(text) not in out)
+
+    @classmethod
+    def union(cls, *groups: Iterable[str | Path]) -> Paths:
+        """Each path of any group once, in the order of paths: folder by folder.
+
+        Examples:
+            >>> [path.as_posix() for path in Paths.union(["a-b/x", "a/z"], [Path("a/y"), "a/z"])]
+            ['a/y', 'a/z', 'a-b/x']
+        """
+        # With nothing smaller between folders this is the order of `sorted` over `Path`.
+        keys = [text.replace(os.sep, "\0") for group in groups for text in _texts(group)]
+        keys.sort()
+        return cls(key.replace("\0", os.sep) for key, _ in groupby(keys))
+
+
+def folder_images(folder: str | Path) -> Paths:
+    """What `find_images` finds, for folders of any size: no file is looked at alone.
+
+    Raises:
+        ValueError: As `find_images`.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = [
+                entry.name
+                for entry in entries
+                if is_image(entry.name) and entry.name[0] != "." and entry.is_file()
+            ]
+    except OSError:
+        names = []
+    if not names:  # it knows what to say
+        return Paths(find_images(folder))
+    names.sort()
+    prefix = prefix_of(Path(folder))
+    return Paths(prefix + name for name in names)
+
+
+def prefix_of(folder: Path) -> str:
+    """What stands before the names in a folder: nothing for the current one."""
+    return str(folder / "x")[:-1]
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of that name is an image.
+
+    Examples:
+        >>> is_image("a.JPG"), is_image("a.txt")
+        (True, False)
+    """
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
+
+
+def _texts(paths: Iterable[str | Path]) -> Iterator[str]:
+    return paths.texts() if isinstance(paths, Paths) else map(str, paths)

@@ -1,0 +1,208 @@
+"""Images in tar files (WebDataset shards), any of which can be read at any time."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from gmix.data.files import IMAGE_SUFFIXES
+from gmix.data.images import RGB, ImageFormat, read_image
+from gmix.data.paths import Paths
+
+Size = tuple[int, int]
+
+
+class Member(NamedTuple):
+    """Where an image lies in a shard."""
+
+    suffix: str  # without the dot
+    offset: int  # of its first byte
+    size: int  # in bytes
+
+
+def find_shards(pattern: str | Path) -> list[Path]:
+    """The shards of a folder, or of a pattern as WebDataset writes it.
+
+    Args:
+        pattern: A folder (all `.tar` in it, by name), a file, or `pool/{000000..000099}.tar`, which
+            the package `webdataset` expands.
+
+    Raises:
+        ValueError: If there is none, or one of the pattern is missing.
+    """
+    folder = Path(pattern)
+    if folder.is_dir():
+        shards = sorted(path for path in folder.glob("*.tar") if path.is_file())
+        if not shards:
+            raise ValueError(f"the folder {folder} holds no shard (NAME.tar)")
+        return shards
+    shards = [folder]
+    if "{" in str(pattern):
+        from webdataset.shardlists import expand_urls
+
+        shards = [Path(name) for name in expand_urls(str(pattern))]
+    for shard in shards:
+        if not shard.is_file():
+            raise ValueError(f"the shard {shard} does not exist, one of {len(shards)} of {pattern}")
+    return shards
+
+
+def list_members(shard: str | Path) -> list[Member]:
+    """The images of a shard in their order: of each sample the first.
+
+    A sample is what has one name up to the first dot: `0001.jpg` and `0001.json`, say.
+
+    Raises:
+        ValueError: If the file is no whole tar file.
+    """
+    found: dict[str, Member] = {}
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for item in archive:
+                path = Path(item.name)
+                name, _, extension = path.name.partition(".")
+                if name and item.isreg() and path.suffix.lower() in IMAGE_SUFFIXES:
+                    member = Member(extension, item.offset_data, item.size)
+                    found.setdefault(str(path.parent / name), member)
+    except (OSError, tarfile.TarError) as error:
+        raise ValueError(f"cannot read the shard {shard}: {error}; is it cut short?") from None
+    members = list(found.values())
+    _check(members, shard)
+    return members
+
+
+def write_index(shard: str | Path) -> Path:
+    """Writes down where the images of a shard are, so that the next start need not look for them.
+
+    The file NAME.idx beside NAME.tar is that of NVIDIA's `wds2idx` (v1.1) with the images alone: the
+    number of samples, then suffix, offset and size of each.
+
+    Returns:
+        Its path.
+
+    Raises:
+        ValueError: As `list_members`.
+    """
+    members = list_members(shard)
+    lines = [f"v1.1 {len(members)}", *(f"{m.suffix} {m.offset} {m.size}" for m in members)]
+    index = Path(shard).with_suffix(".idx")
+    index.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return index
+
+
+def read_index(shard: str | Path) -> list[Member]:
+    """What `write_index` wrote, or `wds2idx` in version 1.1 or 1.2.
+
+    Raises:
+        ValueError: If it is no index, or that of another file.
+    """
+    index = Path(shard).with_suffix(".idx")
+    members = []
+    try:
+        header, *lines = index.read_text(encoding="utf-8").splitlines()
+        version, count = header.split()
+        width = {"v1.1": 3, "v1.2": 4}[version]
+        for line in lines:
+            words = line.split()
+            parts = [words[i : i + 3] for i in range(0, len(words), width)]
+            images = (p for p in parts if f".{p[0]}".lower().endswith(IMAGE_SUFFIXES))
+            members += [Member(p[0], int(p[1]), int(p[2])) for p in list(images)[:1]]
+        if len(lines) != int(count):
+            raise ValueError(f"{len(lines)} of {count} lines")
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(f"cannot read the index {index}: {error}; delete it") from None
+    _check(members, shard)
+    return members
+
+
+class ShardedImages(Dataset[tv_tensors.Image]):
+    """Images in tar files, as `ImageDataset` has those in a folder.
+
+    Item i is always the same image, so batches, workers and restarts are as with a folder of the same
+    images in the same order. What is kept in memory is 24 bytes an image. Shards that `write_index`
+    has seen need not be read through first.
+
+    Args:
+        shards: Local tar files, not compressed; their order is that of the images.
+        size: Height and width to resize to; `None` keeps each image's own size.
+        format: Channels of the images, and what their values mean.
+
+    Raises:
+        ValueError: If there is no image, or a shard is cut short; when an item is read: if it is broken.
+
+    Examples:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     folder = Path(name)
+        ...     Image.new("RGB", (8, 6)).save(folder / "a.png")
+        ...     with tarfile.open(folder / "0.tar", "w") as archive:
+        ...         archive.add(folder / "a.png", "a.png")
+        ...     images = ShardedImages(find_shards(folder))
+        ...     print(len(images), images[0].shape)
+        1 torch.Size([3, 6, 8])
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[str | Path],
+        size: Size | None = None,
+        format: ImageFormat = RGB,
+    ) -> None:
+        self.shards = Paths(shards)
+        self.size = size
+        self.format = format
+        pieces = []
+        for number, shard in enumerate(self.shards):
+            there = shard.with_suffix(".idx").is_file()
+            members = read_index(shard) if there else list_members(shard)
+            places = [(number, member.offset, member.size) for member in members]
+            pieces.append(torch.tensor(places, dtype=torch.int64).view(-1, 3))
+        # A tensor, which processes share: see `Paths`.
+        self._places = torch.cat(pieces) if pieces else torch.empty(0, 3, dtype=torch.int64)
+        if not len(self._places):
+            raise ValueError(f"expected at least one image in {len(self.shards)} shards, got none")
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> tv_tensors.Image:
+        number, offset, size = self._places[range(len(self))[index]].tolist()
+        shard = self.shards[number]
+        # Opened anew each time: an open file shared by processes has one position for all of them.
+        with shard.open("rb") as file:
+            file.seek(offset)
+            data = _Image(file.read(size), f"{index} at byte {offset} of {shard}")
+        image = read_image(data, self.format)
+        if self.size is not None:
+            image = v2.functional.resize(image, list(self.size), antialias=True)
+        return image
+
+
+class _Image(io.BytesIO):
+    """An image file in memory that an error message can name."""
+
+    def __init__(self, data: bytes, name: str) -> None:
+        super().__init__(data)
+        self._name = name
+
+    def __str__(self) -> str:
+        return self._name
+
+
+def _check(members: Iterable[Member], shard: str | Path) -> None:
+    end = max((member.offset + member.size for member in members), default=0)
+    size = Path(shard).stat().st_size
+    if end > size:
+        raise ValueError(
+            f"the shard {shard} is cut short: it has {size} bytes, and its last image ends at {end}; "
+            "copy it again (and delete its .idx if that is of another file)"
+        )
