@@ -10,7 +10,7 @@ from gmix.data.files import (
     pair_masks,
 )
 from gmix.data.images import RGB, ImageFormat, holds_only_0_and_255, read_image, read_mask, to_rgb
-from gmix.data.layouts import LAYOUTS, Layout, images_of, masks_of
+from gmix.data.layouts import LAYOUTS, Finder, Layout, images_of, masks_of
 from gmix.data.paths import Paths, folder_images
 from gmix.data.shards import ShardedImages, find_shards, write_index
 from gmix.data.splits import Entry, data_names, fingerprint, read_split, write_split
@@ -26,6 +26,7 @@ __all__ = [
     "Classes",
     "ColorJitter",
     "Entry",
+    "Finder",
     "ImageDataset",
     "ImageFormat",
     "Layout",

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 
@@ -173,8 +174,7 @@ def images_of(layout: Layout, root: str | Path, listing: str | Path) -> Paths:
     Raises:
         ValueError: If the split or a file of it is missing.
     """
-    finder = Finder(layout, root)
-    return Paths(finder.image_text(entry) for entry in finder.entries(listing))
+    return Finder(layout, root).images(listing)
 
 
 def masks_of(layout: Layout, root: str | Path, listing: str | Path) -> list[Path]:
@@ -185,8 +185,7 @@ def masks_of(layout: Layout, root: str | Path, listing: str | Path) -> list[Path
     Raises:
         ValueError: As `images_of`.
     """
-    finder = Finder(layout, root)
-    return [finder.mask(entry) for entry in finder.entries(listing)]
+    return Finder(layout, root).masks(listing)
 
 
 def find_home(layout: Layout, root: str | Path) -> Path | None:
@@ -249,23 +248,43 @@ class Finder:
         where = f"in {lists}" if layout.lists else f"a split with images ({', '.join(splits)})"
         raise ValueError(f"the list {listing} is neither {where} nor a file{self._wrong}")
 
+    def images(self, listing: str | Path) -> Paths:
+        """`images_of`, by a finder that knows the folders of earlier lists."""
+        return Paths(map(self._image, self.entries(listing)))
+
+    def masks(self, listing: str | Path) -> list[Path]:
+        """`masks_of`, by a finder that knows the folders of earlier lists."""
+        return [self.mask(entry) for entry in self.entries(listing)]
+
     def image(self, entry: Entry) -> Path:
         """The image of an entry.
 
         Raises:
             ValueError: If it is not there.
         """
-        return Path(self.image_text(entry))
+        return Path(self._image(entry))
 
-    def image_text(self, entry: Entry) -> str:
-        """The same as text: a list may have a million entries, and a `Path` is slow to make."""
-        path = self._first(self._places(entry.image), IMAGE_SUFFIXES)
+    def _image(self, entry: Entry) -> str:
+        name = entry.image
+        if "/" not in name and "." not in name:  # what most lists have, and some a million times
+            for prefix, present in self._usual_folders:
+                for suffix in IMAGE_SUFFIXES:
+                    if name + suffix in present:
+                        return prefix + name + suffix
+        path = self._first(self._places(name), IMAGE_SUFFIXES)
         if path is None:
-            expected = self.home / list(self._places(entry.image))[1]
+            expected = self.home / next(self._in_layout(name))
             raise ValueError(
-                f"no image for the list entry {entry.image!r}: expected {expected}.jpg{self._wrong}"
+                f"no image for the list entry {name!r}: expected {expected}.jpg{self._wrong}"
             )
         return path
+
+    @cached_property
+    def _usual_folders(self) -> list[tuple[str, frozenset[str]]]:
+        """Where images lie that are named by their name alone."""
+        templates = (t for t in self.layout.images if t.endswith("/{name}") and "{city}" not in t)
+        places = (place for t in templates for place in _in_splits(self.layout, t))
+        return [self._folder(place.rpartition("/")[0]) for place in places]
 
     def mask(self, entry: Entry) -> Path:
         """The mask of an entry.
@@ -289,8 +308,14 @@ class Finder:
         )
 
     def _places(self, name: str) -> Iterator[str]:
-        """Where an image of that name may lie."""
+        """Where an image of that name may lie: what looks like a path is first taken for one."""
+        if "/" in name or "." in name:
+            yield name
+        yield from self._in_layout(name)
         yield name
+
+    def _in_layout(self, name: str) -> Iterator[str]:
+        """Where the layout has images of that name."""
         stem = _without_suffix(name, IMAGE_SUFFIXES)
         for template in self.layout.images:
             bare = stem.removesuffix(template.rpartition("}")[2])

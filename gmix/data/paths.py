@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby, pairwise
+from itertools import groupby, islice, pairwise
 from pathlib import Path
 from typing import overload
 
@@ -31,12 +32,12 @@ class Paths(Sequence[Path]):
     """
 
     def __init__(self, paths: Iterable[str | Path]) -> None:
-        text, ends = bytearray(), array("q", [0])
-        for path in _texts(paths):
-            text += path.encode("utf-8", "surrogatepass")  # file names need not be Unicode
-            ends.append(len(text))
+        text, lengths, all_texts = bytearray(), array("q", [0]), _texts(paths)
+        while some := [path.encode("utf-8", "surrogatepass") for path in islice(all_texts, 4096)]:
+            text += b"".join(some)  # file names need not be Unicode
+            lengths.extend(map(len, some))
         self._text = torch.frombuffer(text or bytearray(1), dtype=torch.uint8)
-        self._ends = torch.frombuffer(ends, dtype=torch.int64)
+        self._ends = torch.frombuffer(lengths, dtype=torch.int64).cumsum(0)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -77,7 +78,9 @@ class Paths(Sequence[Path]):
             >>> [path.name for path in Paths(["a", "b", "c"]).without([Path("b")])]
             ['a', 'c']
         """
-        out = {os.path.normcase(text) for text in _texts(others)}
+        out = set(map(os.path.normcase, _texts(others)))
+        if os.path is posixpath:  # where names have one case, and no time need be spent on it
+            return Paths(text for text in self.texts() if text not in out)
         return Paths(text for text in self.texts() if os.path.normcase(text) not in out)
 
     @classmethod

@@ -17,6 +17,7 @@ from gmix.data import (
     Cached,
     Classes,
     ColorJitter,
+    Finder,
     ImageDataset,
     ImageFormat,
     Layout,
@@ -33,8 +34,6 @@ from gmix.data import (
     fingerprint,
     folder_images,
     holds_only_0_and_255,
-    images_of,
-    masks_of,
     match_masks,
     pair_masks,
     train_transform,
@@ -70,8 +69,10 @@ def build_data(config: TrainConfig) -> Data:
         ValueError: if something is missing or does not fit, naming the file.
     """
     size = None if config.size is None else parse_size(config.size)
-    (images, masks), unlabeled = training_files(config)
-    validation = validation_files(config)
+    finder = known_finder(config)  # one for all lists: it may know a million files by now
+    (images, masks), unlabeled = training_files(config, finder)
+    validation = validation_files(config, finder)
+    del finder
     classes = build_classes(config, masks + (validation[1] if validation is not None else []))
     format = image_format(config)
     if validation is not None:
@@ -195,9 +196,26 @@ def known_data(config: Any) -> tuple[Layout, Path] | None:
     return layout, Path(config.data)
 
 
-def training_files(config: TrainConfig) -> tuple[Pairs, Paths]:
-    """Labeled images with their masks, and all unlabeled images."""
-    (images, masks), groups = all_files(config)
+def known_finder(config: Any) -> Finder | None:
+    """Finds the files of the known data set that the flags name; with `--download`, fetches it first."""
+    known = known_data(config)
+    if known is None:
+        return None
+    if any(getattr(config, name, None) is not None for name in ("images", "masks")):
+        raise ValueError("give either --data ROOT (--voc ROOT) or --images and --masks, not both")
+    if getattr(config, "download", False):
+        fetch(*known)
+    return Finder(*known)
+
+
+def training_files(config: TrainConfig, finder: Finder | None = None) -> tuple[Pairs, Paths]:
+    """Labeled images with their masks, and all unlabeled images.
+
+    Args:
+        config: the flags.
+        finder: what `known_finder` made of them, for those who go on to look for other files.
+    """
+    (images, masks), groups = all_files(config, finder)
     if config.labels is not None:
         groups = [*groups, images]
         pairs = evenly_spaced(list(zip(images, masks, strict=True)), config.labels)
@@ -221,21 +239,16 @@ def held_out_files(config: TrainConfig, unlabeled: Sequence[Path]) -> Pairs | No
     return [image for image, _ in pairs], [mask for _, mask in pairs]
 
 
-def all_files(config: TrainConfig) -> tuple[Pairs, list[Sequence[Path]]]:
+def all_files(
+    config: TrainConfig, finder: Finder | None = None
+) -> tuple[Pairs, list[Sequence[Path]]]:
     """All training images with a mask, whatever `--labels` says, and groups of those without."""
     rest: list[Sequence[Path]] = []
-    known = known_data(config)
-    if known is not None:
-        if config.images is not None or config.masks is not None:
-            raise ValueError(
-                "give either --data ROOT (--voc ROOT) or --images and --masks, not both"
-            )
-        if config.download:
-            fetch(*known)
-        images = list(images_of(*known, config.train_list))
-        masks = masks_of(*known, config.train_list)
+    finder = finder or known_finder(config)
+    if finder is not None:
+        images, masks = list(finder.images(config.train_list)), finder.masks(config.train_list)
         if config.unlabeled_list is not None:
-            rest.append(images_of(*known, config.unlabeled_list))
+            rest.append(finder.images(config.unlabeled_list))
     else:
         if config.images is None or config.masks is None:
             raise ValueError(
@@ -248,20 +261,20 @@ def all_files(config: TrainConfig) -> tuple[Pairs, list[Sequence[Path]]]:
     return (images, masks), rest
 
 
-def validation_files(config: Any) -> Pairs | None:
+def validation_files(config: Any, finder: Finder | None = None) -> Pairs | None:
     """Validation images with their masks, or None if there are none.
 
     Args:
         config: anything with `val_images`, `val_masks`, `dataset`, `data`, `voc`, `val_list` and `val_part`.
+        finder: as for `training_files`.
     """
     if config.val_images is not None:
         if config.val_masks is None:
             raise ValueError("--val-images needs --val-masks DIR")
         images = find_images(config.val_images)
         masks = pair_masks(images, config.val_masks)
-    elif (known := known_data(config)) is not None:
-        images = list(images_of(*known, config.val_list))
-        masks = masks_of(*known, config.val_list)
+    elif (finder := finder or known_finder(config)) is not None:
+        images, masks = list(finder.images(config.val_list)), finder.masks(config.val_list)
     else:
         return None
     part = {"all": slice(None), "odd": slice(0, None, 2), "even": slice(1, None, 2)}[
