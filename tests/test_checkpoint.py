@@ -13,6 +13,7 @@ from tiny_data import tiny_config, write_data
 from torch import nn
 
 from gmix.training import checkpoint as module
+from gmix.training import whole
 from gmix.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from gmix.training.fit import Report
 from gmix.training.interrupts import Interrupted
@@ -24,8 +25,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("tiny"))
 
 
-class Killed(Exception):
-    pass
+class Killed(BaseException):
+    """As little as a real one does any handler of errors see it."""
 
 
 def kill_after(step: int) -> Any:
@@ -140,7 +141,8 @@ def tiny_modules(value: float) -> dict[str, nn.Module]:
 def test_weights_and_state_come_back(tmp_path: Path) -> None:
     state = {"optimizer": {"moment": torch.arange(3)}, "tally": {"best": (0.5, 3)}}
     path = save_checkpoint(tmp_path, 3, tiny_modules(2.0), state)
-    assert sorted(p.name for p in path.iterdir()) == ["method.safetensors", "state.pt"]
+    files = sorted(p.name for p in path.iterdir())
+    assert files == ["SHA256SUMS", "method.safetensors", "state.pt"]
     modules = tiny_modules(0.0)
     assert_same(load_checkpoint(path, modules), state)
     assert_same(dict(modules["method"].state_dict())["weight"], torch.full((3, 2, 3, 3), 2.0))
@@ -164,7 +166,7 @@ def test_a_kill_while_writing_leaves_the_last_good_one(
     with monkeypatch.context() as patch:
         target = {
             "save_file": (module, "save_file"),
-            "flush": (module, "_flush"),
+            "flush": (whole, "_flush"),
             "rename": (Path, "rename"),
         }[broken]
         patch.setattr(*target, die)

@@ -133,6 +133,7 @@ class Cached(Dataset[T]):
     """
 
     def __init__(self, dataset: Dataset[T]) -> None:
+        self.dataset = dataset  # which knows what its items are called
         length = len(dataset)  # type: ignore[arg-type]
         # Decoding frees the GIL. The arrays are numpy's, because each tensor handed to a loader
         # worker would cost a file descriptor.

@@ -180,11 +180,16 @@ class ShardedImages(Dataset[tv_tensors.Image]):
         # Opened anew each time: an open file shared by processes has one position for all of them.
         with shard.open("rb") as file:
             file.seek(offset)
-            data = _Image(file.read(size), f"{index} at byte {offset} of {shard}")
+            data = _Image(file.read(size), self.name(index))
         image = read_image(data, self.format)
         if self.size is not None:
             image = v2.functional.resize(image, list(self.size), antialias=True)
         return image
+
+    def name(self, index: int) -> str:
+        """Where an image is: the index knows no file names."""
+        number, offset, _ = self._places[range(len(self))[index]].tolist()
+        return f"{index} at byte {offset} of {self.shards[number]}"
 
 
 class _Image(io.BytesIO):

@@ -1,9 +1,9 @@
-"""Checkpoints that are whole or absent: a folder is written aside, then renamed into place."""
+"""Checkpoints: a training's state in a folder that is whole or absent."""
 
 from __future__ import annotations
 
-import os
-import shutil
+import hashlib
+import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from gmix.training.whole import remove_whole, whole_folder
+
 PREFIX = "checkpoint-"
+STATE, SUMS = "state.pt", "SHA256SUMS"
 
 
 class Checkpoint(NamedTuple):
@@ -31,7 +34,8 @@ def save_checkpoint(
     """Write `folder/checkpoint-STEP/` and remove all but the newest `keep`.
 
     The weights of each module go into `NAME.safetensors`, everything else (plain values and
-    tensors) into `state.pt`. A process killed at any moment leaves the earlier ones untouched.
+    tensors) into `state.pt`, and what they hash to into `SHA256SUMS` (`sha256sum -c` reads it). A
+    process killed at any moment leaves the earlier ones untouched.
 
     Args:
         folder: made if it does not exist.
@@ -42,23 +46,27 @@ def save_checkpoint(
 
     Returns:
         The folder written.
+
+    Raises:
+        ValueError: if it cannot be written; the earlier ones stay.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{PREFIX}{step:08d}"
     if final.exists():  # a resumed run that reaches the same step has the same state
         return final
-    aside = folder / f".{final.name}.part"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    for name, module in modules.items():
-        save_file(contiguous(module), aside / f"{name}.safetensors")
-    torch.save(state, aside / "state.pt")
-    for path in (*aside.iterdir(), aside):
-        _flush(path)
-    aside.rename(final)
-    _flush(folder)
+    try:
+        with whole_folder(final) as aside:
+            for name, module in modules.items():
+                save_file(contiguous(module), aside / f"{name}.safetensors")
+            with (aside / STATE).open("wb") as file:
+                torch.save(state, file)
+            sums = [f"{_sha256(path)}  {path.name}\n" for path in sorted(aside.iterdir())]
+            (aside / SUMS).write_text("".join(sums), encoding="utf-8")
+    except ValueError as error:
+        kept = [checkpoint.path.name for checkpoint in list_checkpoints(folder)]
+        rest = f"{kept[-1]} stays, to go on from with --resume" if kept else "there is none yet"
+        raise ValueError(f"{error}; {rest}") from error
     for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old.path)
+        remove_whole(old.path)
     return final
 
 
@@ -68,16 +76,59 @@ def load_checkpoint(
     """Load the modules' weights in place and return the rest of the state.
 
     Raises:
-        ValueError: if the checkpoint does not fit the modules.
+        ValueError: if the checkpoint does not fit the modules, or cannot be read.
     """
-    for name, module in modules.items():
-        try:
+    try:
+        for name, module in modules.items():
             module.load_state_dict(load_file(path / f"{name}.safetensors", device=str(device)))
-        except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"the checkpoint {path} does not fit this network: {reason}") from None
-    state: dict[str, Any] = torch.load(path / "state.pt", map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(path / STATE, map_location=device, weights_only=True)
+    except Exception as error:  # of two libraries, for a file of any content
+        reason = textwrap.shorten(" ".join(str(error).split()), 200, placeholder=" ...")
+        raise ValueError(f"the checkpoint {path} does not fit this network: {reason}") from error
     return state
+
+
+def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is as it was written; newer ones are renamed to `damaged-...`.
+
+    Returns:
+        It, or None if the folder has no checkpoint; and what there is to say about others.
+
+    Raises:
+        ValueError: if there are checkpoints, but all are damaged.
+    """
+    damaged: list[tuple[Path, str]] = []
+    for found in reversed(list_checkpoints(folder)):
+        reason = damage(found.path)
+        if reason is None:
+            for path, _ in damaged:
+                path.rename(path.with_name(f"damaged-{path.name}"))
+            notes = [f"{path.name} is damaged ({why}) and set aside" for path, why in damaged]
+            return found, notes
+        damaged.append((found.path, reason))
+    if damaged:
+        reasons = ", ".join(f"{path.name}: {why}" for path, why in damaged)
+        raise ValueError(
+            f"no checkpoint in {folder} can be read ({reasons}): start anew in another --out"
+        )
+    return None, []
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with the files of a checkpoint, if anything: disks fail, and copies end early."""
+    try:
+        if not (path / SUMS).exists() and (path / STATE).exists():
+            return None  # written before there were sums
+        lines = (path / SUMS).read_text(encoding="utf-8").splitlines()
+        sums = dict(reversed(line.split("  ", 1)) for line in lines)
+        changed = [name for name, known in sums.items() if _sha256(path / name) != known]
+    except OSError as error:
+        return f"{Path(str(error.filename)).name}: {error.strerror}"
+    except ValueError:
+        return f"{SUMS} cannot be read"
+    if STATE not in sums:
+        return f"{SUMS} is cut short"
+    return f"{changed[0]} is not as it was written" if changed else None
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
@@ -101,12 +152,9 @@ def contiguous(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
 
 
-def _flush(path: Path) -> None:
-    """Make the kernel write a file, or a folder's entries, to the disk."""
-    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
-        return
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

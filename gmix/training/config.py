@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from gmix.training.whole import write_whole
+
 
 def option(default: Any, group: str, metavar: str, help: str) -> Any:
     """A dataclass field that knows its own help text: the command line is built from it."""
@@ -154,6 +156,9 @@ class TrainConfig:
         "test and save with BatchNorm statistics of N unlabeled batches; 0: as trained",
     )
     seed: int = option(0, OPTIM, "N", "same seed, same batches, same result")
+    skip_nonfinite: int = option(
+        0, OPTIM, "N", "leave out up to N steps whose loss is not finite (checks each: slower)"
+    )
 
     device: str = option("auto", MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps")
     amp: Literal["none", "bf16"] = option("none", MACHINE, "TYPE", "none, or bf16 mixed precision")
@@ -169,13 +174,17 @@ class TrainConfig:
     checkpoint_every: int = option(
         500, OUTPUT, "N", "steps between checkpoints; 0: only at the end"
     )
+    keep_last: int = option(2, OUTPUT, "N", "how many checkpoints stay")
+    keep_best: bool = option(
+        False, OUTPUT, "", "also keep the model of the highest mIoU seen, in OUT/best"
+    )
     dry_run: bool = option(
         False, OUTPUT, "", "say what the training would take; train and write nothing"
     )
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
-        for name in ("steps", "batch_labeled", "accumulate", "log_every", "channels"):
+        for name in ("steps", "batch_labeled", "accumulate", "log_every", "keep_last", "channels"):
             _at_least(name, getattr(self, name), 1)
         for name in (
             "batch_unlabeled",
@@ -183,6 +192,7 @@ class TrainConfig:
             "norm_batches",
             "eval_every",
             "checkpoint_every",
+            "skip_nonfinite",
             "workers",
         ):
             _at_least(name, getattr(self, name), 0)
@@ -503,7 +513,7 @@ def write_yaml(config: TrainConfig, path: Path) -> None:
     import yaml
 
     fresh = replace(config, resume=False, dry_run=False)
-    path.write_text(yaml.safe_dump(asdict(fresh), sort_keys=False))
+    write_whole(path, yaml.safe_dump(asdict(fresh), sort_keys=False))
 
 
 # Where a run may go on elsewhere, or report more often, without changing its result.
@@ -517,6 +527,9 @@ FREE_ON_RESUME = {
     "log_every",
     "eval_every",
     "checkpoint_every",
+    "keep_last",
+    "keep_best",
+    "skip_nonfinite",
     "dry_run",
 }
 

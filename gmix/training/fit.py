@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from gmix.data import Batch
+from gmix.training.nonfinite import Guard, NonFinite
 from gmix.training.optim import poly, set_lr
 from gmix.training.precision import mixed_precision
 
@@ -44,6 +45,7 @@ def fit(
     memory_format: torch.memory_format = torch.contiguous_format,
     average: AveragedModel | None = None,
     accumulate: int = 1,
+    guard: Guard | None = None,
     report_when: Callable[[int], bool] = lambda step: step % 20 == 0,
 ) -> Iterator[Report]:
     """Train; hand over a report from time to time, and whoever reads it evaluates, saves or stops.
@@ -66,25 +68,28 @@ def fit(
             the mean of their losses: the memory of a part. Exact for losses that are means over images;
             what looks at a batch as a whole (BatchNorm, pairing, a mean over pixels of which some
             are ignored) sees a part. The method is told `part`.
+        guard: looks at each step before it is learned from, and may leave it out.
         report_when: given the number of steps done, whether to report; the last step always does.
 
     Yields:
         A Report, the only time the host waits for the device.
 
     Raises:
-        FloatingPointError: if a loss is not finite, naming the step and the terms.
+        NonFinite: a FloatingPointError, if a loss is not finite, naming the step and the terms.
     """
     net: Any = method.net
     device = next(method.parameters()).device
     generator = torch.Generator(device)
     window: list[dict[str, Tensor]] = []
-    began = time.perf_counter()
+    reported, began = start, time.perf_counter()
     for step, batch in zip(range(start, steps), batches, strict=False):
         method.train()
         set_lr(optimizer, poly(step, steps))
         torch.manual_seed(step_seed(seed, step, "torch"))
         generator.manual_seed(step_seed(seed, step, "method"))
         optimizer.zero_grad(set_to_none=True)
+        if guard is not None:
+            guard.remember(method)
         parts: list[dict[str, Tensor]] = []
         for part, piece in enumerate(batch.split(accumulate)):
             x_labeled, y_labeled, x_unlabeled, valid = piece.to(device)
@@ -92,7 +97,7 @@ def fit(
             if x_unlabeled is not None:
                 x_unlabeled = x_unlabeled.to(memory_format=memory_format)
             with mixed_precision(device, amp):
-                losses: dict[str, Tensor] = method(
+                terms: dict[str, Tensor] = method(
                     x_labeled,
                     y_labeled,
                     x_unlabeled,
@@ -101,20 +106,23 @@ def fit(
                     generator=generator,
                     part=part,
                 )
-            (losses["total"] / accumulate).backward()  # type: ignore[no-untyped-call]
-            parts.append({name: loss.detach() for name, loss in losses.items()})
-        optimizer.step()
-        if average is not None:
-            average.update_parameters(net)
+            (terms["total"] / accumulate).backward()  # type: ignore[no-untyped-call]
+            parts.append({name: term.detach() for name, term in terms.items()})
+        losses = {n: torch.stack([p[n] for p in parts]).mean(0) for n in parts[0]}
+        if guard is None or guard.passes(step + 1, losses, method):
+            optimizer.step()
+            if average is not None:
+                average.update_parameters(net)
+            window.append(losses)
 
-        window.append({n: torch.stack([p[n] for p in parts]).mean(0) for n in parts[0]})
         if report_when(step + 1) or step + 1 == steps:
-            means = mean_losses(window, first_step=step + 2 - len(window))
-            seconds = (time.perf_counter() - began) / len(window)
+            passed = step + 1 - reported
+            means = mean_losses(window, first_step=reported + 1)
+            seconds = (time.perf_counter() - began) / passed
             images = sum(len(x) for x in (batch.x_labeled, batch.x_unlabeled) if x is not None)
             lr = optimizer.param_groups[-1]["lr"]
-            yield Report(step + 1, len(window), means, lr, seconds, images)
-            window, began = [], time.perf_counter()
+            yield Report(step + 1, passed, means, lr, seconds, images)
+            window, reported, began = [], step + 1, time.perf_counter()
 
 
 def step_seed(seed: int, step: int, stream: str) -> int:
@@ -134,21 +142,19 @@ def mean_losses(window: list[dict[str, Tensor]], first_step: int) -> dict[str, f
     """Mean of each named loss over a window of steps, read from the device in one go.
 
     Raises:
-        FloatingPointError: if a value is not finite.
+        NonFinite: if a value is not finite.
 
     Examples:
         >>> mean_losses([{"total": torch.tensor(1.0)}, {"total": torch.tensor(2.0)}], first_step=1)
         {'total': 1.5}
     """
+    if not window:  # all of its steps were left out
+        return {}
     names = list(window[0])
     table = torch.stack(
         [torch.stack([row[name].float() for name in names]) for row in window]
     ).cpu()
     for offset, row in enumerate(table):
         if not row.isfinite().all():
-            bad = ", ".join(f"{n} = {v:g}" for n, v in zip(names, row.tolist(), strict=True))
-            raise FloatingPointError(
-                f"the loss is not finite at step {first_step + offset} ({bad}); "
-                "try a lower --lr, or --amp none"
-            )
+            raise NonFinite(first_step + offset, dict(zip(names, row.tolist(), strict=True)))
     return dict(zip(names, table.mean(dim=0).tolist(), strict=True))

@@ -47,5 +47,7 @@ class Interrupts:
 
 
 def leave_to_parent(worker: int) -> None:
-    """For loader processes: Ctrl-C reaches them too, but the parent still wants their batch."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """For loader processes: Ctrl-C and what a scheduler sends reach them too, but the parent still wants
+    their batch. They end with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

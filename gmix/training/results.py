@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import gmix
 from gmix.evaluation import Scores
 from gmix.training.config import TrainConfig
 from gmix.training.fit import Report
+from gmix.training.whole import cannot_write, write_whole
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Tally:
     seconds: float = 0.0  # of everything
     image_passes: int | None = None  # images through an encoder in one step
     peak_memory: int | None = None  # bytes
+    skipped: list[int] = field(default_factory=list)  # steps that were not finite
 
 
 class Metrics:
@@ -42,7 +44,7 @@ class Metrics:
         self.names = names
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         kept = [line for line in lines if _step(line) <= start]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        write_whole(path, "".join(line + "\n" for line in kept))
 
     def report(self, report: Report) -> None:
         """Losses, learning rate and speed."""
@@ -58,8 +60,11 @@ class Metrics:
         self._write({"step": step, "pseudo": pseudo})
 
     def _write(self, row: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
 
 
 def write_results(
@@ -88,9 +93,10 @@ def write_results(
         "seconds_per_step": tally.step_seconds / config.steps,
         "image_passes_per_step": tally.image_passes,
         "peak_memory_bytes": tally.peak_memory,
+        "skipped_steps": tally.skipped,
         "versions": versions(),
     }
-    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(results, indent=2) + "\n")
 
 
 def versions() -> dict[str, str]:

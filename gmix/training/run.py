@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,11 +25,13 @@ from gmix.training.build import (
     describe_data,
     image_format,
     image_stats,
+    one_line,
 )
 from gmix.training.checkpoint import (
     Checkpoint,
     list_checkpoints,
     load_checkpoint,
+    newest_checkpoint,
     save_checkpoint,
 )
 from gmix.training.config import TrainConfig, flag, parse_size, refuse_changes, write_yaml
@@ -37,12 +39,21 @@ from gmix.training.cost import count_first_step, peak_memory
 from gmix.training.fit import Report, fit
 from gmix.training.interrupts import Interrupted, Interrupts, leave_to_parent
 from gmix.training.methods import build_method
+from gmix.training.nonfinite import (
+    Guard,
+    NonFinite,
+    batch_names,
+    first_names,
+    refuse_spoiled,
+    save_reproduction,
+)
 from gmix.training.norm import renew_statistics, unlabeled_views
 from gmix.training.optim import build_optimizer
 from gmix.training.progress import make_progress
 from gmix.training.quality import judge_pseudo_masks
 from gmix.training.results import Metrics, Tally, write_results
 from gmix.training.saved import SavedModel, save_model
+from gmix.training.whole import refuse_unwritable, sweep, whole_folder
 
 
 class Result(NamedTuple):
@@ -82,28 +93,37 @@ class Parts:
         average = {} if self.average is None else {"average": self.average}
         return {"method": self.method, **average}
 
+    def save(self, folder: Path, step: int, keep: int = 2) -> Path:
+        """Write a checkpoint after `step` steps."""
+        state = {"optimizer": self.optimizer.state_dict(), "tally": vars(self.tally)}
+        return save_checkpoint(folder, step, self.modules, state, keep)
+
 
 def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None) -> Result:
     """Build, fit, evaluate, and write everything into `config.out`.
 
     Written there: `config.yaml` (repeats the run), `metrics.jsonl` (one line per report and
-    validation), `checkpoint-STEP/` (the last two), `model/` and `results.json` (at the end).
+    validation), `checkpoint-STEP/` (the last ones), `best/` (with `keep_best`), `model/` and
+    `results.json` (at the end). A process killed at any moment leaves each of them whole.
 
     Args:
         config: the flags of `gmix train`.
         on_report: called after each report of `fit`, for those who want to look on.
 
     Raises:
-        ValueError: on bad input, in one sentence.
-        FloatingPointError: if a loss is not finite.
+        ValueError: on bad input, or if something cannot be written, in one sentence.
+        FloatingPointError: if a loss is not finite; says where the step is saved.
         Interrupted: after SIGINT or SIGTERM, once the state is saved.
     """
     if config.out is None:
         raise ValueError("--out DIR is missing: where the results go")
     began, out = perf_counter(), Path(config.out)
-    checkpoint = find_checkpoint(config, out)
+    refuse_unwritable(out)
+    checkpoint, notes = find_checkpoint(config, out)
     device = prepare_device(config.device, config.threads)
     data = build_data(config)
+    if config.keep_best and data.validation is None:
+        raise ValueError("--keep-best needs validation images: add some, or leave the flag out")
     parts = build_parts(config, data.classes.channels, device)
     start = 0
     if checkpoint is not None:
@@ -114,6 +134,7 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
     mean, std = image_stats(config)
     size = None if config.size is None else parse_size(config.size)
     out.mkdir(parents=True, exist_ok=True)
+    sweep(out)
     write_yaml(config, out / "config.yaml")
     metrics = Metrics(out / "metrics.jsonl", data.classes.names, start)
     stream = build_stream(config, data, mean, std)
@@ -150,6 +171,31 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
             seed=config.seed,
         )
 
+    def write_model(net: GuidedMixNet, name: str) -> None:
+        saved = SavedModel(net, data.classes, size, mean, std, image_format(config))
+        with whole_folder(out / name) as aside:
+            save_model(saved, aside)
+
+    def describe_step(bad: NonFinite, *, save: bool = True) -> str:
+        """What was not finite, in which images, and where that is saved."""
+        labeled, unlabeled = map(first_names, batch_names(stream, bad.step))
+        text = f"{bad}; labeled images: {labeled}; unlabeled: {unlabeled or 'none'}"
+        if not save:
+            return text
+        # Without a guard the weights have moved on since.
+        state = partial(parts.save, step=bad.step - 1) if guard is not None else None
+        try:
+            return f"{text}; saved in {save_reproduction(out, bad, config, stream, state)}"
+        except ValueError as error:
+            return f"{text}; {error}"
+
+    def leave_out(bad: NonFinite) -> None:
+        # One of them is enough to look at: each is as large as a checkpoint.
+        show.note(f"left out: {describe_step(bad, save=len(parts.tally.skipped) == 1)}")
+
+    guard = None
+    if config.skip_nonfinite > 0:
+        guard = Guard(config.skip_nonfinite, parts.tally.skipped, leave_out)
     net = parts.deployed
     scores: Scores | None = None
     pseudo: dict[str, Any] | None = None
@@ -159,21 +205,21 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
         count_first_step(parts.method, tell, calls=config.accumulate)
     with Interrupts() as interrupts, make_progress(config.steps, start) as show:
         show.note(f"{config.method}: {describe_data(data)}; writing to {out}")
+        for note in notes:
+            show.note(note)
         if start:
             show.note(f"going on after step {start}")
-        for report in fit(
+        reports = fit(
             parts.method,
             load(range(start, config.steps)),
             parts.optimizer,
-            steps=config.steps,
             start=start,
-            seed=config.seed,
-            amp=config.amp == "bf16",
-            memory_format=layout(config),
             average=parts.average,
-            accumulate=config.accumulate,
+            guard=guard,
             report_when=lambda step: interrupts.asked or is_due(config, step),
-        ):
+            **fit_settings(config),
+        )
+        for report in explained(reports, describe_step):
             last = report.step == config.steps
             metrics.report(report)
             if last or due(report.step, config.eval_every):
@@ -183,6 +229,8 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
                     show.miou = scores.miou
                     metrics.scores(report.step, scores)
                     tally.best = max(tally.best or (-1.0, 0), (scores.miou, report.step))
+                    if config.keep_best and tally.best[1] == report.step:
+                        write_model(net, "best")
                 pseudo = judge()
                 if pseudo is not None:
                     metrics.pseudo(report.step, pseudo)
@@ -192,8 +240,8 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
             tally.peak_memory = max(tally.peak_memory or 0, peak_memory(device) or 0) or None
             stopping = interrupts.asked  # read once: a signal may arrive on any line
             if last or stopping or due(report.step, config.checkpoint_every):
-                state = {"optimizer": parts.optimizer.state_dict(), "tally": vars(tally)}
-                save_checkpoint(out, report.step, parts.modules, state)
+                refuse_spoiled(parts.method, report.step)
+                parts.save(out, report.step, config.keep_last)
             if on_report is not None:
                 on_report(report)
             if stopping and not last:
@@ -204,7 +252,7 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
         if start == config.steps:  # resumed after the end
             net = deployable()
             scores, pseudo = score(net), judge()
-    save_model(SavedModel(net, data.classes, size, mean, std, image_format(config)), out / "model")
+    write_model(net, "model")
     path, names = out / "results.json", data.classes.names
     write_results(path, config, names, data.counts, tally, scores, pseudo, data.split)
     return Result(scores, tally.best, data.classes.names, tally.seconds / 60, out)
@@ -224,21 +272,42 @@ def load_batches(
     )
 
 
-def find_checkpoint(config: TrainConfig, out: Path) -> Checkpoint | None:
-    """The checkpoint to go on from, if any.
+def fit_settings(config: TrainConfig) -> dict[str, Any]:
+    """The arguments of `fit` that flags decide."""
+    return {
+        "steps": config.steps,
+        "seed": config.seed,
+        "amp": config.amp == "bf16",
+        "memory_format": layout(config),
+        "accumulate": config.accumulate,
+    }
+
+
+def explained(
+    reports: Iterable[Report], describe_step: Callable[[NonFinite], str]
+) -> Iterator[Report]:
+    """The reports of `fit`; if a loss is not finite, with all there is to say about it."""
+    try:
+        yield from reports
+    except NonFinite as bad:
+        advice = "try a lower --lr, --amp none, or --resume with --skip-nonfinite N"
+        raise FloatingPointError(f"{describe_step(bad)}; {advice}") from bad
+
+
+def find_checkpoint(config: TrainConfig, out: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint to go on from, if any, and what there is to say about others.
 
     Raises:
         ValueError: if a run would be overwritten, or resumed under other settings.
     """
-    checkpoints = list_checkpoints(out)
-    if not checkpoints:
-        return None
+    if not list_checkpoints(out):
+        return None, []
     if not config.resume:
         raise ValueError(
             f"{out} already holds a run: add --resume to go on with it, or choose another --out"
         )
     refuse_changes(config, out / "config.yaml")
-    return checkpoints[-1]
+    return newest_checkpoint(out)
 
 
 def build_parts(config: TrainConfig, channels: int, device: torch.device) -> Parts:
@@ -263,10 +332,18 @@ def build_parts(config: TrainConfig, channels: int, device: torch.device) -> Par
 
 
 def restore(parts: Parts, checkpoint: Checkpoint, device: torch.device) -> None:
-    """Load a checkpoint into `parts`."""
+    """Load a checkpoint into `parts`.
+
+    Raises:
+        ValueError: if it is that of another training.
+    """
     state = load_checkpoint(checkpoint.path, parts.modules, device)
-    parts.optimizer.load_state_dict(state["optimizer"])
-    parts.tally = Tally(**state["tally"])
+    try:
+        parts.optimizer.load_state_dict(state["optimizer"])
+        parts.tally = Tally(**state["tally"])
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"does not fit this training: {one_line(error)}"
+        raise ValueError(f"the checkpoint {checkpoint.path} {reason}") from error
 
 
 def prepare_device(name: str, threads: int | None = None) -> torch.device:

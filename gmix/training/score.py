@@ -125,6 +125,8 @@ def build_predict(config: EvaluateConfig) -> Predict | None:
 def original_data(run: Path, part: Literal["all", "odd", "even"]) -> TrainConfig:
     """The data flags of the run; `part` overrides its own unless it is "all"."""
     path = run / "config.yaml"
+    if not path.is_file():  # OUT/model or OUT/best
+        path = run.absolute().parent / "config.yaml"
     if not path.is_file():
         raise ValueError(f"--val-images is missing, and {run} has no config.yaml that names them")
     config = TrainConfig(**read_yaml(path))

@@ -1,0 +1,61 @@
+"""A step that was not finite, once more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import safe_open
+
+from gmix.data import Batch
+from gmix.training.build import build_data, build_stream, image_stats
+from gmix.training.checkpoint import newest_checkpoint
+from gmix.training.config import TrainConfig, read_yaml
+from gmix.training.fit import fit
+from gmix.training.run import build_parts, fit_settings, prepare_device, restore
+
+
+def replay(folder: str | Path, device: str | None = None) -> dict[str, float]:
+    """Go through a step that was not finite once more.
+
+    Where the folder holds an earlier state, the steps up to that one are trained anew, from the data.
+
+    Args:
+        folder: `OUT/nonfinite-STEP`, as `gmix train` wrote it.
+        device: "cpu", "cuda"; None: as in training.
+
+    Returns:
+        The losses of the step, if they are finite now: on another device, or in another version.
+
+    Raises:
+        FloatingPointError: if they are not, as in training.
+    """
+    folder = Path(folder)
+    config = TrainConfig(**read_yaml(folder / "config.yaml"))
+    where = prepare_device(device or config.device, config.threads)
+    with safe_open(folder / "batch.safetensors", "pt") as file:
+        step = int(file.metadata()["step"])
+        last = Batch(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    data = build_data(config)
+    parts = build_parts(config, data.classes.channels, where)
+    checkpoint, _ = newest_checkpoint(folder)
+    start = 0
+    if checkpoint is not None:
+        restore(parts, checkpoint, where)
+        start = checkpoint.step
+    stream = build_stream(config, data, *image_stats(config))
+
+    def batches() -> Iterator[Batch]:
+        yield from (stream[earlier] for earlier in range(start, step - 1))
+        yield last
+
+    reports = fit(
+        parts.method,
+        batches(),
+        parts.optimizer,
+        start=start,
+        average=parts.average,
+        report_when=lambda done: done == step,
+        **fit_settings(config),
+    )
+    return next(reports).losses
