@@ -65,9 +65,14 @@ def save_checkpoint(
         kept = [checkpoint.path.name for checkpoint in list_checkpoints(folder)]
         rest = f"{kept[-1]} stays, to go on from with --resume" if kept else "there is none yet"
         raise ValueError(f"{error}; {rest}") from error
+    remove_old(folder, keep)
+    return final
+
+
+def remove_old(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints."""
     for old in list_checkpoints(folder)[:-keep]:
         remove_whole(old.path)
-    return final
 
 
 def load_checkpoint(

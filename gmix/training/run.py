@@ -32,6 +32,7 @@ from gmix.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     newest_checkpoint,
+    remove_old,
     save_checkpoint,
 )
 from gmix.training.config import TrainConfig, flag, parse_size, refuse_changes, write_yaml
@@ -135,6 +136,7 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
     size = None if config.size is None else parse_size(config.size)
     out.mkdir(parents=True, exist_ok=True)
     sweep(out)
+    remove_old(out, config.keep_last)
     write_yaml(config, out / "config.yaml")
     metrics = Metrics(out / "metrics.jsonl", data.classes.names, start)
     stream = build_stream(config, data, mean, std)
