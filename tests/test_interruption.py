@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_checkpoint import assert_same
-from tiny_data import write_data
+from test_checkpoint import assert_same, state_of
+from test_data_stream import same
+from test_training import Regression, regression_batches
+from tiny_data import tiny_config, words, write_data
+from tiny_nets import seeded, tiny_batch, tiny_net
+from torch import Tensor
+from torch.utils.data import ConcatDataset
 
+from gmix.cli import main
+from gmix.data import Batch, Cached, ImageDataset, ShardedImages, find_shards
+from gmix.methods import GuidedMix, Supervised
+from gmix.methods.method import Step
+from gmix.training import run as running
+from gmix.training import whole
+from gmix.training.build import build_data, build_stream
 from gmix.training.checkpoint import list_checkpoints
+from gmix.training.fit import Report, fit
+from gmix.training.nonfinite import Guard, NonFinite, item_name
+from gmix.training.optim import poly
+from gmix.training.replay import replay
+from gmix.training.run import train
+
+Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +120,486 @@ def test_a_run_killed_at_any_moment_ends_bit_equal(
     runs = {kill["run"] for kill in done}
     for run in runs:
         assert_same(everything(tmp_path / str(run)), expected)
+
+
+# --- asked to stop ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_polite_stop_exits_with_0_and_says_how_to_go_on(
+    data: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    signals = [number]  # a second one would end the process
+
+    def due(step: int, every: int) -> bool:
+        if signals:
+            os.kill(os.getpid(), signals.pop())
+        return False
+
+    config = tiny_config(data, tmp_path / "out", **QUICK, method="supervised")
+    with monkeypatch.context() as patch:
+        patch.setattr("gmix.training.run.due", due)
+        assert main(["train", *words(config)]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    line = (
+        "stopped after step 2 of 8, everything is saved: repeat the command with --resume to go on"
+    )
+    assert said == line
+    assert main(["train", *words(config), "--resume"]) == 0
+    assert main(["train", *words(replace(config, out=str(tmp_path / "straight")))]) == 0
+    assert_same(state_of(tmp_path / "out"), state_of(tmp_path / "straight"))
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups")
+def test_loader_processes_outlive_the_signal_of_a_scheduler(data: Path, tmp_path: Path) -> None:
+    """Schedulers and terminals send it to every process of a job."""
+    config = tiny_config(
+        data, tmp_path / "out", **{**QUICK, "steps": 100000, "eval_every": 0}, workers=1
+    )
+    root = Path(__file__).resolve().parents[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gmix", "train", *words(config)],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        metrics = tmp_path / "out" / "metrics.jsonl"
+        while process.poll() is None and not (metrics.is_file() and metrics.stat().st_size):
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGTERM)
+        said, complaint = process.communicate()
+    finally:
+        process.kill()
+    assert (process.returncode, complaint) == (0, "")
+    assert said.splitlines()[-1].endswith("repeat the command with --resume to go on")
+    step = list_checkpoints(tmp_path / "out")[-1].step
+    assert f"stopped after step {step} of 100000" in said
+
+
+# --- nothing can be written ------------------------------------------------------------------
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file may be longer: to the program it is like a full disk."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("share", [0.5, 1.5], ids=["safetensors", "torch"])
+def test_a_disk_that_is_full_leaves_the_last_checkpoint(
+    data: Path, tmp_path: Path, share: float
+) -> None:
+    out = tmp_path / "out"
+    config = tiny_config(
+        data, out, **{**QUICK, "eval_every": 0, "keep_best": False}, method="supervised"
+    )
+    full: list[Any] = []
+
+    def fill(report: Report) -> None:
+        if report.step == 2:
+            size = (out / "checkpoint-00000002" / "method.safetensors").stat().st_size
+            full.append(largest_file(int(share * size)))
+            full[0].__enter__()
+
+    try:
+        with pytest.raises(ValueError, match=r"cannot write .*File too large") as caught:
+            train(config, on_report=fill)
+    finally:
+        full[0].__exit__(None, None, None)
+    message = str(caught.value)
+    assert message.startswith(f"cannot write {out / 'checkpoint-00000004'}: ")
+    assert message.endswith("; checkpoint-00000002 stays, to go on from with --resume")
+    assert "\n" not in message
+    assert sorted(path.name for path in out.iterdir()) == [
+        "checkpoint-00000002",
+        "config.yaml",
+        "metrics.jsonl",
+    ]
+    train(replace(config, resume=True))
+    train(replace(config, out=str(tmp_path / "straight")))
+    assert_same(state_of(out), state_of(tmp_path / "straight"))
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "results.json", "model", "best"])
+def test_whatever_cannot_be_written_is_named(
+    data: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def refuse(path: Path, *args: Any, **rest: Any) -> Any:
+        if path.name in (f".{name}.part", name):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(path, *args, **rest)
+
+    out = tmp_path / "out"
+    attribute = {"metrics.jsonl": "open", "model": "mkdir", "best": "mkdir"}.get(name, "write_text")
+    original = getattr(Path, attribute)
+    config = tiny_config(data, out, **{**QUICK, "steps": 2}, method="supervised")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, attribute, refuse)
+        assert main(["train", *words(config)]) == 1
+    reason = os.strerror(errno.ENOSPC)
+    assert capsys.readouterr().err == f"gmix: cannot write {out / name}: {reason}\n"
+    assert not list(out.glob(".*"))
+
+
+def test_a_folder_that_is_read_only_is_found_out_before_any_work(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    for name in ("file", "file/below"):
+        with pytest.raises(ValueError, match=r"cannot write into .*file is a file; choose another"):
+            train(tiny_config(data / "missing", tmp_path / name))
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # tests may run as root
+    with pytest.raises(ValueError, match=r"cannot write into \S+new/run: \S+ is read-only; choose"):
+        train(tiny_config(data / "missing", tmp_path / "new" / "run"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_replaced_half_way_is_put_right(tmp_path: Path) -> None:
+    for name in (".model.old", ".model.part", ".other.gone"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    (tmp_path / ".results.json.part").touch()
+    whole.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "file").read_text() == ".model.old"
+    with whole.whole_folder(tmp_path / "model") as aside:
+        (aside / "file").write_text("new")
+    (tmp_path / ".model.old").mkdir()  # killed a moment later
+    whole.sweep(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "file"]
+    assert (tmp_path / "model" / "file").read_text() == "new"
+
+
+# --- checkpoints that are not what they were -------------------------------------------------
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def blank(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "reason"),
+    [
+        ("method.safetensors", cut, "method.safetensors is not as it was written"),
+        ("method.safetensors", flip, "method.safetensors is not as it was written"),
+        ("method.safetensors", Path.unlink, "method.safetensors: No such file or directory"),
+        ("state.pt", blank, "state.pt is not as it was written"),
+        ("SHA256SUMS", lambda path: os.truncate(path, 0), "SHA256SUMS is cut short"),
+        ("SHA256SUMS", blank, "SHA256SUMS cannot be read"),
+    ],
+)
+def test_a_damaged_checkpoint_is_set_aside_aloud(
+    data: Path,
+    tmp_path: Path,
+    capsys: Capture,
+    name: str,
+    spoil: Callable[[Path], Any],
+    reason: str,
+) -> None:
+    out = tmp_path / "out"
+    settings = {**QUICK, "steps": 4, "eval_every": 0, "keep_best": False, "keep_last": 1}
+    config = tiny_config(data, out, **{**settings, "keep_last": 2}, method="supervised")
+    train(config)
+    straight = deepcopy(state_of(out))  # safetensors maps files into memory
+    spoil(out / "checkpoint-00000004" / name)
+    capsys.readouterr()
+    config = tiny_config(data, out, **settings, method="supervised", resume=True)
+    train(config)
+    said = capsys.readouterr().out
+    assert f"checkpoint-00000004 is damaged ({reason}) and set aside" in said
+    assert "going on after step 2" in said
+    assert_same(state_of(out), straight)
+    folders = sorted(path.name for path in out.glob("*checkpoint*"))
+    assert folders == ["checkpoint-00000004", "damaged-checkpoint-00000004"]
+    (out / "checkpoint-00000004" / "state.pt").unlink()
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be read .*start anew") as caught:
+        train(config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"arch": "Linknet", "model_args": {"encoder_depth": 3}}, {"method": "cps"}, {"ema": 0.5}],
+    ids=["architecture", "method", "average"],
+)
+def test_the_checkpoint_of_another_training_is_refused(
+    data: Path, tmp_path: Path, other: dict[str, Any]
+) -> None:
+    settings: dict[str, Any] = {**QUICK, "steps": 2, "eval_every": 0, "keep_best": False}
+    settings = {**settings, "method": "supervised"}
+    config = tiny_config(data, tmp_path / "out", **settings)
+    train(config)
+    train(tiny_config(data, tmp_path / "other", **{**settings, **other}))
+    mine, foreign = (tmp_path / name / "checkpoint-00000002" for name in ("out", "other"))
+    if "ema" in other:  # mine lacks what theirs has
+        config, mine, foreign = replace(config, ema=0.5), foreign, mine
+        config.out = str(tmp_path / "other")
+    for path in mine.iterdir():
+        path.unlink()
+    for path in foreign.iterdir():
+        (mine / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match=r"the checkpoint \S+ does not fit this \w+: ") as caught:
+        train(replace(config, resume=True))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    assert mine.is_dir()
+
+
+# --- what is kept ----------------------------------------------------------------------------
+
+
+def test_as_many_checkpoints_stay_as_asked_for(data: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {**QUICK, "steps": 5, "checkpoint_every": 1, "eval_every": 0}
+    settings = {**settings, "method": "supervised", "keep_best": False}
+    config = tiny_config(data, tmp_path / "out", **settings, keep_last=3)
+    train(config)
+    assert [c.step for c in list_checkpoints(tmp_path / "out")] == [3, 4, 5]
+    train(replace(config, resume=True, keep_last=1))
+    assert [c.step for c in list_checkpoints(tmp_path / "out")] == [5]
+    with pytest.raises(ValueError, match="--keep-last must be at least 1, got 0"):
+        replace(config, keep_last=0)
+
+
+def test_the_best_model_is_kept_and_can_be_scored(
+    data: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of three validations is made the best: what is kept must be its weights."""
+    seen: list[dict[str, Tensor]] = []
+    mious: list[float] = []
+    original = running.evaluate
+
+    def scored(net: Any, *args: Any, **rest: Any) -> Any:
+        seen.append({name: tensor.clone() for name, tensor in net.state_dict().items()})
+        found = original(net, *args, **rest)
+        mious.append(found.miou)
+        return replace(found, miou=[0.1, 0.9, 0.2][len(seen) - 1])
+
+    monkeypatch.setattr(running, "evaluate", scored)
+    out = tmp_path / "out"
+    settings = {**QUICK, "steps": 3, "eval_every": 1, "lr": 0.05}
+    result = train(tiny_config(data, out, **settings, method="supervised"))
+    assert result.best == (0.9, 2)
+    kept = load_file(out / "best" / "model.safetensors")
+    assert_same(kept, {name: seen[1][f"model.{name}"] for name in kept})
+    assert not torch.equal(kept[next(iter(kept))], seen[2][f"model.{next(iter(kept))}"])
+    argv = ["evaluate", "--model", str(out / "best"), "--device", "cpu", "--threads", "1"]
+    assert main([*argv, "--out", str(tmp_path / "scores.json")]) == 0
+    found = json.loads((tmp_path / "scores.json").read_text())["miou"]
+    assert found == pytest.approx(mious[1], abs=1e-6)
+
+
+def test_the_best_of_nothing_is_refused(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, tmp_path, **QUICK, val_images=None, val_masks=None)
+    with pytest.raises(ValueError, match="--keep-best needs validation images"):
+        train(config)
+    assert not list(tmp_path.iterdir())
+
+
+# --- not finite ------------------------------------------------------------------------------
+
+
+class Spoiled(Supervised):
+    """Sees infinite images at some steps: statistics and weights are not numbers from then on."""
+
+    bad: tuple[int, ...] = ()
+    steps = 8
+    gradient_alone = False
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        if 1 + round(step.progress * self.steps) not in self.bad:
+            return super().losses(step)
+        if not self.gradient_alone:
+            return super().losses(step._replace(x_labeled=step.x_labeled * math.inf))
+        found = super().losses(step)
+        nothing = 0 * next(self.net.model.decoder.parameters()).sum()
+        return {**found, "total": found["total"] + nothing.sqrt()}  # 0, rising infinitely fast
+
+
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def at(*steps: int) -> None:
+        monkeypatch.setattr(Spoiled, "bad", steps)
+        monkeypatch.setattr(running, "build_method", lambda config, net: Spoiled(net))
+
+    return at
+
+
+def spoiled_config(data: Path, out: Path, **changes: Any) -> Any:
+    settings = {**QUICK, "log_every": 4, "eval_every": 0, "keep_best": False}
+    return tiny_config(data, out, **{**settings, "method": "supervised", **changes})
+
+
+@pytest.mark.parametrize("every", [0, 2])
+def test_a_step_that_is_not_finite_can_be_replayed(
+    data: Path, tmp_path: Path, spoil: Callable[..., None], every: int
+) -> None:
+    """It is found at step 4 or 8, when the weights are spoiled; the newest checkpoint is older."""
+    spoil(3, 7) if every == 0 else spoil(7)
+    step, start = (3, None) if every == 0 else (7, 6)
+    config = spoiled_config(data, tmp_path / "out", checkpoint_every=every)
+    with pytest.raises(FloatingPointError) as caught:
+        train(config)
+    message = str(caught.value)
+    assert message.startswith(f"the loss is not finite at step {step} (")
+    assert "total = nan" in message and "\n" not in message
+    stream = build_stream(config, build_data(config), (0.5,) * 3, (0.5,) * 3)
+    labeled = [Path(item_name(stream.labeled, i)).name for i in stream.indices(step - 1)[0]]
+    assert f"; labeled images: {', '.join(labeled)}; unlabeled: none; saved in " in message
+    folder = tmp_path / "out" / f"nonfinite-{step:08d}"
+    assert str(folder) in message and "--skip-nonfinite N" in message
+    assert [c.step for c in list_checkpoints(folder)] == ([] if start is None else [start])
+    readme = (folder / "README.md").read_text()
+    for name in labeled:
+        assert f"- {data / 'images' / name}\n" in readme
+    batch = load_file(folder / "batch.safetensors")
+    assert same(stream[step - 1], Batch(batch["x_labeled"], batch["y_labeled"]))
+    with pytest.raises(NonFinite, match=rf"step {step} \(.*total = nan"):
+        replay(folder)
+    spoil()  # what was wrong is put right: the replay is the step of a healthy run
+    healthy = spoiled_config(data, tmp_path / "healthy", log_every=1)
+    reports: list[Report] = []
+    train(healthy, on_report=reports.append)
+    assert replay(folder) == reports[step - 1].losses
+
+
+def test_steps_can_be_left_out_and_the_rest_is_untouched(
+    data: Path, tmp_path: Path, spoil: Callable[..., None], capsys: Capture
+) -> None:
+    spoil(3, 6)
+    config = spoiled_config(data, tmp_path / "out", skip_nonfinite=2, log_every=1)
+    train(config)
+    said = capsys.readouterr().out
+    assert "left out: the loss is not finite at step 3 (" in said
+    assert "left out: the loss is not finite at step 6 (" in said
+    out = tmp_path / "out"
+    assert json.loads((out / "results.json").read_text())["skipped_steps"] == [3, 6]
+    weights, _ = state_of(out)
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    rows = [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["losses"] == {} for row in rows if "losses" in row] == [
+        s in (3, 6) for s in range(1, 9)
+    ]
+    # The first is saved, with the very weights it met.
+    (folder,) = out.glob("nonfinite-*")
+    assert folder.name == "nonfinite-00000003"
+    assert list_checkpoints(folder)[-1].step == 2
+    with pytest.raises(NonFinite, match="step 3"):
+        replay(folder)
+
+
+def test_skipped_steps_are_counted_across_restarts(
+    data: Path, tmp_path: Path, spoil: Callable[..., None]
+) -> None:
+    spoil(3, 6)
+    config = spoiled_config(data, tmp_path / "out", skip_nonfinite=1, log_every=1)
+    for again in (False, True):  # the second time from step 4 on
+        with pytest.raises(FloatingPointError, match=r"not finite at step 6 .*nonfinite-00000006"):
+            train(replace(config, resume=again))
+    folder = tmp_path / "out" / "nonfinite-00000006"
+    assert list_checkpoints(folder)[-1].step == 5
+    train(replace(config, resume=True, skip_nonfinite=2))
+    train(replace(config, out=str(tmp_path / "straight"), skip_nonfinite=5))
+    assert_same(state_of(tmp_path / "out"), state_of(tmp_path / "straight"))
+
+
+def test_a_guard_that_has_nothing_to_do_changes_nothing(data: Path, tmp_path: Path) -> None:
+    states = []
+    for skip in (0, 3):
+        config = spoiled_config(data, tmp_path / str(skip), method="guidedmix", steps=3)
+        train(replace(config, skip_nonfinite=skip))
+        states.append(state_of(tmp_path / str(skip)))
+    assert_same(*states)
+
+
+def test_a_skipped_step_of_guidedmix_leaves_no_trace() -> None:
+    method = GuidedMix(tiny_net())
+    guard = Guard(1, [], lambda bad: None)
+    x, y, u = tiny_batch()
+    method.train()
+    for spoiled in (False, True):
+        guard.remember(method)
+        before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+        losses = method(x * (math.inf if spoiled else 1), y, u, generator=seeded())
+        losses["total"].backward()
+        changed = [n for n, t in method.state_dict().items() if not torch.equal(t, before[n])]
+        assert any("running_mean" in name for name in changed)
+        assert {"teacher.step", "reference.written"} <= set(changed)
+        found = {name: loss.detach() for name, loss in losses.items()}
+        assert guard.passes(1, found, method) != spoiled
+    assert_same(dict(method.state_dict()), before)
+    with pytest.raises(NonFinite, match=r"step 2 \(.*gradient = nan"):
+        guard.passes(2, found, method)
+
+
+def test_fit_with_a_guard_is_the_plain_loop_without_those_steps() -> None:
+    torch.manual_seed(0)
+    method = Regression(spoil_at=3)
+    start = method.net.weight.item()
+    optimizer = torch.optim.SGD([{"params": method.parameters(), "initial_lr": 0.1}], lr=0.1)
+    told: list[NonFinite] = []
+    guard = Guard(1, [], told.append)
+    reports = list(
+        fit(
+            method,
+            regression_batches(),
+            optimizer,
+            steps=5,
+            guard=guard,
+            report_when=lambda step: True,
+        )
+    )
+    weight = start
+    for t in (0, 1, 3, 4):
+        weight -= 0.1 * poly(t, 5) * 2 * (weight - t)
+    assert method.net.weight.item() == pytest.approx(weight, rel=1e-5)
+    assert [report.losses == {} for report in reports] == [False, False, True, False, False]
+    assert [bad.step for bad in told] == guard.skipped == [3]
+
+
+def test_spoiled_weights_are_not_saved(
+    data: Path, tmp_path: Path, spoil: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss that is finite may have a gradient that is not."""
+    spoil(4)
+    monkeypatch.setattr(Spoiled, "gradient_alone", True)
+    config = spoiled_config(data, tmp_path / "out")
+    with pytest.raises(FloatingPointError, match=r"weights are not finite after step 4.*no check"):
+        train(config)
+    assert [c.step for c in list_checkpoints(tmp_path / "out")] == [2]
+    train(replace(config, resume=True, skip_nonfinite=1))
+    assert all(tensor.isfinite().all() for tensor in state_of(tmp_path / "out")[0].values())
+
+
+def test_images_are_named_wherever_they_come_from(data: Path, tmp_path: Path) -> None:
+    import tarfile
+
+    paths = sorted((data / "images").iterdir())
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for path in paths[2:4]:
+            archive.add(path, path.name)
+    shards = ShardedImages(find_shards(tmp_path))
+    pool: Any = ConcatDataset([ImageDataset(paths[:2]), shards])
+    for dataset in (pool, Cached(pool)):
+        names = [item_name(dataset, index) for index in range(4)]
+        assert names[:2] == list(map(str, paths[:2]))
+        assert names[2:] == [shards.name(0), shards.name(1)]
+    assert f"1 at byte {shards._places[1][1]} of {tmp_path / '0.tar'}" == names[3]
+    assert item_name([1, 2], 1) == "image 1"

@@ -49,13 +49,13 @@ def replay(folder: str | Path, device: str | None = None) -> dict[str, float]:
         yield from (stream[earlier] for earlier in range(start, step - 1))
         yield last
 
-    reports = fit(
+    *_, report = fit(
         parts.method,
         batches(),
         parts.optimizer,
         start=start,
         average=parts.average,
-        report_when=lambda done: done == step,
+        report_when=lambda done: done >= step - 1,
         **fit_settings(config),
     )
-    return next(reports).losses
+    return report.losses
