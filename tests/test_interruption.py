@@ -234,7 +234,7 @@ def test_whatever_cannot_be_written_is_named(
     data: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     def refuse(path: Path, *args: Any, **rest: Any) -> Any:
-        if path.name in (f".{name}.part", name):
+        if path.name in (f".{name}.gmix-part", name):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return original(path, *args, **rest)
 
@@ -264,19 +264,35 @@ def test_a_folder_that_is_read_only_is_found_out_before_any_work(
 
 
 def test_a_folder_replaced_half_way_is_put_right(tmp_path: Path) -> None:
-    for name in (".model.old", ".model.part", ".other.gone"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_text(name)
-    (tmp_path / ".results.json.part").touch()
+    def content() -> dict[str, str]:
+        files = [path for path in tmp_path.rglob("*") if path.is_file()]
+        return {path.relative_to(tmp_path).as_posix(): path.read_text() for path in files}
+
+    def put(name: str, text: str) -> None:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+    put(".bashrc.old", "mine")
+    put("model/weights", "first")
+    put("model/notes", "mine")
+    mine = {".bashrc.old": "mine", "model/notes": "mine"}
+    # Killed between two renames: the first one comes back.
+    (tmp_path / "model").rename(tmp_path / ".model.gmix-old")
+    put(".model.gmix-part/weights", "second")
+    put(".checkpoint-00000002.gmix-gone/state.pt", "")
+    put(".results.json.gmix-part", "")
     whole.sweep(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert (tmp_path / "model" / "file").read_text() == ".model.old"
+    assert content() == {**mine, "model/weights": "first"}
+    # Killed after both: the second one stays, and what is not the library's with it.
+    (tmp_path / "model").rename(tmp_path / ".model.gmix-old")
+    put("model/weights", "second")
+    whole.sweep(tmp_path)
+    assert content() == {**mine, "model/weights": "second"}
     with whole.whole_folder(tmp_path / "model") as aside:
-        (aside / "file").write_text("new")
-    (tmp_path / ".model.old").mkdir()  # killed a moment later
-    whole.sweep(tmp_path)
-    assert [path.name for path in tmp_path.rglob("*")] == ["model", "file"]
-    assert (tmp_path / "model" / "file").read_text() == "new"
+        (aside / "weights").write_text("third")
+    assert content() == {**mine, "model/weights": "third"}
+    assert not list(tmp_path.glob(".model*"))
 
 
 # --- checkpoints that are not what they were -------------------------------------------------

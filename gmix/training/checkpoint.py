@@ -125,7 +125,7 @@ def damage(path: Path) -> str | None:
         if not (path / SUMS).exists() and (path / STATE).exists():
             return None  # written before there were sums
         lines = (path / SUMS).read_text(encoding="utf-8").splitlines()
-        sums = dict(reversed(line.split("  ", 1)) for line in lines)
+        sums = {name: known for known, name in (line.split("  ", 1) for line in lines)}
         changed = [name for name, known in sums.items() if _sha256(path / name) != known]
     except OSError as error:
         return f"{Path(str(error.filename)).name}: {error.strerror}"

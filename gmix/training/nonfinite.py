@@ -97,7 +97,8 @@ class Guard:
         Raises:
             NonFinite: if it is one too many.
         """
-        terms = {name: float(loss) for name, loss in losses.items()}
+        values = torch.stack([loss.float() for loss in losses.values()]).tolist()
+        terms = dict(zip(losses, values, strict=True))
         # Nothing is clipped: the norm is all that is wanted.
         terms["gradient"] = float(nn.utils.clip_grad_norm_(method.parameters(), math.inf))
         if all(map(math.isfinite, terms.values())):
@@ -108,8 +109,8 @@ class Guard:
         bad = NonFinite(step, terms)
         if len(self.skipped) >= self.allowed:
             raise bad
-        self.skipped.append(step)
         self.tell(bad)
+        self.skipped.append(step)
         return False
 
 

@@ -43,6 +43,7 @@ class Plan:
         peak_memory: bytes; of a GPU, what tensors take; else all memory of this process. None where the
             system does not tell.
         checkpoint: bytes of one on the disk.
+        kept: how many of them stay.
     """
 
     method: str
@@ -62,6 +63,7 @@ class Plan:
     seconds_per_batch: float
     peak_memory: int | None
     checkpoint: int
+    kept: int = 2
 
     @property
     def hours(self) -> float:
@@ -129,6 +131,7 @@ def plan(config: TrainConfig) -> Plan:
         seconds_per_batch=loading,
         peak_memory=peak_memory(device),
         checkpoint=checkpoint_size(parts),
+        kept=config.keep_last,
     )
 
 
@@ -148,7 +151,7 @@ def describe(plan: Plan) -> list[str]:
         time           1:00:00 on cpu: 2.40 s a step, measured; validation comes on top
         loading        0.30 s a batch in one process
         peak memory    3.5 GB
-        checkpoint     391 MB on the disk, the last two are kept
+        checkpoint     391 MB on the disk, the last 2 are kept
     """
     images = f"{plan.batch_labeled} labeled"
     if plan.batch_unlabeled:
@@ -169,7 +172,7 @@ def describe(plan: Plan) -> list[str]:
         "measured; validation comes on top",
         "loading": f"{plan.seconds_per_batch:.2f} s a batch in one process",
         "peak memory": memory,
-        "checkpoint": f"{human(plan.checkpoint)} on the disk, the last two are kept",
+        "checkpoint": f"{human(plan.checkpoint)} on the disk, the last {plan.kept} are kept",
     }
     return [f"{plan.method}: {plan.data}", *(f"{name:14} {text}" for name, text in rows.items())]
 

@@ -193,7 +193,7 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
 
     def leave_out(bad: NonFinite) -> None:
         # One of them is enough to look at: each is as large as a checkpoint.
-        show.note(f"left out: {describe_step(bad, save=len(parts.tally.skipped) == 1)}")
+        show.note(f"left out: {describe_step(bad, save=not parts.tally.skipped)}")
 
     guard = None
     if config.skip_nonfinite > 0:

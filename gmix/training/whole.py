@@ -8,13 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# What `sweep` removes must be ours: a run may be written into a folder of other things.
+PART, OLD, GONE = ".gmix-part", ".gmix-old", ".gmix-gone"
+
 
 @contextmanager
 def whole_folder(final: Path) -> Iterator[Path]:
     """Hand out an empty folder to write into, which then takes the place of `final`.
 
     A process killed at any moment leaves what was there before, or all of what is new. Two folders cannot
-    change places in one go: what was there is called `.NAME.old` for a moment, and `sweep` knows.
+    change places in one go: what was there is called `.NAME.gmix-old` for a moment, and `sweep` knows. Other
+    files that were in it stay.
 
     Raises:
         ValueError: if it cannot be written, in one sentence; what was there stays.
@@ -27,11 +31,10 @@ def whole_folder(final: Path) -> Iterator[Path]:
         ...     [path.name for path in Path(name).rglob("*")]
         ['new', 'file']
     """
-    aside, old = (final.with_name(f".{final.name}.{end}") for end in ("part", "old"))
+    aside, old = beside(final, PART), beside(final, OLD)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        for remains in (aside, old):
-            shutil.rmtree(remains, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         yield aside
         for path in (*aside.rglob("*"), aside):
@@ -40,7 +43,8 @@ def whole_folder(final: Path) -> Iterator[Path]:
             final.rename(old)
         aside.rename(final)
         _flush(final.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        if old.exists():
+            _settle(old, final)
     except Exception as error:
         shutil.rmtree(aside, ignore_errors=True)  # a full disk needs the room
         raise cannot_write(final, error) from error
@@ -52,19 +56,20 @@ def write_whole(final: Path, text: str) -> None:
     Raises:
         ValueError: if it cannot be written, in one sentence; the one that is there stays.
     """
-    aside = final.with_name(f".{final.name}.part")
+    aside = beside(final, PART)
     try:
         aside.write_text(text, encoding="utf-8")
         _flush(aside)
         aside.replace(final)
         _flush(final.parent)
     except OSError as error:
+        aside.unlink(missing_ok=True)
         raise cannot_write(final, error) from error
 
 
 def remove_whole(folder: Path) -> None:
     """Remove a folder such that no part of it is ever found under its name."""
-    gone = folder.with_name(f".{folder.name}.gone")
+    gone = beside(folder, GONE)
     shutil.rmtree(gone, ignore_errors=True)
     folder.rename(gone)
     shutil.rmtree(gone)
@@ -72,16 +77,35 @@ def remove_whole(folder: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Finish what a process that was killed left half done in a folder."""
-    for old in folder.glob(".*.old"):  # killed between two renames
-        final = old.with_name(old.name[1:].removesuffix(".old"))
-        if not final.exists():
-            old.rename(final)
-    for end in ("part", "old", "gone"):
-        for remains in folder.glob(f".*.{end}"):
+    for old in folder.glob(f".*{OLD}"):
+        _settle(old, old.with_name(old.name[1:].removesuffix(OLD)))
+    for end in (PART, GONE):
+        for remains in folder.glob(f".*{end}"):
             if remains.is_dir():
                 shutil.rmtree(remains)
             else:
                 remains.unlink()
+
+
+def beside(path: Path, end: str) -> Path:
+    """What something is called until it is in its place, or once it is not any more.
+
+    Examples:
+        >>> beside(Path("model"), PART).name
+        '.model.gmix-part'
+    """
+    return path.with_name(f".{path.name}{end}")
+
+
+def _settle(old: Path, final: Path) -> None:
+    """After `final` was renamed to `old`: it comes back, unless the new one took its place."""
+    if not final.exists():
+        old.rename(final)
+        return
+    for path in old.iterdir():
+        if not (final / path.name).exists():
+            path.rename(final / path.name)
+    shutil.rmtree(old)
 
 
 def refuse_unwritable(folder: Path) -> None:
