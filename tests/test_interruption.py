@@ -150,7 +150,7 @@ def test_a_polite_stop_exits_with_0_and_says_how_to_go_on(
     assert_same(state_of(tmp_path / "out"), state_of(tmp_path / "straight"))
 
 
-@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups")
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="nothing tells who sent a signal")
 def test_loader_processes_outlive_the_signal_of_a_scheduler(data: Path, tmp_path: Path) -> None:
     """Schedulers and terminals send it to every process of a job."""
     config = tiny_config(
@@ -177,6 +177,19 @@ def test_loader_processes_outlive_the_signal_of_a_scheduler(data: Path, tmp_path
     assert said.splitlines()[-1].endswith("repeat the command with --resume to go on")
     step = list_checkpoints(tmp_path / "out")[-1].step
     assert f"stopped after step {step} of 100000" in said
+
+
+def test_loader_processes_end_with_a_parent_that_forgot_them() -> None:
+    """At its end it sends them a SIGTERM and waits."""
+    program = """
+from torch.utils.data import DataLoader
+from gmix.training.interrupts import leave_to_parent
+
+kept = iter(DataLoader(range(8), num_workers=1, worker_init_fn=leave_to_parent))
+next(kept)
+"""
+    root = Path(__file__).resolve().parents[1]
+    subprocess.run([sys.executable, "-c", program], cwd=root, check=True, timeout=300)
 
 
 # --- nothing can be written ------------------------------------------------------------------

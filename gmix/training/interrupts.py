@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -48,6 +50,17 @@ class Interrupts:
 
 def leave_to_parent(worker: int) -> None:
     """For loader processes: Ctrl-C and what a scheduler sends reach them too, but the parent still wants
-    their batch. They end with it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    their batch. When it does not any more, it says so itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    # On Linux: elsewhere nothing tells who sent a signal.
+    if parent is not None and hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_heed, args=(parent.pid,), daemon=True).start()
+
+
+def _heed(parent: int | None) -> None:
+    """End with the first SIGTERM of this process."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
