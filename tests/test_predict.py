@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from gmix.data import Classes
 from gmix.network import GuidedMixNet
 from gmix.predict import overlay, predict_folder
-from gmix.training.saved import SavedModel, load_model, save_model
+from gmix.training.saved import SavedModel, load_model
 from gmix.unet import GuidedMixUnet
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
@@ -126,7 +126,7 @@ def test_saved_model_comes_back(tmp_path: Path, kind: str) -> None:
     for p in net.parameters():  # MITrans starts at zero, where forgetting it would go unseen
         p.data += 0.01 * torch.randn_like(p)
     classes = Classes.of(["background", "red", "blue"], {0: 0, 7: 2})
-    save_model(SavedModel(net.eval(), classes, (32, 64), MEAN, STD), tmp_path / "model")
+    SavedModel(net.eval(), classes, (32, 64), MEAN, STD).save_pretrained(tmp_path / "model")
     found = load_model(tmp_path)  # the OUT folder; its model/ works as well
     assert (found.classes, found.size, found.mean, found.std) == (classes, (32, 64), MEAN, STD)
     assert not found.net.training
@@ -142,14 +142,14 @@ def test_saved_model_comes_back(tmp_path: Path, kind: str) -> None:
 def test_saving_never_asks_for_a_download_on_loading(tmp_path: Path) -> None:
     saved = saved_model()
     saved.net.model.config["encoder_weights"] = "imagenet"
-    save_model(saved, tmp_path)
+    saved.save_pretrained(tmp_path)
     assert '"encoder_weights": null' in (tmp_path / "config.json").read_text()
 
 
 def test_a_missing_or_broken_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no trained model in .*expected the --out folder"):
         load_model(tmp_path)
-    save_model(saved_model(), tmp_path / "model")
+    saved_model().save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "gmix.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="cannot load the model in") as caught:
         load_model(tmp_path)

@@ -27,6 +27,7 @@ from gmix.training.build import (
     image_stats,
     one_line,
 )
+from gmix.training.card import training_facts
 from gmix.training.checkpoint import (
     Checkpoint,
     list_checkpoints,
@@ -53,7 +54,7 @@ from gmix.training.optim import build_optimizer
 from gmix.training.progress import make_progress
 from gmix.training.quality import judge_pseudo_masks
 from gmix.training.results import Metrics, Tally, write_results
-from gmix.training.saved import SavedModel, save_model
+from gmix.training.saved import SavedModel
 from gmix.training.whole import refuse_unwritable, sweep, whole_folder
 
 
@@ -173,10 +174,12 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
             seed=config.seed,
         )
 
-    def write_model(net: GuidedMixNet, name: str) -> None:
-        saved = SavedModel(net, data.classes, size, mean, std, image_format(config))
+    def write_model(net: GuidedMixNet, name: str, step: int, scores: Scores | None) -> None:
+        reached = None if scores is None else {"step": step, **scores.to_dict(data.classes.names)}
+        facts = training_facts(config, data.counts, data.split, reached)
+        saved = SavedModel(net, data.classes, size, mean, std, image_format(config), facts)
         with whole_folder(out / name) as aside:
-            save_model(saved, aside)
+            saved.save_pretrained(aside)
 
     def describe_step(bad: NonFinite, *, save: bool = True) -> str:
         """What was not finite, in which images, and where that is saved."""
@@ -232,7 +235,7 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
                     metrics.scores(report.step, scores)
                     tally.best = max(tally.best or (-1.0, 0), (scores.miou, report.step))
                     if config.keep_best and tally.best[1] == report.step:
-                        write_model(net, "best")
+                        write_model(net, "best", report.step, scores)
                 pseudo = judge()
                 if pseudo is not None:
                     metrics.pseudo(report.step, pseudo)
@@ -254,7 +257,7 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
         if start == config.steps:  # resumed after the end
             net = deployable()
             scores, pseudo = score(net), judge()
-    write_model(net, "model")
+    write_model(net, "model", config.steps, scores)
     path, names = out / "results.json", data.classes.names
     write_results(path, config, names, data.counts, tally, scores, pseudo, data.split)
     return Result(scores, tally.best, data.classes.names, tally.seconds / 60, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from gmix.data import RGB, Classes, ImageFormat
 from gmix.network import GuidedMixNet
 from gmix.training.build import ARCHITECTURES, lookup, one_line
+from gmix.training.card import model_card
 
 Size = tuple[int, int]
 
@@ -28,6 +30,7 @@ class SavedModel:
         mean: per channel, of images scaled to 0..1.
         std: the same.
         format: channels of the images, and what their values mean.
+        training: what the model card says of its training, if that is known.
     """
 
     net: GuidedMixNet
@@ -36,68 +39,87 @@ class SavedModel:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     format: ImageFormat = RGB
+    training: Mapping[str, Any] | None = None
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` (what `smp.from_pretrained` reads), beside them
+        `gmix.json` and `gmix.safetensors` (classifier, MITrans), and a model card, `README.md`."""
+        net: Any = self.net
+        folder = Path(folder)
+        net.model.config["encoder_weights"] = None  # loading must not download what it overwrites
+        net.model.save_pretrained(folder)
+        rest = {
+            k: v.contiguous() for k, v in net.state_dict().items() if not k.startswith("model.")
+        }
+        save_file(rest, folder / "gmix.safetensors")
+        # In place of SMP's own, which knows neither data nor scores and claims a license.
+        (folder / "README.md").write_text(model_card(self), encoding="utf-8")
+        facts = {
+            "classes": self.classes.names,
+            "binary": self.classes.binary,
+            "label_map": self.classes.label_map,
+            "colors": self.classes.colors,
+            "channels": self.format.channels,
+            "span": self.format.span,
+            "size": self.size,
+            "mean": self.mean,
+            "std": self.std,
+            "mitrans": net.mitrans is not None,
+            "training": self.training,
+        }
+        (folder / "gmix.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
-def save_model(saved: SavedModel, folder: Path) -> None:
-    """Write `config.json` and `model.safetensors` (what `smp.from_pretrained` reads), and beside
-    them `gmix.json` and `gmix.safetensors` (classifier, MITrans)."""
-    net: Any = saved.net
-    net.model.config["encoder_weights"] = None  # loading must not download what it overwrites
-    net.model.save_pretrained(folder)
-    rest = {k: v.contiguous() for k, v in net.state_dict().items() if not k.startswith("model.")}
-    save_file(rest, folder / "gmix.safetensors")
-    facts = {
-        "classes": saved.classes.names,
-        "binary": saved.classes.binary,
-        "label_map": saved.classes.label_map,
-        "colors": saved.classes.colors,
-        "channels": saved.format.channels,
-        "span": saved.format.span,
-        "size": saved.size,
-        "mean": saved.mean,
-        "std": saved.std,
-        "mitrans": net.mitrans is not None,
-    }
-    (folder / "gmix.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, device: torch.device | str = "cpu"
+    ) -> SavedModel:
+        """Load what `save_pretrained` wrote.
+
+        Args:
+            folder: the folder itself, or the OUT of `gmix train` that holds it as `model`.
+            device: where the network goes.
+
+        Raises:
+            ValueError: if there is no model, or it cannot be read.
+        """
+        folder = Path(folder)
+        if not (folder / "gmix.json").is_file():
+            folder = folder / "model"
+        if not (folder / "gmix.json").is_file():
+            raise ValueError(
+                f"no trained model in {folder.parent}: expected the --out folder of a `gmix train` "
+                "run that came to its end"
+            )
+        try:
+            facts = json.loads((folder / "gmix.json").read_text(encoding="utf-8"))
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            architecture = lookup(config["_model_class"], ARCHITECTURES, "the architecture")
+            net = GuidedMixNet(architecture.from_pretrained(folder), mitrans=facts["mitrans"])
+            rest = load_file(folder / "gmix.safetensors")
+            net.load_state_dict({f"model.{k}": v for k, v in net.model.state_dict().items()} | rest)
+        except Exception as error:
+            raise ValueError(f"cannot load the model in {folder}: {one_line(error)}") from error
+        raw = facts["label_map"]
+        label_map = None if raw is None else {int(key): value for key, value in raw.items()}
+        # Models saved before there were channels, colours and cards say nothing of them.
+        own, span = facts.get("colors"), facts.get("span")
+        colors = None if own is None else tuple((color[0], color[1], color[2]) for color in own)
+        return cls(
+            net.to(device).eval(),
+            Classes(tuple(facts["classes"]), label_map, facts["binary"], colors),
+            None if facts["size"] is None else (facts["size"][0], facts["size"][1]),
+            tuple(facts["mean"]),
+            tuple(facts["std"]),
+            ImageFormat(facts.get("channels", 3), None if span is None else (span[0], span[1])),
+            facts.get("training"),
+        )
 
 
 def load_model(folder: str | Path, device: torch.device | str = "cpu") -> SavedModel:
-    """Load what `save_model` wrote.
+    """A trained model: `SavedModel.from_pretrained`, whose arguments and errors it has."""
+    return SavedModel.from_pretrained(folder, device)
 
-    Args:
-        folder: the folder itself, or the OUT of `gmix train` that holds it as `model`.
-        device: where the network goes.
 
-    Raises:
-        ValueError: if there is no model, or it cannot be read.
-    """
-    folder = Path(folder)
-    if not (folder / "gmix.json").is_file():
-        folder = folder / "model"
-    if not (folder / "gmix.json").is_file():
-        raise ValueError(
-            f"no trained model in {folder.parent}: expected the --out folder of a `gmix train` run "
-            "that came to its end"
-        )
-    try:
-        facts = json.loads((folder / "gmix.json").read_text(encoding="utf-8"))
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        architecture = lookup(config["_model_class"], ARCHITECTURES, "the architecture")
-        net = GuidedMixNet(architecture.from_pretrained(folder), mitrans=facts["mitrans"])
-        rest = load_file(folder / "gmix.safetensors")
-        net.load_state_dict({f"model.{k}": v for k, v in net.model.state_dict().items()} | rest)
-    except Exception as error:
-        raise ValueError(f"cannot load the model in {folder}: {one_line(error)}") from error
-    raw = facts["label_map"]
-    label_map = None if raw is None else {int(key): value for key, value in raw.items()}
-    # Models saved before there were channels and colours say nothing of them.
-    own, span = facts.get("colors"), facts.get("span")
-    colors = None if own is None else tuple((color[0], color[1], color[2]) for color in own)
-    return SavedModel(
-        net.to(device).eval(),
-        Classes(tuple(facts["classes"]), label_map, facts["binary"], colors),
-        None if facts["size"] is None else (facts["size"][0], facts["size"][1]),
-        tuple(facts["mean"]),
-        tuple(facts["std"]),
-        ImageFormat(facts.get("channels", 3), None if span is None else (span[0], span[1])),
-    )
+def save_model(saved: SavedModel, folder: Path) -> None:
+    """`saved.save_pretrained(folder)`."""
+    saved.save_pretrained(folder)
