@@ -1,4 +1,4 @@
-"""The command line: `gmix train | compare | evaluate | predict | splits | demo`.
+"""The command line: `gmix train | compare | evaluate | predict | pseudo-label | export | splits | demo`.
 
 Nothing heavy is imported before a command has read its flags: help and typing errors come at once.
 """
@@ -8,17 +8,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from gmix import __version__
 from gmix.training.config import (
     CompareConfig,
     DemoConfig,
     EvaluateConfig,
+    ExportConfig,
     PredictConfig,
+    PseudoLabelConfig,
     SplitsAuditConfig,
     SplitsMakeConfig,
     TrainConfig,
     flag,
+    parse_size,
     suggest,
 )
 from gmix.training.flags import UsageError, parse
@@ -30,12 +34,14 @@ usage: gmix COMMAND [flags]
 A few masks, many images, one better segmentation model.
 
 commands:
-  demo        see it work: trains on small scenes made here; a few minutes, no download
-  train       train on your images: supervised, or GuidedMix with unlabeled images as well
-  compare     train several methods alike on your images, and put them into one table
-  evaluate    score a trained model: mIoU, and IoU and Dice of each class
-  predict     write class masks and overlays for a folder of images
-  splits      choose which images are labeled; check such lists before you train on them
+  demo          see it work: trains on small scenes made here; a few minutes, no download
+  train         train on your images: supervised, or GuidedMix with unlabeled images as well
+  compare       train several methods alike on your images, and put them into one table
+  evaluate      score a trained model: mIoU, and IoU and Dice of each class
+  predict       write class masks and overlays for a folder of images
+  pseudo-label  write what a model is sure of, for an annotation tool to go on with
+  export        write a trained model as one file that runs without gmix: ONNX, torch.export
+  splits        choose which images are labeled; check such lists before you train on them
 
 `gmix COMMAND --help` lists the flags of a command; `gmix --version` prints the version.
 """
@@ -180,8 +186,7 @@ def predict(words: Sequence[str]) -> int:
     about = "Write a class mask and an overlay for each image of a folder."
     config = parse(PredictConfig, "gmix predict", about, words)
     if config.model is None or config.images is None or config.out is None:
-        missing = next(name for name in ("model", "images", "out") if not getattr(config, name))
-        raise UsageError(f"{flag(missing)} DIR is missing")
+        raise missing(config, "model", "images", "out")
     from gmix.data import find_images
     from gmix.predict import predict_folder
     from gmix.training.run import prepare_device
@@ -191,9 +196,53 @@ def predict(words: Sequence[str]) -> int:
     saved = load_model(config.model, prepare_device(config.device, config.threads))
     failures = predict_folder(saved, images, Path(config.out), overlays=not config.masks_only)
     print(f"{len(images) - len(failures)} of {len(images)} images are done, see {config.out}")
-    if failures:
-        reasons = "; ".join(failure.reason for failure in failures)
-        return complain(f"{len(failures)} of {len(images)} images were left out: {reasons}", 1)
+    return left_out([failure.reason for failure in failures], len(images))
+
+
+def pseudo_label(words: Sequence[str]) -> int:
+    """`gmix pseudo-label`."""
+    about = "Write masks of what a model is sure of, how sure it is, and the regions as COCO JSON."
+    config = parse(PseudoLabelConfig, "gmix pseudo-label", about, words)
+    if config.model is None or config.images is None or config.out is None:
+        raise missing(config, "model", "images", "out")
+    from gmix.data import find_images
+    from gmix.pseudo_label import pseudo_label_folder
+    from gmix.training.run import prepare_device
+    from gmix.training.saved import SavedModel
+
+    images = find_images(config.images)
+    saved = SavedModel.from_pretrained(config.model, prepare_device(config.device, config.threads))
+    made = pseudo_label_folder(
+        saved,
+        images,
+        Path(config.out),
+        min_confidence=config.min_confidence,
+        min_area=config.min_area,
+    )
+    print(
+        f"{made.images} of {len(images)} images: {made.regions} regions, {100 * made.sure:.1f} % of "
+        f"the pixels are labeled, see {config.out}"
+    )
+    return left_out([failure.reason for failure in made.failures], len(images))
+
+
+def export(words: Sequence[str]) -> int:
+    """`gmix export`."""
+    about = "Write a trained model as one file: images in 0..255 to logits, without gmix."
+    config = parse(ExportConfig, "gmix export", about, words)
+    if config.model is None or config.out is None:
+        raise missing(config, "model", "out")
+    format, size = config.chosen_format(), None
+    if config.size is not None:
+        size = parse_size(config.size)
+    from gmix.export import export_model
+    from gmix.training.saved import SavedModel
+
+    saved = SavedModel.from_pretrained(config.model)
+    difference = export_model(saved, config.out, format, size)
+    print(
+        f"{config.out} gives the model's logits, checked on noise: {difference:.1e} apart at most"
+    )
     return 0
 
 
@@ -262,6 +311,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": compare,
     "evaluate": evaluate,
     "predict": predict,
+    "pseudo-label": pseudo_label,
+    "export": export,
     "splits": splits,
 }
 
@@ -310,7 +361,9 @@ def explain(error: Exception) -> str:
     """
     text = str(error)
     if isinstance(error, ModuleNotFoundError):
-        extra = {"sklearn": "demo", "webdataset": "shards"}.get(error.name or "", "train")
+        extras = {"sklearn": "demo", "webdataset": "shards"}
+        extras |= dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export")
+        extra = extras.get(error.name or "", "train")
         return f'the package {error.name} is missing: run `pip install "gmix[{extra}]"`'
     if text.startswith("Caught ") and "Original Traceback" in text:  # from a loader process
         text = text.rstrip().rsplit("\n", 1)[-1].partition(": ")[2] or text
@@ -331,6 +384,20 @@ def describe_failures(reasons: dict[str, str], runs: int) -> str:
         by_reason.setdefault(reason, []).append(name)
     parts = [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]
     return f"{len(reasons)} of {runs} runs failed: {'; '.join(parts)}"
+
+
+def missing(config: Any, *names: str) -> UsageError:
+    """What to say if one of these flags was not given."""
+    name = next(name for name in names if not getattr(config, name))
+    kind = type(config).__dataclass_fields__[name].metadata["metavar"]
+    return UsageError(f"{flag(name)} {kind} is missing")
+
+
+def left_out(reasons: Sequence[str], images: int) -> int:
+    """The exit code of a command that left some images out, after saying which and why."""
+    if not reasons:
+        return 0
+    return complain(f"{len(reasons)} of {images} images were left out: {'; '.join(reasons)}", 1)
 
 
 def complain(text: str, code: int) -> int:

@@ -52,11 +52,11 @@ def predict_folder(
     Returns:
         What failed.
     """
-    stems = Counter(path.stem for path in images)
+    names = output_names(images)
     failures = []
     for folder in ("masks", *(["overlays"] if overlays else [])):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    for path in images:
+    for path, name in zip(images, names, strict=True):
         on_image(path)
         try:
             image = read_image(path, saved.format)
@@ -64,10 +64,7 @@ def predict_folder(
             failures.append(Failure(path, str(error)))
             continue
         classes = predict_image(saved, image)
-        name = path.stem if stems[path.stem] == 1 else path.name
-        mask = Image.fromarray(classes)
-        mask.putpalette([channel for color in saved.classes.palette for channel in color])
-        mask.save(out / "masks" / f"{name}.png")
+        save_mask(classes, saved.classes.palette, out / "masks" / f"{name}.png")
         if overlays:
             pixels = to_rgb(image)
             picture = Image.fromarray(overlay(pixels, classes, saved.classes.palette))
@@ -75,7 +72,24 @@ def predict_folder(
     return failures
 
 
-@torch.inference_mode()
+def output_names(images: Sequence[Path]) -> list[str]:
+    """What to call what is written for each image: its stem, or all of its name if two share a stem.
+
+    Examples:
+        >>> output_names([Path("a.jpg"), Path("b.jpg"), Path("b.png")])
+        ['a', 'b.jpg', 'b.png']
+    """
+    stems = Counter(path.stem for path in images)
+    return [path.stem if stems[path.stem] == 1 else path.name for path in images]
+
+
+def save_mask(classes: Pixels, palette: Iterable[Color], path: Path) -> None:
+    """Write a palette PNG whose pixel values are class ids."""
+    mask = Image.fromarray(classes)
+    mask.putpalette([channel for color in palette for channel in color])
+    mask.save(path)
+
+
 def predict_image(saved: SavedModel, image: torch.Tensor) -> Pixels:
     """Classes of one image.
 
@@ -86,14 +100,24 @@ def predict_image(saved: SavedModel, image: torch.Tensor) -> Pixels:
     Returns:
         uint8 `(H, W)`, class ids.
     """
-    size = (image.shape[-2], image.shape[-1])
+    classes = class_map(predict_logits(saved, image), (image.shape[-2], image.shape[-1]))[0]
+    result: Pixels = classes.cpu().numpy().astype(np.uint8)
+    return result
+
+
+@torch.inference_mode()
+def predict_logits(saved: SavedModel, image: torch.Tensor) -> torch.Tensor:
+    """Logits of one image, `(1, K, h, w)`: of its own size, or of `saved.size`.
+
+    Args:
+        saved: as for `predict_folder`.
+        image: `(C, H, W)` in 0..255.
+    """
     if saved.size is not None:
         image = v2.functional.resize(image, list(saved.size), antialias=True)
     x = eval_transform(saved.mean, saved.std)(image).as_subclass(torch.Tensor)[None]
-    device = next(saved.net.parameters()).device
-    classes = class_map(saved.net(x.to(device)), size)[0]
-    result: Pixels = classes.cpu().numpy().astype(np.uint8)
-    return result
+    logits: torch.Tensor = saved.net(x.to(next(saved.net.parameters()).device))
+    return logits
 
 
 def overlay(

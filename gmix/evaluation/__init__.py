@@ -3,6 +3,7 @@
 from gmix.evaluation.confusion import ConfusionMatrix, Scores
 from gmix.evaluation.inference import (
     class_map,
+    most_likely,
     predict_multiscale,
     predict_sliding,
     sliding_bands,
@@ -29,6 +30,7 @@ __all__ = [
     "draw_confusion",
     "eval_mode",
     "evaluate",
+    "most_likely",
     "predict_multiscale",
     "predict_sliding",
     "sliding_bands",

@@ -44,6 +44,30 @@ def class_map(logits: Tensor, size: Size | None = None) -> Tensor:
     return torch.cat([class_map(band) for band in _upsampled(logits, size)], dim=1)
 
 
+def most_likely(logits: Tensor, size: Size | None = None) -> tuple[Tensor, Tensor]:
+    """The class of each pixel, as `class_map`, and how likely the network holds it.
+
+    Args:
+        logits: `(N, K, H, W)`; one channel means binary.
+        size: Height and width to upsample the logits to (bilinear); `None` keeps theirs.
+
+    Returns:
+        int64 `(N, h, w)`: the classes; float32 `(N, h, w)`: their probabilities, at least 1/K (1/2 if
+        binary).
+
+    Examples:
+        >>> classes, confidence = most_likely(torch.tensor([0.25, 0.75]).log().view(1, 2, 1, 1))
+        >>> classes.tolist(), confidence.tolist()
+        ([[[1]]], [[[0.75]]])
+    """
+    if size is None or size == tuple(logits.shape[-2:]):
+        found = [_most_likely(band) for band in logits.split(BAND, dim=2)]
+    else:
+        found = [_most_likely(band) for band in _upsampled(logits, size)]
+    classes, confidence = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    return classes, confidence
+
+
 def sliding_bands(
     net: nn.Module, x: Tensor, crop: Size, stride: Size, edge: Edge = "shift"
 ) -> Iterator[Tensor]:
@@ -176,6 +200,13 @@ def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False, antialias=True)
+
+
+def _most_likely(logits: Tensor) -> tuple[Tensor, Tensor]:
+    classes, probs = class_map(logits), to_probs(logits)
+    if probs.shape[1] == 1:
+        probs = torch.cat([1 - probs, probs], dim=1)
+    return classes, probs.gather(1, classes[:, None])[:, 0]
 
 
 def _upsampled(logits: Tensor, size: Size) -> Iterator[Tensor]:

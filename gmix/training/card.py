@@ -127,9 +127,7 @@ def _training(training: Mapping[str, Any]) -> str:
         f"{number} {name.replace('_', ' ')}" for name, number in training["images"].items()
     )
     versions = ", ".join(f"{name} {number}" for name, number in training["versions"].items())
-    settings = ", ".join(
-        f"`{flag(name)} {value}`" for name, value in training["settings"].items()
-    )
+    settings = ", ".join(f"`{flag(name)} {value}`" for name, value in training["settings"].items())
     rows = {
         "data set": training["dataset"] or "own images",
         "images": images,
@@ -156,7 +154,10 @@ def _scores(training: Mapping[str, Any]) -> str:
         return "does not occur" if value is None else f"{100 * value:.1f}"
 
     dice = last.get("dice", {})
-    rows = [f"| {name} | {percent(iou)} | {percent(dice.get(name))} |" for name, iou in last["iou"].items()]
+    rows = [
+        f"| {name} | {percent(iou)} | {percent(dice.get(name))} |"
+        for name, iou in last["iou"].items()
+    ]
     mean = f"| **mean** | **{percent(last['miou'])}** | **{percent(last.get('mean_dice'))}** |"
     about = (
         f"In percent, on the validation images at their masks' own resolution, after step {last['step']}. "
@@ -173,9 +174,13 @@ def _input(saved: SavedModel) -> str:
         f"{list(saved.mean)} and standard deviation {list(saved.std)}."
     ]
     if span is not None:
-        says.append(f"- In files of more than 8 bits, {span[0]:g} becomes 0 and {span[1]:g} becomes 1.")
+        says.append(
+            f"- In files of more than 8 bits, {span[0]:g} becomes 0 and {span[1]:g} becomes 1."
+        )
     if saved.size is not None:
-        says.append(f"- Images were resized to {saved.size[0]} x {saved.size[1]} (height x width) first.")
+        says.append(
+            f"- Images were resized to {saved.size[0]} x {saved.size[1]} (height x width) first."
+        )
     says.append(
         f"- Height and width are multiples of {stride}: pad with zeros at the bottom and right, after "
         "normalising. gmix does so itself."

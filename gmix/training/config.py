@@ -365,6 +365,63 @@ class PredictConfig:
 
 
 @dataclass
+class ExportConfig:
+    """What `gmix export` needs."""
+
+    model: str | None = option(None, SAVED, "DIR", "--out folder of a finished `gmix train`")
+    out: str | None = option(None, OUTPUT, "FILE", "model.onnx, or model.pt2 for torch.export")
+    format: Literal["onnx", "torch"] | None = option(
+        None, OUTPUT, "NAME", "onnx or torch (default: what the ending of --out says)"
+    )
+    size: str | None = option(
+        None, INPUT, "HxW", "one size of all images (default: any; the batch is free in any case)"
+    )
+
+    def chosen_format(self) -> Literal["onnx", "torch"]:
+        """What `--format` or the ending of `--out` says.
+
+        Examples:
+            >>> ExportConfig(out="model.pt2").chosen_format()
+            'torch'
+        """
+        ending = Path(self.out or "").suffix.lower()
+        if self.format is None and ending in (".onnx", ".pt2"):
+            return "onnx" if ending == ".onnx" else "torch"
+        if self.format is None:
+            raise ValueError(
+                f"--out must end with .onnx or .pt2, or --format say which: {self.out}"
+            )
+        if self.format == "torch" and ending != ".pt2":
+            raise ValueError(f"torch.export wants a file that ends with .pt2, got --out {self.out}")
+        return self.format
+
+
+@dataclass
+class PseudoLabelConfig:
+    """What `gmix pseudo-label` needs."""
+
+    model: str | None = option(None, SAVED, "DIR", "--out folder of a finished `gmix train`")
+    images: str | None = option(None, IMAGES, "DIR", "of any kind and size")
+    out: str | None = option(
+        None, OUTPUT, "DIR", "gets masks/NAME.png, confidence/NAME.png and coco.json"
+    )
+    min_confidence: float = option(
+        0.9, OUTPUT, "P", "pixels of less probability become 255, nobody's"
+    )
+    min_area: int = option(0, OUTPUT, "N", "so do regions of fewer pixels")
+    device: str = option("auto", MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps")
+    threads: int | None = option(None, MACHINE, "N", "CPU threads (default: torch decides)")
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        if not 0 <= self.min_confidence <= 1:
+            raise ValueError(
+                f"--min-confidence must lie between 0 and 1, got {self.min_confidence}"
+            )
+        _at_least("min_area", self.min_area, 0)
+
+
+@dataclass
 class DemoConfig:
     """What `gmix demo` needs."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,7 @@ class SavedModel:
         (folder / "gmix.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def from_pretrained(
-        cls, folder: str | Path, device: torch.device | str = "cpu"
-    ) -> SavedModel:
+    def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> SavedModel:
         """Load what `save_pretrained` wrote.
 
         Args:
@@ -94,7 +93,9 @@ class SavedModel:
             facts = json.loads((folder / "gmix.json").read_text(encoding="utf-8"))
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             architecture = lookup(config["_model_class"], ARCHITECTURES, "the architecture")
-            net = GuidedMixNet(architecture.from_pretrained(folder), mitrans=facts["mitrans"])
+            with redirect_stdout(None):  # the hub's library says where the weights are from
+                model = architecture.from_pretrained(folder)
+            net = GuidedMixNet(model, mitrans=facts["mitrans"])
             rest = load_file(folder / "gmix.safetensors")
             net.load_state_dict({f"model.{k}": v for k, v in net.model.state_dict().items()} | rest)
         except Exception as error:

@@ -1,0 +1,201 @@
+"""What a model is sure of in a folder of images, for an annotation tool to go on with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy import ndimage
+
+import gmix
+from gmix.data import IGNORE, read_image
+from gmix.evaluation import most_likely
+from gmix.predict import Failure, output_names, predict_logits, save_mask
+from gmix.training.saved import SavedModel
+
+Mask = npt.NDArray[np.uint8]
+Probs = npt.NDArray[np.float32]
+
+_UNSURE = (255, 255, 255)  # how masks show 255
+
+
+class Made(NamedTuple):
+    """What `pseudo_label_folder` wrote."""
+
+    images: int
+    regions: int
+    sure: float  # share of the pixels that got a class, 0..1
+    failures: list[Failure]
+
+
+def pseudo_label_folder(
+    saved: SavedModel,
+    images: Sequence[Path],
+    out: Path,
+    *,
+    min_confidence: float = 0.9,
+    min_area: int = 0,
+    on_image: Callable[[Path], None] = lambda path: None,
+) -> Made:
+    """Write `out/masks/NAME.png`, `out/confidence/NAME.png` and `out/coco.json`.
+
+    Masks are palette PNGs of the image's own size: class ids, and 255 where the most likely class has a
+    probability below `min_confidence` or its region fewer pixels than `min_area`. `gmix train` takes them as
+    they are. `confidence` has that probability as a grey image: 255 is 1. `coco.json` holds the regions of the
+    masks (`find_regions`), but for those of a first class called "background"; a category's id is the class
+    id.
+
+    The network is the one `gmix train` saved and tested, not the teacher that it trained with.
+
+    Args:
+        saved: network, classes and input statistics.
+        images: files; one that cannot be read is left out and reported.
+        out: folder, made if it does not exist.
+        min_confidence: 0 (all pixels get a class) to 1.
+        min_area: in pixels.
+        on_image: called before each image.
+    """
+    for folder in ("masks", "confidence"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    names = saved.classes.names
+    first = 1 if names[0].lower() == "background" else 0
+    unused = [(0, 0, 0)] * (IGNORE - len(names))
+    palette = [*saved.classes.palette, *unused, _UNSURE]
+    done: list[dict[str, Any]] = []
+    failures: list[Failure] = []
+    regions = labeled = pixels = 0
+    partial = out / "coco.json.part"
+    with partial.open("w", encoding="utf-8") as file:
+        # Written as they come: the runs of a long folder would fill the memory.
+        file.write('{"annotations": [')
+        for path, name in zip(images, output_names(images), strict=True):
+            on_image(path)
+            try:
+                image = read_image(path, saved.format)
+            except ValueError as error:
+                failures.append(Failure(path, str(error)))
+                continue
+            size = (image.shape[-2], image.shape[-1])
+            found = most_likely(predict_logits(saved, image), size)
+            classes, confidence = (part[0].cpu().numpy() for part in found)
+            mask = sure_mask(classes, confidence, min_confidence, min_area)
+            save_mask(mask, palette, out / "masks" / f"{name}.png")
+            grey = (255 * confidence).round().astype(np.uint8)
+            Image.fromarray(grey).save(out / "confidence" / f"{name}.png")
+            done.append(
+                {"id": len(done) + 1, "file_name": path.name, "height": size[0], "width": size[1]}
+            )
+            for region in find_regions(mask, confidence, first):
+                file.write(",\n" if regions else "\n")
+                regions += 1
+                json.dump({"id": regions, "image_id": len(done), **region}, file)
+            labeled += int((mask != IGNORE).sum())
+            pixels += mask.size
+        rest = {
+            "images": done,
+            "categories": [{"id": id, "name": names[id]} for id in range(first, len(names))],
+            "info": {
+                "description": "pseudo labels: predicted, not annotated",
+                "gmix_version": gmix.__version__,
+                "min_confidence": min_confidence,
+                "min_area": min_area,
+            },
+        }
+        file.write("\n], " + json.dumps(rest)[1:] + "\n")
+    partial.replace(out / "coco.json")
+    return Made(len(done), regions, labeled / max(pixels, 1), failures)
+
+
+def sure_mask(
+    classes: npt.NDArray[np.int64], confidence: Probs, min_confidence: float, min_area: int
+) -> Mask:
+    """Class ids of sure pixels in large regions, 255 elsewhere.
+
+    Args:
+        classes: `(H, W)`.
+        confidence: `(H, W)`, 0..1.
+        min_confidence: below, a pixel is not sure.
+        min_area: regions (of sure pixels of a class that touch by an edge) of fewer pixels are dropped.
+
+    Examples:
+        >>> sure = sure_mask(np.array([[0, 1, 1]]), np.array([[0.9, 0.9, 0.5]]), 0.6, 0)
+        >>> sure.tolist()
+        [[0, 1, 255]]
+    """
+    mask: Mask = np.where(confidence >= min_confidence, classes, IGNORE).astype(np.uint8)
+    if min_area > 1:
+        for id in np.unique(mask[mask != IGNORE]):
+            labels, _ = ndimage.label(mask == id)
+            small = np.bincount(labels.ravel()) < min_area
+            small[0] = False  # what is not of this class
+            mask[small[labels]] = IGNORE
+    return mask
+
+
+def find_regions(mask: Mask, confidence: Probs, first: int = 0) -> Iterator[dict[str, Any]]:
+    """The connected regions of a mask as COCO annotations, without ids.
+
+    A region is pixels of one class that touch by an edge. Its shape is a run-length code, which unlike
+    polygons is exact and has holes; it is not compressed, so that no library is needed to read it. COCO marks
+    such annotations `iscrowd`.
+
+    Args:
+        mask: `(H, W)`, class ids and 255.
+        confidence: `(H, W)`, 0..1; `score` is its mean.
+        first: the lowest class id whose regions are wanted.
+
+    Yields:
+        `category_id`, `segmentation`, `area`, `bbox` (x, y, width, height), `iscrowd`, `score`.
+
+    Examples:
+        >>> mask = np.array([[255, 1], [255, 1]], dtype=np.uint8)
+        >>> (region,) = find_regions(mask, np.full((2, 2), 0.75, dtype=np.float32))
+        >>> region["segmentation"], region["bbox"], region["score"]
+        ({'size': [2, 2], 'counts': [2, 2]}, [1, 0, 1, 2], 0.75)
+    """
+    height = mask.shape[0]
+    for id in np.unique(mask[(mask >= first) & (mask != IGNORE)]).tolist():
+        labels, count = ndimage.label(mask == id)
+        areas = np.bincount(labels.ravel(), minlength=count + 1)
+        sums = np.bincount(labels.ravel(), confidence.ravel(), minlength=count + 1)
+        for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
+            # Columns outside the box are runs of zeros: nothing to look at.
+            inside = labels[:, columns] == number
+            counts = run_lengths(inside)
+            counts[0] += height * columns.start
+            after = height * (mask.shape[1] - columns.stop)
+            if len(counts) % 2:
+                counts[-1] += after
+            elif after:
+                counts.append(after)
+            yield {
+                "category_id": id,
+                "segmentation": {"size": list(mask.shape), "counts": counts},
+                "area": int(areas[number]),
+                "bbox": [
+                    columns.start,
+                    rows.start,
+                    columns.stop - columns.start,
+                    rows.stop - rows.start,
+                ],
+                "iscrowd": 1,
+                "score": round(float(sums[number] / areas[number]), 4),
+            }
+
+
+def run_lengths(mask: npt.NDArray[np.bool_]) -> list[int]:
+    """Lengths of the runs of zeros and ones in turn, down column by column; the first are zeros.
+
+    Examples:
+        >>> run_lengths(np.array([[True, False], [True, True]]))
+        [0, 2, 1, 1]
+    """
+    flat = mask.ravel(order="F")
+    changes = np.flatnonzero(np.diff(flat, prepend=False))
+    counts: list[int] = np.diff([0, *changes, flat.size]).tolist()
+    return counts
