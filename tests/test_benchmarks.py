@@ -1,5 +1,6 @@
 """The recipes and probes behind the results page: they run, and compute what they print."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,14 @@ def test_the_gradient_probe_compares_every_way(run_dir: Path) -> None:
     for name, cells in table.items():
         if name != "pseudo mask, loss":
             assert all(-1 <= float(cell.split(" ±")[0]) <= 1 for cell in cells[:2]), name
+
+
+def test_an_exported_file_beside_the_network(run_dir: Path, tmp_path: Path) -> None:
+    images = run_dir.parent / "data" / "val_images"
+    text = run("export.py", "--model", run_dir, "--images", images, "--out", tmp_path / "model.pt2")
+    difference, logit = re.findall(r"difference (\S+), largest logit (\S+)", text)[0]
+    assert float(difference) < 1e-5 and float(logit) > 0
+    assert "100.00 %" in text
 
 
 def test_the_cost_of_a_step_beside_the_plain_model() -> None:

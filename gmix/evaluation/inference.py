@@ -56,12 +56,12 @@ def most_likely(logits: Tensor, size: Size | None = None) -> tuple[Tensor, Tenso
         binary).
 
     Examples:
-        >>> classes, confidence = most_likely(torch.tensor([0.25, 0.75]).log().view(1, 2, 1, 1))
+        >>> classes, confidence = most_likely(torch.zeros(1, 4, 1, 1))
         >>> classes.tolist(), confidence.tolist()
-        ([[[1]]], [[[0.75]]])
+        ([[[0]]], [[[0.25]]])
     """
     if size is None or size == tuple(logits.shape[-2:]):
-        found = [_most_likely(band) for band in logits.split(BAND, dim=2)]
+        found = [_most_likely(band) for band in torch.split(logits, BAND, dim=2)]
     else:
         found = [_most_likely(band) for band in _upsampled(logits, size)]
     classes, confidence = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
