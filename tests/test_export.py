@@ -22,7 +22,7 @@ from tiny_nets import tiny_net
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gmix.cli import main
+from gmix.cli import explain, main
 from gmix.data import Classes, ImageFormat, find_images, read_image
 from gmix.export import (
     Deployable,
@@ -134,7 +134,7 @@ def test_a_file_gives_the_networks_logits(
 ) -> None:
     made = exported(kind, format, resized)
     assert made.difference < 1e-5
-    for shape in [*SIZES, (1, 40, 200), (2, 64, 96)]:
+    for shape in [*SIZES, (1, 20, 200), (1, 200, 20), (2, 64, 96)]:
         images = random_images(*shape)
         found, expected = made.run(images), expected_logits(made.saved, images)
         assert found.shape == expected.shape
@@ -206,7 +206,7 @@ def test_a_network_that_looks_at_the_size_needs_it_fixed(format: Format, tmp_pat
 
     saved, path = saved_model("Unet"), tmp_path / ENDINGS[format]
     saved.net.model.segmentation_head.append(Wide())
-    with pytest.raises(ValueError, match=r"images of 34 x 170 \(.*\); fix the size with --size"):
+    with pytest.raises(ValueError, match=r"images of 68 x 202 \(.*\); fix the size with --size"):
         export_model(saved, path, format)
     assert not path.exists()
     assert export_model(saved, path, format, size=(40, 96)) < 1e-5
@@ -358,6 +358,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "--out must end with .onnx or .pt2" in capsys.readouterr().err
     assert main(words) == 2
     assert "--out FILE is missing" in capsys.readouterr().err
+
+
+def test_a_missing_package_names_its_extra() -> None:
+    error = ModuleNotFoundError("No module named 'onnxscript'", name="onnxscript")
+    assert 'pip install "gmix[export]"' in explain(error)
 
 
 def test_the_format_is_that_of_the_ending() -> None:
