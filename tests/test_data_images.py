@@ -217,6 +217,16 @@ def test_exif_orientation_turns_image_and_mask_alike(tmp_path: Path) -> None:
     assert torch.equal(sample.image[0], upright * 40)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_tiff_of_any_number_of_channels_is_turned_upright(tmp_path: Path, orientation: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.tif", tiffinfo={274: orientation})
+    by_pillow = read_image(tmp_path / "x.tif")
+    by_tifffile = read_image(tmp_path / "x.tif", ImageFormat(4))
+    assert torch.equal(by_tifffile[:3], by_pillow)
+    assert (by_pillow.shape[1] == 6) == (orientation > 4)
+
+
 def test_exif_rotated_jpeg(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 8

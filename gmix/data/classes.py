@@ -52,6 +52,11 @@ class Classes:
                 f"a data set needs 2 to {IGNORE} class names, got {count}; "
                 "for one foreground class on a background use `Classes.of(1)`"
             )
+        twice = next((name for name in self.names if self.names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(
+                f"the class name {twice!r} occurs twice: scores go by name, rename one"
+            )
         if self.binary and count != 2:
             raise ValueError(f"a binary data set has two class names, got {count}: {self.names}")
         if self.colors is not None and len(self.colors) != count:
@@ -84,11 +89,13 @@ class Classes:
             >>> Classes.of(["background", "cat"], "0:0, 8:cat").label_map
             {0: 0, 8: 1}
         """
-        if isinstance(classes, str) and classes.strip().isdecimal():
+        if isinstance(classes, str) and _is_number(classes.strip()):
             classes = int(classes)
         if isinstance(classes, int):
             if classes < 1:
                 raise ValueError(f"the number of classes must be at least 1, got {classes}")
+            if classes > IGNORE:
+                raise ValueError(f"a data set has 2 to {IGNORE} classes, got {classes}")
             names = ["foreground"] if classes == 1 else [f"class {i}" for i in range(classes)]
         elif isinstance(classes, (str, Path)):
             names = [line.strip() for line in _read_text(classes, "class names").splitlines()]
@@ -130,6 +137,10 @@ class Classes:
         return (black + [_color(i) for i in range(len(self.names))])[: len(self.names)]
 
 
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) < 20  # Python refuses to read numbers of 4300 digits
+
+
 def _color(index: int) -> Color:
     if index < len(_COLORS):
         red, green, blue = bytes.fromhex(_COLORS[index])
@@ -143,7 +154,7 @@ def _color(index: int) -> Color:
 def _read_text(path: str | Path, what: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the {what} file {path}: {error}") from None
 
 
@@ -157,7 +168,7 @@ def _parse_label_map(source: str | Path, names: Sequence[str]) -> dict[int, int]
         raw, colon, target = (part.strip() for part in entry.partition(":"))
         if target in names:
             target = str(names.index(target))
-        if not (colon and raw.isdecimal() and target.isdecimal()):
+        if not (colon and _is_number(raw) and _is_number(target)):
             where = "" if inline else f" in {source}"
             raise ValueError(
                 f"label map entry {entry!r}{where} is not `raw:class` with a whole number and "

@@ -90,15 +90,28 @@ def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
 def _list_folder(folder: Path, suffixes: Sequence[str], what: str) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"the {what} folder {folder} does not exist")
-    files = sorted(
+    named = sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in suffixes and not path.name.startswith(".")
     )
+    files = [path for path in named if path.is_file()]
+    refuse_dead_links(set(named).difference(files))
     if not files:
         kinds = ", ".join(suffix[1:] for suffix in suffixes)
         raise ValueError(f"the {what} folder {folder} holds no {what} ({kinds})")
     return files
+
+
+def refuse_dead_links(paths: Iterable[Path]) -> None:
+    """A data set of links whose target is gone is not a smaller data set.
+
+    Raises:
+        ValueError: If one of them is a link that leads nowhere.
+    """
+    for path in sorted(paths):
+        if path.is_symlink() and not path.exists():
+            raise ValueError(f"{path} is a link that leads nowhere: mend or delete it")
 
 
 def _by_stem(paths: Iterable[Path]) -> dict[str, Path]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import stat
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +18,11 @@ from torchvision import tv_tensors
 from gmix.data.classes import IGNORE, Classes
 
 Pixels = npt.NDArray[Any]
+
+# What image and mask files may be. Pillow knows more kinds, EPS among them, for which it starts another program.
+_KINDS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
+
+_QUIET = logging.NullHandler()
 
 # Modes of one channel in which Pillow hands over the pixels as they are in the file.
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -64,8 +71,12 @@ class ImageFormat:
                 f"its pixels are {pixels.dtype} numbers of unknown range: say which values are black and "
                 "white (--value-range LOW-HIGH)"
             )
+        if pixels.dtype.kind not in "iuf":
+            raise ValueError(f"its pixels are {pixels.dtype}: expected numbers")
         low, high = span
         unit = (pixels.astype(np.float32) - low) * np.float32(255 / (high - low))
+        if np.isnan(unit).any():
+            raise ValueError("some of its pixels are nan: give them a value")
         scaled: Pixels = np.clip(unit, 0, 255)
         return scaled
 
@@ -92,6 +103,7 @@ def read_image(path: str | Path | BinaryIO, format: ImageFormat = RGB) -> tv_ten
     """
     try:
         if isinstance(path, (str, Path)):
+            _expect_file(path)
             with Path(path).open("rb") as file:
                 pixels = _pixels(file, format.channels)
         else:
@@ -111,13 +123,13 @@ def _pixels(file: BinaryIO, channels: int) -> Pixels:
         return _channels_last(array, channels)
     is_tiff = start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
     if is_tiff and channels not in (1, 3):  # Pillow knows neither five channels nor four of 16 bits
-        return _channels_last(_load_tiff(file), channels)
+        return _load_tiff(file, channels)
     try:
-        opened = Image.open(file)
+        opened = _open(file)
     except UnidentifiedImageError:
         if not is_tiff:
             raise
-        return _channels_last(_load_tiff(file), channels)
+        return _load_tiff(file, channels)
     with opened as picture:
         upright = ImageOps.exif_transpose(picture)
         if upright.mode in _DEEP:
@@ -125,8 +137,23 @@ def _pixels(file: BinaryIO, channels: int) -> Pixels:
             deep = np.array(upright)
             return deep.astype(np.uint16) if picture.format == "PNG" else deep
         if channels in (1, 3):
+            upright.info.pop("transparency", None)  # Pillow would warn that it is lost
             return np.array(upright.convert("L" if channels == 1 else "RGB"))
         return np.array(upright)
+
+
+def _expect_file(path: str | Path) -> None:
+    """To open a pipe is to wait for whoever may write to it."""
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        raise ValueError("it is no file")
+
+
+def _open(file: BinaryIO | Path) -> Image.Image:
+    try:
+        return Image.open(file, formats=_KINDS)
+    except UnidentifiedImageError:
+        what = f"it is no image of a known kind ({', '.join(_KINDS)}), or one that is cut short"
+        raise UnidentifiedImageError(what) from None
 
 
 def _channels_last(array: Pixels, channels: int) -> Pixels:
@@ -226,15 +253,17 @@ def holds_only_0_and_255(masks: Sequence[Path]) -> bool:
 
 def _ids(path: Path) -> tuple[Pixels, str]:
     """What a mask file holds, and how to call that."""
+    _expect_file(path)
     if path.suffix.lower() == ".npy":
         ids = _load_npy(path)
         return ids, f"an array of {'x'.join(map(str, ids.shape))} {ids.dtype} numbers"
     if path.suffix.lower() == ".mat":
         ids = _load_mat(path)
         return ids, f"an array of {'x'.join(map(str, ids.shape))} {ids.dtype} numbers"
-    with Image.open(path) as file:
+    with _open(path) as file:
         upright = ImageOps.exif_transpose(file)
-        return np.array(upright), f"a colour image (mode {upright.mode})"
+        kind = "an image of fractions" if upright.mode == "F" else "a colour image"
+        return np.array(upright), f"{kind} (mode {upright.mode})"
 
 
 def _load_npy(path: Path) -> Pixels:
@@ -242,12 +271,34 @@ def _load_npy(path: Path) -> Pixels:
     return array
 
 
-def _load_tiff(file: BinaryIO) -> Pixels:
+# What `ImageOps.exif_transpose` does for a value of the tag "orientation".
+_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}
+
+
+def _load_tiff(file: BinaryIO, channels: int) -> Pixels:
     import tifffile
 
+    logging.getLogger("tifffile").addHandler(
+        _QUIET
+    )  # what it logs of a broken file is no line of ours
     file.seek(0)
-    array: Pixels = tifffile.imread(file)
-    return array
+    with tifffile.TiffFile(file) as tiff:
+        page = tiff.pages.first
+        count, limit = page.imagelength * page.imagewidth, Image.MAX_IMAGE_PIXELS
+        if limit is not None and count > 2 * limit:  # as Pillow has it for other files
+            raise ValueError(f"Image size ({count} pixels) exceeds limit of {2 * limit} pixels")
+        array = _channels_last(tiff.asarray(), channels)
+        tag = page.tags.get("Orientation")
+    upright = _UPRIGHT.get(1 if tag is None else int(tag.value))
+    return array if upright is None or array.ndim < 2 else upright(array)
 
 
 def _load_mat(path: Path) -> Pixels:

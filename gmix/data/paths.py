@@ -12,7 +12,7 @@ from typing import overload
 
 import torch
 
-from gmix.data.files import IMAGE_SUFFIXES, find_images
+from gmix.data.files import IMAGE_SUFFIXES, find_images, refuse_dead_links
 
 
 class Paths(Sequence[Path]):
@@ -103,15 +103,19 @@ def folder_images(folder: str | Path) -> Paths:
     Raises:
         ValueError: As `find_images`.
     """
+    names: list[str] = []
+    others: list[Path] = []
     try:
         with os.scandir(folder) as entries:
-            names = [
-                entry.name
-                for entry in entries
-                if is_image(entry.name) and entry.name[0] != "." and entry.is_file()
-            ]
-    except OSError:
+            for entry in entries:
+                if is_image(entry.name) and entry.name[0] != ".":
+                    if entry.is_file():
+                        names.append(entry.name)
+                    else:
+                        others.append(Path(entry.path))
+    except (OSError, ValueError):  # links in a circle; a null byte
         names = []
+    refuse_dead_links(others)
     if not names:  # it knows what to say
         return Paths(find_images(folder))
     names.sort()

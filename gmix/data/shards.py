@@ -117,6 +117,8 @@ def read_index(shard: str | Path) -> list[Member]:
             members += [Member(p[0], int(p[1]), int(p[2])) for p in list(images)[:1]]
         if len(lines) != int(count):
             raise ValueError(f"{len(lines)} of {count} lines")
+        if any(member.offset < 0 or member.size < 0 for member in members):
+            raise ValueError("a place in it is below 0")
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise ValueError(f"cannot read the index {index}: {error}; delete it") from None
     _check(members, shard)

@@ -77,6 +77,9 @@ def write_split(path: str | Path, entries: Iterable[Entry]) -> None:
 def format_split(entries: Iterable[Entry]) -> str:
     """The text of a split file.
 
+    Raises:
+        ValueError: If a name is no UTF-8, as Linux allows.
+
     Examples:
         >>> format_split([Entry("a.jpg", "a.png"), Entry("b c.jpg", "b c.png"), Entry("d")])
         'a.jpg a.png\\nb c.jpg\\tb c.png\\nd\\n'
@@ -84,7 +87,10 @@ def format_split(entries: Iterable[Entry]) -> str:
     lines = []
     for image, mask in entries:
         between = "\t" if any(map(str.isspace, f"{image}{mask}")) else " "
-        lines.append(f"{image}{between}{mask or ''}".rstrip(" ") + "\n")
+        line = f"{image}{between}{mask or ''}".rstrip(" ") + "\n"
+        if not line.isascii() and line.encode("utf-8", "ignore").decode() != line:
+            raise ValueError(f"{image!r} is no UTF-8 text, so no list can name it: rename the file")
+        lines.append(line)
     return "".join(lines)
 
 

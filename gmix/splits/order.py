@@ -63,7 +63,9 @@ def seeded_order(names: Sequence[str], seed: int) -> list[int]:
         >>> seeded_order(["a", "b", "c", "d"], 0), seeded_order(["d", "c", "b", "a"], 0)
         ([1, 0, 2, 3], [2, 3, 1, 0])
     """
-    keys = [hashlib.sha256(f"{seed} {name}".encode()).digest() for name in names]
+    keys = [
+        hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogatepass")).digest() for name in names
+    ]
     return sorted(range(len(names)), key=keys.__getitem__)
 
 
