@@ -402,5 +402,6 @@ def left_out(reasons: Sequence[str], images: int) -> int:
 
 def complain(text: str, code: int) -> int:
     """Say on stderr, in one line, why there is no result."""
-    print(f"gmix: {text}", file=sys.stderr)
+    line = " ".join(text.split())  # a file name may hold line ends, and codes that a terminal obeys
+    print("gmix:", "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr)
     return code

@@ -7,6 +7,7 @@ Importing this file costs nothing (no torch), so that `gmix --help` answers at o
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -193,12 +194,17 @@ class TrainConfig:
             "eval_every",
             "checkpoint_every",
             "skip_nonfinite",
-            "workers",
         ):
             _at_least(name, getattr(self, name), 0)
-        for name in ("labels", "threads"):
-            if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 1)
+        _at_least("workers", self.workers, 0, 1024)
+        if self.labels is not None:
+            _at_least("labels", self.labels, 1)
+        _check_threads(self.threads)
+        if self.seed.bit_length() > 63:  # what torch takes
+            raise ValueError(f"--seed must be below 2^63 either way, got {self.seed}")
+        for name in ("lr", "encoder_lr", "weight_decay", "rotate", "jitter"):
+            if not 0 <= getattr(self, name) < math.inf:  # nan is neither
+                raise ValueError(f"{flag(name)} must be 0 or more, got {getattr(self, name)}")
         batches = (self.batch_labeled, self.batch_unlabeled * (self.method != "supervised"))
         if any(batch % self.accumulate for batch in batches):
             raise ValueError(
@@ -313,6 +319,11 @@ class EvaluateConfig:
         None, OUTPUT, "FILE", "also draw the confusion matrix: png, pdf or svg"
     )
 
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        _at_least("batch", self.batch, 1)
+        _check_threads(self.threads)
+
     def windows(self) -> tuple[tuple[int, int], tuple[int, int]] | None:
         """Height and width of a window, and of the step to the next; None: whole images.
 
@@ -347,7 +358,7 @@ class EvaluateConfig:
             factors = [float(part) for part in self.scales.split(",")]
         except ValueError:
             factors = []
-        if not factors or min(factors) <= 0:
+        if not factors or not all(0 < factor < math.inf for factor in factors):
             raise ValueError(f"--scales must be written like 0.75,1,1.25, got {self.scales!r}")
         return factors
 
@@ -362,6 +373,10 @@ class PredictConfig:
     masks_only: bool = option(False, OUTPUT, "", "no overlays")
     device: str = option("auto", MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps")
     threads: int | None = option(None, MACHINE, "N", "CPU threads (default: torch decides)")
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        _check_threads(self.threads)
 
 
 @dataclass
@@ -431,6 +446,11 @@ class DemoConfig:
     steps: int | None = option(None, OPTIM, "N", "training steps (default: what takes minutes)")
     seed: int = option(0, OPTIM, "N", "same seed, same result")
 
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        if self.steps is not None:
+            _at_least("steps", self.steps, 1)
+
 
 @dataclass
 class SplitsMakeConfig:
@@ -488,8 +508,11 @@ def parse_size(text: str, name: str = "size") -> tuple[int, int]:
         ValueError: if the text is not two positive whole numbers joined by `x`.
     """
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ValueError(f"{flag(name)} must be written HxW, e.g. 120x160, got {text!r}")
+    good = [part for part in parts if part.isdecimal() and len(part) < 6 and int(part) > 0]
+    if len(parts) != 2 or good != parts:
+        raise ValueError(
+            f"{flag(name)} must be written HxW, e.g. 120x160, at most 99999 each, got {text!r}"
+        )
     return int(parts[0]), int(parts[1])
 
 
@@ -508,7 +531,7 @@ def parse_range(text: str, name: str, example: str) -> tuple[float, float]:
         low, high = (float(part) for part in found.groups()) if found else (1.0, 0.0)
     except ValueError:
         low, high = 1.0, 0.0
-    if not low <= high:
+    if not -math.inf < low <= high < math.inf:
         raise ValueError(f"{flag(name)} must be written LOW-HIGH, e.g. {example}: {text!r}")
     return low, high
 
@@ -555,14 +578,43 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
+        _check_yaml(yaml.compose(text, yaml.SafeLoader))
+        found = yaml.safe_load(text)
+    except Exception as error:  # PyYAML raises nearly anything on what it cannot understand
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{source} is not valid YAML: {reason}") from None
+    found = {} if found is None else found
     if not isinstance(found, dict):
         raise ValueError(
             f"{source} must hold lines like `steps: 100`, got a {type(found).__name__}"
         )
-    return {str(key).replace("-", "_"): value for key, value in found.items()}
+    settings: dict[str, Any] = {}
+    for key, value in found.items():
+        name = str(key).replace("-", "_")
+        if name in settings:
+            raise ValueError(f"{source} gives {name} twice: keep one of the lines")
+        settings[name] = value
+    return settings
+
+
+# A few lines of aliases of aliases can stand for more than any memory holds.
+YAML_NODES = 200_000
+
+
+def _check_yaml(root: Any) -> None:
+    """Refuse what PyYAML would take without a word: keys given twice, and endless aliases."""
+    waiting, count = [root], 0
+    while waiting:
+        node, count = waiting.pop(), count + 1
+        if count > YAML_NODES:
+            raise ValueError(f"it has more than {YAML_NODES} values, or aliases without end")
+        inside = [] if node is None or isinstance(node.value, str) else node.value
+        pairs = [pair for pair in inside if isinstance(pair, tuple)]
+        keys = [key.value for key, _ in pairs if isinstance(key.value, str)]
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"{twice} is given twice: keep one of the lines")
+        waiting += [part for pair in pairs for part in pair] if pairs else inside
 
 
 def write_yaml(config: TrainConfig, path: Path) -> None:
@@ -606,6 +658,13 @@ def refuse_changes(config: TrainConfig, path: Path) -> None:
             )
 
 
-def _at_least(name: str, value: int, least: int) -> None:
+def _at_least(name: str, value: int, least: int, most: int = 2**31 - 1) -> None:
     if value < least:
         raise ValueError(f"{flag(name)} must be at least {least}, got {value}")
+    if value > most:
+        raise ValueError(f"{flag(name)} must be at most {most}, got {value}")
+
+
+def _check_threads(threads: int | None) -> None:
+    if threads is not None:
+        _at_least("threads", threads, 1, 1024)

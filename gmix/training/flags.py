@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from argparse import Action, BooleanOptionalAction, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -16,7 +16,10 @@ C = TypeVar("C")
 
 
 class UsageError(Exception):
-    """A command line or configuration file that cannot be understood."""
+    """A command line or configuration file that cannot be understood; says why on one line."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(" ".join(text.split()))
 
 
 def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: str = "") -> C:
@@ -48,7 +51,8 @@ def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: st
 
     options = [item for item in fields(kind) if item.init]  # type: ignore[arg-type]
     refused = {item.name: item for item in fields(kind) if not item.init}  # type: ignore[arg-type]
-    hints = {item.name: get_type_hints(kind)[item.name] for item in options}
+    types, defaults = get_type_hints(kind), kind()
+    hints = {item.name: types[item.name] for item in options}
 
     class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
         """One line a flag: what it is and its default."""
@@ -92,7 +96,7 @@ def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: st
                 flag(item.name), action=BooleanOptionalAction, default=item.default, help=text
             )
         else:
-            default = getattr(kind(), item.name)
+            default = getattr(defaults, item.name)
             group.add_argument(
                 flag(item.name),
                 type=hints[item.name],
@@ -100,7 +104,17 @@ def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: st
                 metavar=item.metadata["metavar"],
                 help=text,
             )
-    given: dict[str, Any] = parser.parse_args(words).as_dict()
+
+    def read(method: Callable[[Any], Any], what: Any) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = method(what).as_dict()
+        except UsageError:
+            raise
+        except Exception as error:  # PyYAML raises nearly anything on values like "!!int ''"
+            raise UsageError(f"a value cannot be read: {type(error).__name__}: {error}") from None
+        return found
+
+    given = read(parser.parse_args, words)
     settings = {} if given["config"] is None else read_yaml(given["config"])
     recipe = given.get("recipe") or settings.get("recipe")
     if recipe is not None:
@@ -113,9 +127,12 @@ def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: st
         for name in settings:
             if name not in hints:
                 raise UsageError(f"{source}: unknown key {name}{suggest(name, list(hints))}")
-        checked = parser.parse_object(settings).as_dict()
+            if settings[name] is None and NoneType not in get_args(hints[name]):
+                wanted = expected(hints[name])
+                raise UsageError(f"{source}: {flag(name)} expects {wanted}, got nothing")
+        checked = read(parser.parse_object, settings)
         parser.set_defaults({name: checked[name] for name in settings})
-        given = parser.parse_args(words).as_dict()
+        given = read(parser.parse_args, words)
     del given["config"]
     return kind(**given)
 
