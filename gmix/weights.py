@@ -1,6 +1,8 @@
 """Encoder weights from a file, and the image statistics an encoder was trained with."""
 
+import pickle
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -112,13 +114,31 @@ def encoder_stats(encoder_name: str) -> tuple[Stats, Stats]:
     return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
+def load_plain(path: Path, device: torch.device | str = "cpu") -> Any:
+    """What `torch.save` wrote, if it is tensors and plain values; no other pickle is run.
+
+    Raises:
+        ValueError: If there is something else in it.
+        Exception: Nearly any other, if the file is broken.
+    """
+    try:
+        with warnings.catch_warnings():  # about pickles that are refused anyway
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError:  # torch's text advises to load it all the same
+        raise ValueError(
+            "it is no file of tensors and plain values alone, and anything else in a pickle may run "
+            "code: save the state_dict() of its model"
+        ) from None
+
+
 def _read_state(path: Path) -> State:
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_plain(path)
     except Exception as error:  # a broken file raises nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"cannot read weights {path}: {reason}") from None

@@ -13,6 +13,7 @@ from torch.utils.data import ConcatDataset, Dataset
 from torchvision import tv_tensors
 
 from gmix.data import (
+    IGNORE,
     LAYOUTS,
     Cached,
     Classes,
@@ -117,6 +118,9 @@ def build_data(config: TrainConfig) -> Data:
             read_once(validation_set, len(validation[0]))
         if held_out is not None and held_out_set is not None:
             read_once(held_out_set, len(held_out[0]))
+    refuse_blank(labeled_set, masks, "labeled")
+    if validation is not None:
+        refuse_blank(validation_set, validation[1], "validation")
     counts = {
         "labeled": len(images),
         "unlabeled": 0 if unlabeled_set is None else len(unlabeled_set),
@@ -288,6 +292,15 @@ def read_once(dataset: Any, length: int) -> None:
     with ThreadPool(4) as pool:
         for _ in pool.imap(dataset.__getitem__, range(length)):
             pass
+
+
+def refuse_blank(dataset: Any, masks: Sequence[Path], kind: str) -> None:
+    """Refuse masks of which nothing is left, as a wrong label map makes them; mostly reads one item."""
+    if not any(bool((dataset[index].mask != IGNORE).any()) for index in range(len(masks))):
+        raise ValueError(
+            f"no {kind} mask has a pixel of any class, from {masks[0]} on all is ignored: "
+            "is the label map (--label-map) the one of these masks?"
+        )
 
 
 def build_stream(config: TrainConfig, data: Data, mean: Stats, std: Stats) -> TwoStream:

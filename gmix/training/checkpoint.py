@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gmix.training.whole import remove_whole, whole_folder
+from gmix.weights import load_plain
 
 PREFIX = "checkpoint-"
 STATE, SUMS = "state.pt", "SHA256SUMS"
@@ -86,7 +87,7 @@ def load_checkpoint(
     try:
         for name, module in modules.items():
             module.load_state_dict(load_file(path / f"{name}.safetensors", device=str(device)))
-        state: dict[str, Any] = torch.load(path / STATE, map_location=device, weights_only=True)
+        state: dict[str, Any] = load_plain(path / STATE, device)
     except Exception as error:  # of two libraries, for a file of any content
         reason = textwrap.shorten(" ".join(str(error).split()), 200, placeholder=" ...")
         raise ValueError(f"the checkpoint {path} does not fit this network: {reason}") from error

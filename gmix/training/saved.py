@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -93,27 +94,31 @@ class SavedModel:
             facts = json.loads((folder / "gmix.json").read_text(encoding="utf-8"))
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             architecture = lookup(config["_model_class"], ARCHITECTURES, "the architecture")
-            with redirect_stdout(None):  # the hub's library says where the weights are from
-                model = architecture.from_pretrained(folder)
+            # Every weight must be there, and none is looked for elsewhere.
+            strictly: dict[str, Any] = {"strict": True, "encoder_weights": None}
+            # The hub's library says where the weights are from, SMP what does not fit and is refused.
+            with redirect_stdout(None), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model = architecture.from_pretrained(folder, **strictly)
             net = GuidedMixNet(model, mitrans=facts["mitrans"])
             rest = load_file(folder / "gmix.safetensors")
             net.load_state_dict({f"model.{k}": v for k, v in net.model.state_dict().items()} | rest)
+            raw = facts["label_map"]
+            label_map = None if raw is None else {int(key): value for key, value in raw.items()}
+            # Models saved before there were channels, colours and cards say nothing of them.
+            own, span = facts.get("colors"), facts.get("span")
+            colors = None if own is None else tuple((color[0], color[1], color[2]) for color in own)
+            return cls(
+                net.to(device).eval(),
+                Classes(tuple(facts["classes"]), label_map, facts["binary"], colors),
+                None if facts["size"] is None else (facts["size"][0], facts["size"][1]),
+                tuple(facts["mean"]),
+                tuple(facts["std"]),
+                ImageFormat(facts.get("channels", 3), None if span is None else (span[0], span[1])),
+                facts.get("training"),
+            )
         except Exception as error:
             raise ValueError(f"cannot load the model in {folder}: {one_line(error)}") from error
-        raw = facts["label_map"]
-        label_map = None if raw is None else {int(key): value for key, value in raw.items()}
-        # Models saved before there were channels, colours and cards say nothing of them.
-        own, span = facts.get("colors"), facts.get("span")
-        colors = None if own is None else tuple((color[0], color[1], color[2]) for color in own)
-        return cls(
-            net.to(device).eval(),
-            Classes(tuple(facts["classes"]), label_map, facts["binary"], colors),
-            None if facts["size"] is None else (facts["size"][0], facts["size"][1]),
-            tuple(facts["mean"]),
-            tuple(facts["std"]),
-            ImageFormat(facts.get("channels", 3), None if span is None else (span[0], span[1])),
-            facts.get("training"),
-        )
 
 
 def load_model(folder: str | Path, device: torch.device | str = "cpu") -> SavedModel:

@@ -28,7 +28,8 @@ from gmix.evaluation import (
     sliding_bands,
 )
 from gmix.training.build import known_layout, validation_files
-from gmix.training.config import EvaluateConfig, TrainConfig, read_yaml
+from gmix.training.config import EvaluateConfig, TrainConfig
+from gmix.training.flags import parse
 from gmix.training.run import prepare_device
 from gmix.training.saved import load_model
 
@@ -129,5 +130,5 @@ def original_data(run: Path, part: Literal["all", "odd", "even"]) -> TrainConfig
         path = run.absolute().parent / "config.yaml"
     if not path.is_file():
         raise ValueError(f"--val-images is missing, and {run} has no config.yaml that names them")
-    config = TrainConfig(**read_yaml(path))
+    config = parse(TrainConfig, "gmix train", "", ["--config", str(path)])
     return config if part == "all" else replace(config, val_part=part)
