@@ -8,6 +8,7 @@ import torch
 from hypothesis import settings
 
 settings.register_profile("gmix", deadline=None, derandomize=True, max_examples=30)
+settings.register_profile("gmix-long", deadline=None, max_examples=5000)
 settings.load_profile("gmix")
 
 
