@@ -77,6 +77,8 @@ def test_formats_in_circulation(
         (b"a\tb/.. /c", "leads out"),  # Windows takes it for `..`
         (b"C:/a.jpg", "leads out"),
         (b"c:a.jpg", "leads out"),
+        (b"/C:/a.jpg", "leads out"),
+        (b"./c:a.jpg", "leads out"),
         (b"\\\\host\\share\\a.jpg", "leads out"),
         (b"//host/share/a.jpg", "leads out"),
         (b"a\x00b", "is no file name"),

@@ -199,7 +199,8 @@ def _inside(name: str) -> str:
     parts = PurePosixPath(name.removeprefix("/")).parts
     # Windows takes "a/.. /b" and "a/.../b" for more than names.
     strange = any(not part.strip(". ") for part in parts)
-    if strange or name.startswith("//") or re.match(r"[A-Za-z]:", name):
+    drive = re.match(".:", "/".join(parts))  # of what is left: "/C:/x" and "./C:/x" hide one
+    if strange or name.startswith("//") or drive:
         raise ValueError(f"{name!r} leads out of the data set: write a path inside of it")
     if not parts or re.search(r"[\x00-\x1f\x7f]", name):
         raise ValueError(f"{name!r} is no file name")
