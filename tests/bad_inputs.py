@@ -1068,7 +1068,17 @@ group(
     Case(
         "a raw id that is mapped twice in YAML",
         setting("label_map: {0: 0, 8: 1, 8: 2}"),
-        "…mine.yaml is not valid YAML: 8 is given twice: keep one of the lines",
+        "…mine.yaml is not valid YAML: 8 is given twice: keep one of the two",
+    ),
+    Case(
+        "a raw id that is mapped twice in braces",
+        flags("--label-map", "{0: 0, 8: 1, 8: 2}"),
+        "--label-map is not valid YAML: 8 is given twice: keep one of the two",
+    ),
+    Case(
+        "a raw id of 0.5",
+        flags("--label-map={0.5: 1}"),
+        "--label-map is not valid YAML: 0.5 is no key: expected a word or a whole number",
     ),
     Case(
         "a class that does not exist",
@@ -1238,7 +1248,7 @@ group(
     Case(
         "a key that is given twice",
         setting("steps: 3\nlr: 1\nsteps: 4\n"),
-        "…mine.yaml is not valid YAML: steps is given twice: keep one of the lines",
+        "…mine.yaml is not valid YAML: steps is given twice: keep one of the two",
     ),
     Case(
         "a key in both spellings",
@@ -1267,7 +1277,7 @@ group(
         lambda place: place.train(
             "--model-args", "{a: " + RUNS_CODE.replace("MARKER", str(place.marker)) + "}"
         ),
-        "--model-args expects a mapping such as {name: value}, got … (see …)",
+        "--model-args is not valid YAML: …",
     ),
     Case("a date that is none", setting("steps: !!timestamp many"), INVALID),
     Case(

@@ -602,7 +602,7 @@ YAML_NODES = 200_000
 
 
 def _check_yaml(root: Any) -> None:
-    """Refuse what PyYAML would take without a word: keys given twice, and endless aliases."""
+    """Refuse what PyYAML takes without a word: keys given twice or of another kind, endless aliases."""
     waiting, count = [root], 0
     while waiting:
         node, count = waiting.pop(), count + 1
@@ -611,9 +611,12 @@ def _check_yaml(root: Any) -> None:
         inside = [] if node is None or isinstance(node.value, str) else node.value
         pairs = [pair for pair in inside if isinstance(pair, tuple)]
         keys = [key.value for key, _ in pairs if isinstance(key.value, str)]
+        odd = [key.value for key, _ in pairs if key.tag.endswith((":float", ":bool"))]
+        if odd:
+            raise ValueError(f"{odd[0]} is no key: expected a word or a whole number")
         if len(set(keys)) < len(keys):
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"{twice} is given twice: keep one of the lines")
+            raise ValueError(f"{twice} is given twice: keep one of the two")
         waiting += [part for pair in pairs for part in pair] if pairs else inside
 
 

@@ -10,7 +10,7 @@ from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from gmix.recipes import read_recipe
-from gmix.training.config import flag, read_yaml, suggest
+from gmix.training.config import flag, parse_yaml, read_yaml, suggest
 
 C = TypeVar("C")
 
@@ -114,6 +114,11 @@ def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: st
             raise UsageError(f"a value cannot be read: {type(error).__name__}: {error}") from None
         return found
 
+    for before, word in zip(["", *words], words, strict=False):
+        name, _, text = word.partition("=") if word.startswith("--") else (before, "", word)
+        hint = str(hints.get(name.removeprefix("--").replace("-", "_")))
+        if "dict" in hint and text.lstrip().startswith(("{", "[")):
+            parse_yaml(text, name)  # which is stricter than the parser
     given = read(parser.parse_args, words)
     settings = {} if given["config"] is None else read_yaml(given["config"])
     recipe = given.get("recipe") or settings.get("recipe")
