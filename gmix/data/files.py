@@ -96,7 +96,8 @@ def _list_folder(folder: Path, suffixes: Sequence[str], what: str) -> list[Path]
         if path.suffix.lower() in suffixes and not path.name.startswith(".")
     )
     files = [path for path in named if path.is_file()]
-    refuse_dead_links(set(named).difference(files))
+    if len(files) < len(named):
+        refuse_dead_links(set(named).difference(files))
     if not files:
         kinds = ", ".join(suffix[1:] for suffix in suffixes)
         raise ValueError(f"the {what} folder {folder} holds no {what} ({kinds})")
