@@ -279,6 +279,7 @@ def measure_list(root: Path, count: int) -> list[float]:
 
 def walk(stream: TwoStream, ends: Any) -> None:
     """What a loader process does to its memory in an epoch, but for the images: shuffle, and take each path."""
+    torch.set_num_threads(1)  # as torch's own loader processes do
     stream.indices(0)
     for index in range(len(stream.unlabeled)):
         stream.unlabeled.images.text(index)

@@ -10,6 +10,7 @@ from itertools import groupby, islice, pairwise
 from pathlib import Path
 from typing import overload
 
+import numpy as np
 import torch
 
 from gmix.data.files import IMAGE_SUFFIXES, find_images, refuse_dead_links
@@ -37,7 +38,8 @@ class Paths(Sequence[Path]):
             text += b"".join(some)  # file names need not be Unicode
             lengths.extend(map(len, some))
         self._text = torch.frombuffer(text or bytearray(1), dtype=torch.uint8)
-        self._ends = torch.frombuffer(lengths, dtype=torch.int64).cumsum(0)
+        # By numpy: torch would start threads, which a process forked later on waits for in vain.
+        self._ends = torch.from_numpy(np.cumsum(np.frombuffer(lengths, dtype=np.int64)))
 
     def __len__(self) -> int:
         return len(self._ends) - 1
