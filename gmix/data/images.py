@@ -119,8 +119,7 @@ def _pixels(file: BinaryIO, channels: int) -> Pixels:
     start = file.read(6)
     file.seek(0)
     if start == b"\x93NUMPY":
-        array: Pixels = np.load(file, allow_pickle=False)
-        return _channels_last(array, channels)
+        return _channels_last(_load_npy(file), channels)
     is_tiff = start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
     if is_tiff and channels not in (1, 3):  # Pillow knows neither five channels nor four of 16 bits
         return _load_tiff(file, channels)
@@ -254,11 +253,9 @@ def holds_only_0_and_255(masks: Sequence[Path]) -> bool:
 def _ids(path: Path) -> tuple[Pixels, str]:
     """What a mask file holds, and how to call that."""
     _expect_file(path)
-    if path.suffix.lower() == ".npy":
-        ids = _load_npy(path)
-        return ids, f"an array of {'x'.join(map(str, ids.shape))} {ids.dtype} numbers"
-    if path.suffix.lower() == ".mat":
-        ids = _load_mat(path)
+    loaders = {".npy": _load_npy, ".mat": _load_mat}
+    if (load := loaders.get(path.suffix.lower())) is not None:
+        ids = load(path)
         return ids, f"an array of {'x'.join(map(str, ids.shape))} {ids.dtype} numbers"
     with _open(path) as file:
         upright = ImageOps.exif_transpose(file)
@@ -266,8 +263,8 @@ def _ids(path: Path) -> tuple[Pixels, str]:
         return np.array(upright), f"{kind} (mode {upright.mode})"
 
 
-def _load_npy(path: Path) -> Pixels:
-    array: Pixels = np.load(path, allow_pickle=False)
+def _load_npy(file: BinaryIO | Path) -> Pixels:
+    array: Pixels = np.load(file, allow_pickle=False)
     return array
 
 
@@ -286,9 +283,8 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
 def _load_tiff(file: BinaryIO, channels: int) -> Pixels:
     import tifffile
 
-    logging.getLogger("tifffile").addHandler(
-        _QUIET
-    )  # what it logs of a broken file is no line of ours
+    # What it logs of a broken file is no line of ours.
+    logging.getLogger("tifffile").addHandler(_QUIET)
     file.seek(0)
     with tifffile.TiffFile(file) as tiff:
         page = tiff.pages.first

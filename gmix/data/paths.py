@@ -50,7 +50,7 @@ class Paths(Sequence[Path]):
     def __getitem__(self, index: slice) -> Paths: ...
     def __getitem__(self, index: int | slice) -> Path | Paths:
         if isinstance(index, slice):
-            return Paths(self[i] for i in range(*index.indices(len(self))))
+            return Paths(self.text(i) for i in range(*index.indices(len(self))))
         return Path(self.text(index))
 
     def __iter__(self) -> Iterator[Path]:

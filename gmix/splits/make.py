@@ -68,11 +68,11 @@ def make_splits(config: SplitsMakeConfig) -> list[Made]:
         Entry(name)
         for name in set(inside(Paths.union(*groups), root)) - {entry.image for entry in labelable}
     ]
-    parts = label_counts(str(config.labels), len(pairs))
+    parts, masks = label_counts(str(config.labels), len(pairs)), list(pairs.values())
 
     order = seeded_order([entry.image for entry in labelable], config.seed)
     if config.stratify and classes is not None:
-        order = stratified_order(class_pixels(list(pairs.values()), classes)[:, :-1] > 0, order)
+        order = stratified_order(class_pixels(masks, classes)[:, :-1] > 0, order)
 
     found, files = [], {}
     for name, count in parts.items():
@@ -83,7 +83,7 @@ def make_splits(config: SplitsMakeConfig) -> list[Made]:
             raise ValueError(f"--labels {name} would label every image: ask for fewer")
         files[folder / "labeled.txt"] = format_split(labeled)
         files[folder / "unlabeled.txt"] = format_split(unlabeled)
-        chosen = [list(pairs.values())[i] for i in order[:count]]
+        chosen = [masks[i] for i in order[:count]]
         absent = None if classes is None else absent_classes(chosen, classes)
         found.append(Made(folder, root, len(labeled), len(unlabeled), absent))
     for path, text in files.items():  # all before the first is written: no half of a split
@@ -118,8 +118,9 @@ def inside(paths: Sequence[Path], root: Path) -> list[str]:
     Raises:
         ValueError: if one is elsewhere.
     """
+    base = whole_path(root)
     for path in paths:
-        if not whole_path(path).is_relative_to(whole_path(root)):
+        if not whole_path(path).is_relative_to(base):
             raise ValueError(
                 f"{path} is not inside of {root}, so no list can name it: move it there"
             )

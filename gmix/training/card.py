@@ -34,14 +34,14 @@ def training_facts(
         >>> facts["dataset"], facts["split"], facts["settings"]
         ('voc', '1f2e', {'lr': 0.01})
     """
-    settings = {}
+    settings, defaults = {}, TrainConfig()
     for item in fields(TrainConfig):
         value = getattr(config, item.name)
         group = item.metadata["group"]
         if group in (CLASSES, MODEL, METHOD, INPUT, OPTIM) and item.name not in _SAID:
             if item.name == "encoder_weights":
                 value = Path(value).name
-            if value != getattr(TrainConfig(), item.name):
+            if value != getattr(defaults, item.name):
                 settings[item.name] = value
     return {
         "dataset": config.dataset or ("voc" if config.voc else None),
