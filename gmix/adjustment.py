@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gmix import functional as G
+from gmix.processes import gather
 
 __all__ = ["LogitAdjustment"]
 
@@ -29,7 +30,8 @@ class LogitAdjustment(nn.Module):
         floor: The least $\pi_k$ that is taken for true, above 0. A class not seen yet is not adjusted.
 
     Shape:
-        - `logits` `(N, K, H, W)`, `y` `(N, H, W)` int64; values outside of the classes (255) are not counted
+        - `logits` `(N, K, H, W)`, `y` `(N, H, W)` int64; values outside of the classes (255) are not counted, nor
+          is anything without `y` (for those who call `add`) or in eval mode
         - output: `(N, K, H, W)`
 
     Raises:
@@ -57,9 +59,14 @@ class LogitAdjustment(nn.Module):
         self.pixels: Tensor
         self.register_buffer("pixels", torch.zeros(max(classes, 2), dtype=torch.int64))
 
-    def forward(self, logits: Tensor, y: Tensor) -> Tensor:
-        if self.training:
-            self.pixels += G.pixels_of_classes(y, len(self.pixels))
+    def add(self, y: Tensor) -> None:
+        """Count the pixels of masks `(N, H, W)`; of several processes, those of all."""
+        pixels = G.pixels_of_classes(y, len(self.pixels))
+        self.pixels += gather(pixels[None]).sum(0)
+
+    def forward(self, logits: Tensor, y: Tensor | None = None) -> Tensor:
+        if self.training and y is not None:
+            self.add(y)
         share = self.pixels / self.pixels.sum().clamp(min=1)
         log = torch.where(self.pixels > 0, share.clamp(min=self.floor).log(), 0.0)
         offset = self.strength * (log[1:] - log[:1] if self.classes == 1 else log)

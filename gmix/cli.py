@@ -5,6 +5,7 @@ Nothing heavy is imported before a command has read its flags: help and typing e
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -113,10 +114,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command is None:
         hint = suggest(words[0], list(COMMANDS))
         return complain(f"unknown command {words[0]}{hint} (see `gmix --help`)", 2)
+    if os.environ.get("WORLD_SIZE", "1") != "1" and words[0] not in ("train", "evaluate"):
+        return complain(f"gmix {words[0]} is for one process: start it without a launcher", 2)
     try:
         return command(words[1:])
     except Interrupted as stopped:
-        print(stopped)
+        if speaks():
+            print(stopped)
         return 0
     except KeyboardInterrupt:
         return complain("stopped", 130)
@@ -133,6 +137,8 @@ def train(words: Sequence[str]) -> int:
     about = "Train a segmentation model on a few masks and many images."
     config = parse(TrainConfig, "gmix train", about, words, TRAIN_EXAMPLES)
     if config.dry_run:
+        if not speaks():
+            return 0
         from gmix.training.plan import describe, plan
 
         print(*describe(plan(config)), sep="\n")
@@ -140,6 +146,8 @@ def train(words: Sequence[str]) -> int:
     from gmix.training.run import train as run
 
     result = run(config)
+    if not speaks():
+        return 0
     if result.scores is not None:
         print_scores(result.scores.to_dict(result.names))
     if result.best is not None:
@@ -171,7 +179,10 @@ def evaluate(words: Sequence[str]) -> int:
     config = parse(EvaluateConfig, "gmix evaluate", about, words)
     from gmix.training.score import score_model
 
-    print_scores(score_model(config))
+    found = score_model(config)
+    if not speaks():
+        return 0
+    print_scores(found)
     if config.incomparable_center is not None:
         print(
             f"gmix: warning: only the centre {config.incomparable_center} of each image was "
@@ -400,8 +411,14 @@ def left_out(reasons: Sequence[str], images: int) -> int:
     return complain(f"{len(reasons)} of {images} images were left out: {'; '.join(reasons)}", 1)
 
 
+def speaks() -> bool:
+    """Whether this process prints results: of several that a launcher started, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def complain(text: str, code: int) -> int:
     """Say on stderr, in one line, why there is no result."""
     line = " ".join(text.split())  # a file name may hold line ends, and codes that a terminal obeys
-    print("gmix:", "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr)
+    name = "gmix:" if speaks() else f"gmix, process {os.environ['RANK']}:"
+    print(name, "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr)
     return code

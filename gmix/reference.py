@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmix import functional as G
+from gmix.processes import gather, process_count
 
 __all__ = ["LabeledReference"]
 
@@ -117,7 +118,10 @@ class LabeledReference(nn.Module):
 
     @torch.no_grad()
     def add(self, x: Tensor, y: Tensor, *, ignore_index: int = 255) -> None:
-        """Remember labeled images `x (N, C, H, W)` with their masks `y (N, H, W)`."""
+        """Remember labeled images `x (N, C, H, W)` with their masks `y (N, H, W)`.
+
+        Where several processes train together, each gives its own images and remembers those of all.
+        """
         if y.shape != (len(x), *x.shape[2:]):
             raise ValueError(
                 "`y` must have shape (N, H, W) for images `x` (N, C, H, W), "
@@ -128,10 +132,10 @@ class LabeledReference(nn.Module):
         shares = class_shares(y, self.values.shape[1], grid, ignore_index)
         keys = features.flatten(2).transpose(1, 2)
         values = shares.flatten(2).transpose(1, 2)
-        keep = min(self.positions, max(self.capacity // len(x), 1))
+        keep = min(self.positions, max(self.capacity // (len(x) * process_count()), 1))
         image, kept = torch.arange(len(x), device=x.device)[:, None], spread(values, keep)
-        keys = keys[image, kept].flatten(0, 1)[: self.capacity]
-        values = values[image, kept].flatten(0, 1)[: self.capacity]
+        keys = gather(keys[image, kept]).flatten(0, 1)[: self.capacity]
+        values = gather(values[image, kept]).flatten(0, 1)[: self.capacity]
         slots = (self.written + torch.arange(len(keys), device=x.device)) % self.capacity
         self.keys[slots] = keys
         self.values[slots] = values

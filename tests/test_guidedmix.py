@@ -229,7 +229,8 @@ def test_guidance_is_consistent(make: Any, classes: int) -> None:
     method = make(classes).eval()
     if method.reference is not None:
         method.reference.add(x_l, y)
-    partner, direct, mix, pseudo = method.guide(x_l, y, x_u, seeded(0))
+    partner, x_partner, y_partner, direct, mix, pseudo = method.guide(x_l, y, x_u, seeded(0))
+    assert torch.equal(x_partner, x_l[partner]) and torch.equal(y_partner, y[partner])
     predictor = method.net if method.teacher is None else method.teacher.net
     probabilities = gmix.functional.probabilities
     assert partner.tolist() == closest(predictor.embed(x_u), predictor.embed(x_l))

@@ -192,9 +192,12 @@ class Regression(nn.Module):
         self.spoil_at = spoil_at
         self.calls: list[dict[str, Any]] = []
 
+    def begin(self, x: Tensor, y: Tensor) -> None:
+        self.calls.append({})
+
     def forward(self, x: Tensor, y: Tensor, u: Tensor | None = None, **rest: Any) -> Any:
         draws = torch.rand(1, generator=rest["generator"]).item(), torch.rand(1).item()
-        self.calls.append({"progress": rest["progress"], "draws": draws})
+        self.calls[-1] |= {"progress": rest["progress"], "draws": draws}
         loss = (self.net.weight - x.mean()).square().sum()
         if len(self.calls) == self.spoil_at:
             loss = loss * math.inf

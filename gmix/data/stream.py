@@ -1,5 +1,6 @@
 """Batches of labeled and unlabeled images: batch t is a pure function of (seed, t)."""
 
+import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
@@ -31,10 +32,18 @@ class Batch(NamedTuple):
     x_unlabeled: Tensor | None = None
     valid_unlabeled: Tensor | None = None
 
-    def to(self, device: torch.device | str) -> "Batch":
-        """The batch on another device."""
+    def to(
+        self,
+        device: torch.device | str,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> "Batch":
+        """The batch on another device, its images in a memory format."""
         moved: Any = (t if t is None else t.to(device, non_blocking=True) for t in self)
-        return Batch(*moved)
+        x_labeled, y_labeled, x_unlabeled, valid = moved
+        x_labeled = x_labeled.to(memory_format=memory_format)
+        if x_unlabeled is not None:
+            x_unlabeled = x_unlabeled.to(memory_format=memory_format)
+        return Batch(x_labeled, y_labeled, x_unlabeled, valid)
 
     def split(self, parts: int) -> "list[Batch]":
         """The batch in parts of equal size, in its order.
@@ -105,24 +114,48 @@ class TwoStream(Dataset[Batch]):
         self.labeled_transform = labeled_transform
         self.unlabeled_transform = unlabeled_transform
         self.seed = seed
+        self.part, self.parts = 0, 1
         self._shuffled: dict[str, tuple[int, Tensor]] = {}  # by stream: an epoch, its order
         _check("labeled", len(self.labeled), batch_labeled)
         if self.unlabeled is not None:
             _check("unlabeled", len(self.unlabeled), batch_unlabeled)
 
+    def share(self, part: int, parts: int) -> "TwoStream":
+        """The same stream, of whose batches only one of so many equal parts is made.
+
+        For processes that train together: part by part, they make what one alone makes.
+
+        Args:
+            part: 0 .. parts - 1; `Batch.split(parts)[part]` of each batch.
+            parts: How many; must divide both batch sizes.
+
+        Examples:
+            >>> images = [tv_tensors.Image(torch.zeros(3, 8, 8, dtype=torch.uint8))] * 5
+            >>> masks = [tv_tensors.Mask(torch.zeros(8, 8, dtype=torch.int64))] * 5
+            >>> samples = [Sample(*pair) for pair in zip(images, masks, strict=True)]
+            >>> stream = TwoStream(samples, images, 2, 4, lambda *x: x, lambda *x: x, seed=0)
+            >>> stream.indices(0), [stream.share(part, 2).indices(0) for part in (0, 1)]
+            (([2, 3], [0, 1, 3, 4]), [([2], [0, 1]), ([3], [3, 4])])
+        """
+        shared = copy.copy(self)
+        shared.part, shared.parts = part, parts
+        return shared
+
     def indices(self, step: int) -> tuple[list[int], list[int]]:
-        """Which labeled and which unlabeled images make up batch `step`."""
-        labeled = self._order("labeled", len(self.labeled), self.batch_labeled, step)
+        """Which labeled and which unlabeled images make up batch `step`, or this share of it."""
+        positions = self._positions(self.batch_labeled, step)
+        labeled = self._order("labeled", len(self.labeled), positions)
         if self.unlabeled is None:
             return labeled, []
-        return labeled, self._order("unlabeled", len(self.unlabeled), self.batch_unlabeled, step)
+        positions = self._positions(self.batch_unlabeled, step)
+        return labeled, self._order("unlabeled", len(self.unlabeled), positions)
 
     def __getitem__(self, step: int) -> Batch:
         if step < 0:
             raise IndexError(f"`step` must be 0 or more, got {step}")
         labeled, unlabeled = self.indices(step)
         images, masks = [], []
-        for place, index in enumerate(labeled, step * self.batch_labeled):
+        for place, index in zip(self._positions(self.batch_labeled, step), labeled, strict=True):
             image, mask = self.labeled[index]
             image, mask = self._augment(self.labeled_transform, image, mask, "labeled", place)
             images.append(image)
@@ -131,7 +164,9 @@ class TwoStream(Dataset[Batch]):
         if self.unlabeled is None:
             return Batch(x_labeled, y_labeled)
         images, masks = [], []
-        for place, index in enumerate(unlabeled, step * self.batch_unlabeled):
+        for place, index in zip(
+            self._positions(self.batch_unlabeled, step), unlabeled, strict=True
+        ):
             image = self.unlabeled[index]
             mask = tv_tensors.Mask(torch.zeros(image.shape[-2:], dtype=torch.uint8))
             image, mask = self._augment(self.unlabeled_transform, image, mask, "unlabeled", place)
@@ -139,9 +174,14 @@ class TwoStream(Dataset[Batch]):
             masks.append(mask != IGNORE)
         return Batch(x_labeled, y_labeled, torch.stack(images), torch.stack(masks))
 
-    def _order(self, stream: str, length: int, batch: int, step: int) -> list[int]:
+    def _positions(self, batch: int, step: int) -> range:
+        size = batch // self.parts
+        first = step * batch + self.part * size
+        return range(first, first + size)
+
+    def _order(self, stream: str, length: int, positions: range) -> list[int]:
         result = []
-        for position in range(step * batch, (step + 1) * batch):
+        for position in positions:
             epoch, place = divmod(position, length)
             result.append(int(self._shuffle(stream, length, epoch)[place]))
         return result

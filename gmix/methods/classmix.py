@@ -68,8 +68,6 @@ class ClassMix(Method):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         x_labeled, y_labeled, x_unlabeled, _, valid, generator = step
-        if self.training and self.lead:
-            self.teacher.update(self.net)
         with torch.no_grad():
             teacher = self.teacher.net(x_unlabeled)
         pseudo = PseudoMask.of(teacher, valid, self.ignore_index)

@@ -70,8 +70,6 @@ class CutMixSeg(Method):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         x_labeled, y_labeled, x_unlabeled, _, valid, generator = step
-        if self.training and self.lead:
-            self.teacher.update(self.net)
         pasted = self.cutmix(x_unlabeled, generator)
         view = pasted.apply(self.color(x_unlabeled, generator))
         with torch.no_grad():

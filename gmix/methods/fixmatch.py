@@ -76,8 +76,6 @@ class FixMatch(Method):
             labeled, weak = torch.split(self.net(torch.cat([x_labeled, x_unlabeled])), [n, m])
             strong = self.net(view)
         else:
-            if self.training and self.lead:
-                self.teacher.update(self.net)
             weak = self.teacher.net(x_unlabeled)
             labeled, strong = torch.split(self.net(torch.cat([x_labeled, view])), [n, m])
         pseudo = PseudoMask.of(weak, valid, self.ignore_index).paste(pasted)

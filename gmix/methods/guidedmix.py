@@ -19,6 +19,7 @@ from gmix.modes import eval_mode
 from gmix.network import GuidedMixNet
 from gmix.pairing import RandomPairSelector, SimilarPairSelector
 from gmix.paste import ClassPaste
+from gmix.processes import gather
 from gmix.reference import LabeledReference
 from gmix.teacher import EMATeacher
 from gmix.views import CutMix, StrongColor
@@ -43,6 +44,7 @@ class GuidedMixParts(TypedDict, total=False):
     cutmix: CutMix | None
     direct: float
     true_masks: bool
+    pair_across: bool
 
 
 class Mix(NamedTuple):
@@ -58,6 +60,8 @@ class Guidance(NamedTuple):
     """How the pseudo masks of a batch of unlabeled images came about, step by step."""
 
     partner: Tensor  # (N,) int64: which labeled image each unlabeled one was paired with
+    x_partner: Tensor  # (N, C, H, W) these images
+    y_partner: Tensor  # (N, H, W) and their masks
     direct: Tensor  # (N, K, H, W) probabilities of the unlabeled images as they are
     mix: Mix | None  # None where nothing is mixed, with `direct=1.0`
     pseudo: Tensor  # (N, K, H, W) the target of the student
@@ -80,6 +84,7 @@ def default_parts(
         "cutmix": CutMix(),
         "direct": 0.5,
         "true_masks": True,
+        "pair_across": False,
     }
 
 
@@ -100,6 +105,7 @@ def paper_parts(
         "cutmix": None,
         "direct": 0.0,
         "true_masks": False,
+        "pair_across": False,
     }
 
 
@@ -139,7 +145,8 @@ class GuidedMix(Method):
         std: Per channel, what they were divided by. Both serve the strong colours.
         **parts: Any of [`GuidedMixParts`][gmix.methods.GuidedMixParts]. `direct` is the weight of the direct
             prediction beside the decoupled one, in [0, 1]; `true_masks` subtracts the partner's mask instead of
-            its prediction.
+            its prediction; `pair_across` looks for partners among the labeled images of all processes that train
+            together.
 
     Returns:
         `supervised`, `classification`, `unsupervised`, with `variant="paper"` also
@@ -194,27 +201,32 @@ class GuidedMix(Method):
         self.cutmix = chosen["cutmix"]
         self.direct = chosen["direct"]
         self.true_masks = chosen["true_masks"]
+        self.pair_across = chosen["pair_across"]
 
     @property
     def threshold(self) -> float:  # type: ignore[override]
         """Least confidence of a pixel that is learned."""
         return self.criterion.threshold
 
+    def begin(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
+        """The teacher moves on; the labeled images are remembered, and the pixels of their classes counted."""
+        super().begin(x_labeled, y_labeled)
+        if self.reference is not None:
+            self.reference.add(x_labeled, y_labeled, ignore_index=self.criterion.ignore_index)
+        if self.adjustment is not None:
+            self.adjustment.add(y_labeled)
+
     def losses(self, step: Step) -> dict[str, Tensor]:
         x_labeled, y_labeled, x_unlabeled, progress, valid, generator = step
-        if self.training and self.lead and self.teacher is not None:
-            self.teacher.update(self.net)
-        if self.training and self.reference is not None:
-            self.reference.add(x_labeled, y_labeled, ignore_index=self.criterion.ignore_index)
         guidance = self.guide(x_labeled, y_labeled, x_unlabeled, generator)
-        partner, pseudo, x_student = guidance.partner, guidance.pseudo, x_unlabeled
+        _, x_partner, y_partner, _, _, pseudo = guidance
+        x_student = x_unlabeled
         del guidance  # what else it holds is three times as large as the pseudo masks
         if self.paste is not None:
-            y_partner = y_labeled[partner]
             region = self.paste(y_partner, generator)
             known = G.fill_in(pseudo, y_partner, self.criterion.ignore_index)
             pseudo = torch.where(region[:, None], known, pseudo)
-            x_student = torch.where(region[:, None], x_labeled[partner], x_student)
+            x_student = torch.where(region[:, None], x_partner, x_student)
             valid = None if valid is None else valid | region
         if self.color is not None:
             x_student = self.color(x_student, generator)
@@ -233,7 +245,7 @@ class GuidedMix(Method):
         if self.criterion.decoupling > 0:
             decoupled = self._decouple_labeled(x_labeled, labeled, embedding[:n], generator)
         if self.adjustment is not None:
-            labeled = self.adjustment(labeled, y_labeled)
+            labeled = self.adjustment(labeled)
         losses: dict[str, Tensor] = self.criterion(
             labeled,
             y_labeled,
@@ -269,21 +281,25 @@ class GuidedMix(Method):
         predictor = self.net if self.teacher is None else self.teacher.net
         n, size = len(x_labeled), (x_labeled.shape[2], x_labeled.shape[3])
         features = predictor.encode(torch.cat([x_labeled, x_unlabeled]))
-        embedding = predictor.pool(features)
-        partner = self.selector(embedding[n:], embedding[:n], generator=generator)
+        key, query = predictor.pool(features).tensor_split([n])
         labeled, direct = G.probabilities(predictor.decode(features, size)).tensor_split([n])
+        if self.pair_across and self.training:
+            key, x_labeled, y_labeled, labeled = map(gather, (key, x_labeled, y_labeled, labeled))
+        partner = self.selector(query, key, generator=generator)
+        x_partner, y_partner = x_labeled[partner], y_labeled[partner]
         mix, pseudo = None, direct
         if self.direct < 1:
-            mixed = self.mixer(x_labeled[partner], x_unlabeled, generator=generator)
+            mixed = self.mixer(x_partner, x_unlabeled, generator=generator)
             predicted = G.probabilities(predictor(mixed.image))
+            labeled = labeled[partner]
             if self.true_masks:
-                labeled = G.fill_in(labeled, y_labeled, self.criterion.ignore_index)
-            decoupled = self.decoupler(predicted, labeled[partner], mixed.lam)
+                labeled = G.fill_in(labeled, y_partner, self.criterion.ignore_index)
+            decoupled = self.decoupler(predicted, labeled, mixed.lam)
             mix = Mix(mixed.image, mixed.lam, predicted, decoupled)
             pseudo = torch.lerp(decoupled, direct, self.direct)
         if self.reference is not None:
             pseudo = self.reference(pseudo, x_unlabeled)
-        return Guidance(partner, direct, mix, pseudo)
+        return Guidance(partner, x_partner, y_partner, direct, mix, pseudo)
 
     def _decouple_labeled(
         self,

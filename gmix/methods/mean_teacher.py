@@ -66,8 +66,6 @@ class MeanTeacher(Method):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         x_labeled, y_labeled, x_unlabeled, progress, valid, generator = step
-        if self.training and self.lead:
-            self.teacher.update(self.net)
         with torch.no_grad():
             target = G.probabilities(self.teacher.net(x_unlabeled))
         view = self.color(x_unlabeled, generator)

@@ -43,7 +43,7 @@ class Method(nn.Module):
         - `progress` in [0, 1]: the share of the training that is done, for ramps
         - `valid_unlabeled` `(M, H, W)` bool: False on padding
         - `generator`: on the images' device; without it torch's global one is used
-        - `part`: which part of a step's batch this is, where it does not fit into memory at once
+        - `begun`: whether `begin` has been called for this step, by a loop that goes through its batch in parts
 
     Returns:
         Named float32 scalars, each unweighted, and `total`, what is to be minimised.
@@ -54,9 +54,6 @@ class Method(nn.Module):
 
     __call__: Callable[..., dict[str, Tensor]]
     needs_unlabeled = True
-    # Whether this call begins a step, and is not a further part of one: what happens once a step, as a teacher
-    # moving on, happens then.
-    lead = True
     # Pixels whose pseudo label is less sure are not learned; a method with a threshold sets its own.
     threshold: float = 0.0
 
@@ -76,13 +73,24 @@ class Method(nn.Module):
         progress: float = 1.0,
         valid_unlabeled: Tensor | None = None,
         generator: torch.Generator | None = None,
-        part: int = 0,
+        begun: bool = False,
     ) -> dict[str, Tensor]:
-        self.lead = part == 0
         x_unlabeled = self._unlabeled(x_labeled, x_unlabeled, valid_unlabeled)
+        if self.training and not begun:
+            self.begin(x_labeled, y_labeled)
         return self.losses(
             Step(x_labeled, y_labeled, x_unlabeled, progress, valid_unlabeled, generator)
         )
+
+    def begin(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
+        """What happens once a step, before anything is learned from it: a teacher moves on.
+
+        A call of the method does this itself. A loop that goes through a step's batch in parts calls it with the
+        labeled images of all of them, and then the method with `begun=True` for each.
+        """
+        teacher = getattr(self, "teacher", None)
+        if teacher is not None:
+            teacher.update(self.net)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """What a method is: the named losses of one step."""

@@ -44,9 +44,14 @@ class Supervised(Method):
         super().__init__(net, ignore_index=ignore_index)
         self.adjustment = adjustment
 
+    def begin(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
+        """Count the classes of the labeled images."""
+        if self.adjustment is not None:
+            self.adjustment.add(y_labeled)
+
     def losses(self, step: Step) -> dict[str, Tensor]:
         logits = self.net(step.x_labeled)
         if self.adjustment is not None:
-            logits = self.adjustment(logits, step.y_labeled)
+            logits = self.adjustment(logits)
         loss = self.supervised(logits, step.y_labeled)
         return {"supervised": loss, "total": loss}

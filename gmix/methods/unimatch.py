@@ -82,8 +82,6 @@ class UniMatch(Method):
             labeled, weak = torch.split(self.net.decode(features, size), [n, m])
             strong = self.net(strong)
         else:
-            if self.training and self.lead:
-                self.teacher.update(self.net)
             weak = self.teacher.net(x_unlabeled)
             features = self.net.encode(torch.cat([x_labeled, x_unlabeled, strong]))
             learning = [torch.cat([f[:n], f[n + m :]]) for f in features]

@@ -164,6 +164,9 @@ class TrainConfig:
     device: str = option("auto", MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps")
     amp: Literal["none", "bf16"] = option("none", MACHINE, "TYPE", "none, or bf16 mixed precision")
     channels_last: bool = option(False, MACHINE, "", "memory layout, often faster")
+    sync_norm: bool = option(
+        False, MACHINE, "", "BatchNorm over the images of all processes (GPUs only)"
+    )
     threads: int | None = option(None, MACHINE, "N", "CPU threads (default: torch decides)")
     workers: int = option(2, MACHINE, "N", "processes that load images; 0: none")
     cache: bool = option(False, MACHINE, "", "keep decoded images in memory")

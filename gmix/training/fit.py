@@ -14,7 +14,9 @@ from torch.optim.swa_utils import AveragedModel
 from gmix.data import Batch
 from gmix.training.nonfinite import Guard, NonFinite
 from gmix.training.optim import poly, set_lr
+from gmix.training.parts import PartStatistics
 from gmix.training.precision import mixed_precision
+from gmix.training.processes import ALONE, Processes
 
 
 class Report(NamedTuple):
@@ -45,6 +47,7 @@ def fit(
     memory_format: torch.memory_format = torch.contiguous_format,
     average: AveragedModel | None = None,
     accumulate: int = 1,
+    processes: Processes = ALONE,
     guard: Guard | None = None,
     report_when: Callable[[int], bool] = lambda step: step % 20 == 0,
 ) -> Iterator[Report]:
@@ -53,10 +56,14 @@ def fit(
     Step t depends on nothing but the state, batch t and (seed, t): the method's generator and
     torch's own (dropout) are seeded anew each step. A run stopped anywhere can be taken up there.
 
+    A batch may be worked through in equal parts, whose losses and gradients are averaged. A part is
+    the same, whether one process goes through all of them or several share them: it draws by (seed,
+    t, its number), and BatchNorm's statistics start from those of the step and are averaged, too.
+
     Args:
         method: called as `method(x_labeled, y_labeled, x_unlabeled, progress=..., ...)`, returns
             named scalar losses, "total" among them. Everything happens on its device.
-        batches: batches `start` .. `steps - 1`.
+        batches: batches `start` .. `steps - 1`; with several processes, this one's share of each.
         optimizer: its groups hold `initial_lr`; the poly schedule scales it.
         steps: length of the whole training (the schedule's T).
         start: steps already done.
@@ -64,10 +71,11 @@ def fit(
         amp: bfloat16 where that is faster: `mixed_precision`.
         memory_format: of the images.
         average: updated from `method.net` after each step.
-        accumulate: go through a batch in so many parts of equal size, one after the other, and learn from
-            the mean of their losses: the memory of a part. Exact for losses that are means over images;
-            what looks at a batch as a whole (BatchNorm, pairing, a mean over pixels of which some
-            are ignored) sees a part. The method is told `part`.
+        accumulate: go through a batch in so many parts, one after the other: the memory of a part. Exact
+            for losses that are means over images; what looks at a batch as a whole (BatchNorm,
+            pairing, a mean over pixels of which some are ignored) sees a part.
+        processes: those that share the parts; if need be there are more parts than `accumulate`, so
+            that each has as many.
         guard: looks at each step before it is learned from, and may leave it out.
         report_when: given the number of steps done, whether to report; the last step always does.
 
@@ -80,35 +88,34 @@ def fit(
     net: Any = method.net
     device = next(method.parameters()).device
     generator = torch.Generator(device)
+    model = processes.wrap(method)
+    parts = processes.parts(accumulate)
+    mine = processes.share(parts)
     window: list[dict[str, Tensor]] = []
     reported, began = start, time.perf_counter()
     for step, batch in zip(range(start, steps), batches, strict=False):
         method.train()
         set_lr(optimizer, poly(step, steps))
-        torch.manual_seed(step_seed(seed, step, "torch"))
-        generator.manual_seed(step_seed(seed, step, "method"))
         optimizer.zero_grad(set_to_none=True)
         if guard is not None:
             guard.remember(method)
-        parts: list[dict[str, Tensor]] = []
-        for part, piece in enumerate(batch.split(accumulate)):
-            x_labeled, y_labeled, x_unlabeled, valid = piece.to(device)
-            x_labeled = x_labeled.to(memory_format=memory_format)
-            if x_unlabeled is not None:
-                x_unlabeled = x_unlabeled.to(memory_format=memory_format)
-            with mixed_precision(device, amp):
-                terms: dict[str, Tensor] = method(
-                    x_labeled,
-                    y_labeled,
-                    x_unlabeled,
-                    progress=step / steps,
-                    valid_unlabeled=valid,
-                    generator=generator,
-                    part=part,
-                )
-            (terms["total"] / accumulate).backward()  # type: ignore[no-untyped-call]
-            parts.append({name: term.detach() for name, term in terms.items()})
-        losses = {n: torch.stack([p[n] for p in parts]).mean(0) for n in parts[0]}
+        whole, terms = batch.to(device, memory_format), []
+        statistics = PartStatistics(method, parts)
+        with mixed_precision(device, amp):
+            method.begin(whole.x_labeled, whole.y_labeled)
+        for part, piece in zip(mine, whole.split(len(mine)), strict=True):
+            torch.manual_seed(step_seed(seed, step, "torch", part))
+            generator.manual_seed(step_seed(seed, step, "method", part))
+            given = {"valid_unlabeled": piece.valid_unlabeled, "generator": generator}
+            with processes.exchange(model, last=part == mine[-1]):
+                with mixed_precision(device, amp):
+                    found = model(*piece[:3], progress=step / steps, begun=True, **given)
+                (found["total"] / len(mine)).backward()  # type: ignore[no-untyped-call]
+            terms.append({name: term.detach() for name, term in found.items()})
+            statistics.end_part()
+        statistics.end_step(processes.mean)
+        means = [torch.stack([found[name] for found in terms]).mean(0) for name in terms[0]]
+        losses = dict(zip(terms[0], processes.mean(means), strict=True))
         if guard is None or guard.passes(step + 1, losses, method):
             optimizer.step()
             if average is not None:
@@ -117,16 +124,17 @@ def fit(
 
         if report_when(step + 1) or step + 1 == steps:
             passed = step + 1 - reported
-            means = mean_losses(window, first_step=reported + 1)
+            average_losses = mean_losses(window, first_step=reported + 1)
             seconds = (time.perf_counter() - began) / passed
             images = sum(len(x) for x in (batch.x_labeled, batch.x_unlabeled) if x is not None)
+            images *= processes.count
             lr = optimizer.param_groups[-1]["lr"]
-            yield Report(step + 1, passed, means, lr, seconds, images)
+            yield Report(step + 1, passed, average_losses, lr, seconds, images)
             window, reported, began = [], step + 1, time.perf_counter()
 
 
-def step_seed(seed: int, step: int, stream: str) -> int:
-    """One 63-bit seed for (seed, step, stream); streams are unrelated to each other.
+def step_seed(seed: int, step: int, stream: str, part: int = 0) -> int:
+    """One 63-bit seed for (seed, step, stream, part), unrelated to all others.
 
     Examples:
         >>> step_seed(0, 7, "method") == step_seed(0, 7, "method")
@@ -134,7 +142,9 @@ def step_seed(seed: int, step: int, stream: str) -> int:
         >>> step_seed(0, 7, "method") == step_seed(0, 7, "torch")
         False
     """
-    digest = hashlib.blake2b(f"{seed}/{step}/{stream}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(
+        f"{seed}/{step}/{stream}{f'/{part}' if part else ''}".encode(), digest_size=8
+    ).digest()
     return int.from_bytes(digest, "big") >> 1
 
 

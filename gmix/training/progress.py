@@ -44,6 +44,13 @@ class PlainProgress:
         self.note(f"step {report.step}/{self.steps}  {describe_losses(report)}  {line}")
 
 
+class SilentProgress(PlainProgress):
+    """Nothing: of several processes, one speaks."""
+
+    def note(self, text: str) -> None:
+        pass
+
+
 class LiveProgress(PlainProgress):
     """A rich progress bar and the losses, below the notes."""
 

@@ -34,14 +34,16 @@ class Metrics:
 
     Args:
         path: the file; what it says about steps after `start` is dropped, because a resumed run
-            does them anew.
+            does them anew. None: nothing is written.
         names: of the classes.
         start: steps already done.
     """
 
-    def __init__(self, path: Path, names: Sequence[str], start: int) -> None:
+    def __init__(self, path: Path | None, names: Sequence[str], start: int) -> None:
         self.path = path
         self.names = names
+        if path is None:
+            return
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         kept = [line for line in lines if _step(line) <= start]
         write_whole(path, "".join(line + "\n" for line in kept))
@@ -60,6 +62,8 @@ class Metrics:
         self._write({"step": step, "pseudo": pseudo})
 
     def _write(self, row: dict[str, Any]) -> None:
+        if self.path is None:
+            return
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from gmix.data import Batch, TwoStream, eval_transform
-from gmix.evaluation import Scores, evaluate
+from gmix.evaluation import Scores, add_other_processes, count_pixels
 from gmix.network import GuidedMixNet
 from gmix.training.build import (
     build_data,
@@ -51,7 +52,8 @@ from gmix.training.nonfinite import (
 )
 from gmix.training.norm import renew_statistics, unlabeled_views
 from gmix.training.optim import build_optimizer
-from gmix.training.progress import make_progress
+from gmix.training.processes import Processes, start_processes
+from gmix.training.progress import SilentProgress, make_progress
 from gmix.training.quality import judge_pseudo_masks
 from gmix.training.results import Metrics, Tally, write_results
 from gmix.training.saved import SavedModel
@@ -120,10 +122,14 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
     if config.out is None:
         raise ValueError("--out DIR is missing: where the results go")
     began, out = perf_counter(), Path(config.out)
-    refuse_unwritable(out)
-    checkpoint, notes = find_checkpoint(config, out)
-    device = prepare_device(config.device, config.threads)
-    data = build_data(config)
+    processes = start_processes(config.device)
+    refuse_uneven(config, processes)
+    with processes.one_by_one():
+        refuse_unwritable(out)
+        checkpoint, notes = find_checkpoint(config, out)
+    device = prepare_device(processes.device or config.device, config.threads)
+    with processes.one_by_one() if config.download else nullcontext():
+        data = build_data(config)
     if config.keep_best and data.validation is None:
         raise ValueError("--keep-best needs validation images: add some, or leave the flag out")
     parts = build_parts(config, data.classes.channels, device)
@@ -135,35 +141,36 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
 
     mean, std = image_stats(config)
     size = None if config.size is None else parse_size(config.size)
-    out.mkdir(parents=True, exist_ok=True)
-    sweep(out)
-    remove_old(out, config.keep_last)
-    write_yaml(config, out / "config.yaml")
-    metrics = Metrics(out / "metrics.jsonl", data.classes.names, start)
+    if processes.first:  # nothing is written by the others
+        out.mkdir(parents=True, exist_ok=True)
+        sweep(out)
+        remove_old(out, config.keep_last)
+        write_yaml(config, out / "config.yaml")
+    lines = out / "metrics.jsonl" if processes.first else None
+    metrics = Metrics(lines, data.classes.names, start)
     stream = build_stream(config, data, mean, std)
     transform = eval_transform(mean, std)
-
-    def load(steps: range) -> DataLoader[Batch]:
-        return load_batches(config, stream, steps, device)
 
     def deployable() -> GuidedMixNet:
         if data.unlabeled is None or config.norm_batches == 0:
             return parts.deployed
-        seen = load(range(config.norm_batches))
+        seen = load_batches(config, stream, range(config.norm_batches), device)
         views = unlabeled_views(seen, mean=mean, std=std, seed=config.seed, device=device)
         return renew_statistics(parts.deployed, views)
 
     def score(net: GuidedMixNet) -> Scores | None:
         if data.validation is None:
             return None
-        return evaluate(
+        own = count_pixels(
             net,
             data.validation,
             data.classes,
             transform=transform,
             size=size,
             device=device,
+            indices=processes.share(data.counts["validation"]),
         )
+        return add_other_processes(own).scores()
 
     def judge() -> dict[str, Any] | None:
         return judge_pseudo_masks(
@@ -175,6 +182,8 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
         )
 
     def write_model(net: GuidedMixNet, name: str, step: int, scores: Scores | None) -> None:
+        if not processes.first:
+            return
         reached = None if scores is None else {"step": step, **scores.to_dict(data.classes.names)}
         facts = training_facts(config, data.counts, data.split, reached)
         saved = SavedModel(net, data.classes, size, mean, std, image_format(config), facts)
@@ -185,7 +194,7 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
         """What was not finite, in which images, and where that is saved."""
         labeled, unlabeled = map(first_names, batch_names(stream, bad.step))
         text = f"{bad}; labeled images: {labeled}; unlabeled: {unlabeled or 'none'}"
-        if not save:
+        if not (save and processes.first):
             return text
         # Without a guard the weights have moved on since.
         state = partial(parts.save, step=bad.step - 1) if guard is not None else None
@@ -205,23 +214,40 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
     scores: Scores | None = None
     pseudo: dict[str, Any] | None = None
     tally = parts.tally
+    own_parts = len(processes.share(processes.parts(config.accumulate)))
     if start < config.steps:
-        tell = partial(setattr, tally, "image_passes")
-        count_first_step(parts.method, tell, calls=config.accumulate)
-    with Interrupts() as interrupts, make_progress(config.steps, start) as show:
+
+        def tell(images: int) -> None:
+            tally.image_passes = images * processes.count
+
+        count_first_step(parts.method, tell, calls=own_parts)
+    stopping = False
+
+    def report_when(step: int) -> bool:
+        nonlocal stopping
+        stopping = processes.any(interrupts.asked)
+        return stopping or is_due(config, step)
+
+    progress = make_progress if processes.first else SilentProgress
+    with Interrupts() as interrupts, progress(config.steps, start) as show:
         show.note(f"{config.method}: {describe_data(data)}; writing to {out}")
         for note in notes:
             show.note(note)
+        if processes.count > 1:
+            parts_of_step = processes.parts(config.accumulate)
+            show.note(f"{processes.count} processes share the {parts_of_step} parts of a step")
         if start:
             show.note(f"going on after step {start}")
+        share = stream.share(processes.rank, processes.count)
         reports = fit(
             parts.method,
-            load(range(start, config.steps)),
+            load_batches(config, share, range(start, config.steps), device),
             parts.optimizer,
             start=start,
             average=parts.average,
+            processes=processes,
             guard=guard,
-            report_when=lambda step: interrupts.asked or is_due(config, step),
+            report_when=report_when,
             **fit_settings(config),
         )
         for report in explained(reports, describe_step):
@@ -243,10 +269,10 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
             tally.step_seconds += report.seconds * report.steps
             tally.seconds = before + perf_counter() - began
             tally.peak_memory = max(tally.peak_memory or 0, peak_memory(device) or 0) or None
-            stopping = interrupts.asked  # read once: a signal may arrive on any line
             if last or stopping or due(report.step, config.checkpoint_every):
                 refuse_spoiled(parts.method, report.step)
-                parts.save(out, report.step, config.keep_last)
+                if processes.first:
+                    parts.save(out, report.step, config.keep_last)
             if on_report is not None:
                 on_report(report)
             if stopping and not last:
@@ -259,7 +285,8 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
             scores, pseudo = score(net), judge()
     write_model(net, "model", config.steps, scores)
     path, names = out / "results.json", data.classes.names
-    write_results(path, config, names, data.counts, tally, scores, pseudo, data.split)
+    if processes.first:
+        write_results(path, config, names, data.counts, tally, scores, pseudo, data.split)
     return Result(scores, tally.best, data.classes.names, tally.seconds / 60, out)
 
 
@@ -299,6 +326,24 @@ def explained(
         raise FloatingPointError(f"{describe_step(bad)}; {advice}") from bad
 
 
+def refuse_uneven(config: TrainConfig, processes: Processes) -> None:
+    """Make sure that the parts of a step are of equal size.
+
+    Raises:
+        ValueError: if they are not.
+
+    Examples:
+        >>> refuse_uneven(TrainConfig(accumulate=2), Processes())
+    """
+    parts = processes.parts(config.accumulate)
+    unlabeled = 0 if config.method == "supervised" else config.batch_unlabeled
+    if config.batch_labeled % parts or unlabeled % parts:
+        raise ValueError(
+            f"{processes.count} processes share a step's images in {parts} equal parts: --batch-labeled "
+            f"{config.batch_labeled} and --batch-unlabeled {unlabeled} must be multiples of {parts}"
+        )
+
+
 def find_checkpoint(config: TrainConfig, out: Path) -> tuple[Checkpoint | None, list[str]]:
     """The checkpoint to go on from, if any, and what there is to say about others.
 
@@ -320,6 +365,12 @@ def build_parts(config: TrainConfig, channels: int, device: torch.device) -> Par
     torch.manual_seed(config.seed)
     net = build_net(config, channels)
     method = build_method(config, net).to(device).to(memory_format=layout(config))
+    if config.sync_norm:
+        if device.type != "cuda":
+            raise ValueError(
+                f"--sync-norm needs GPUs, torch's SyncBatchNorm does not run on {device}: leave it out"
+            )
+        nn.SyncBatchNorm.convert_sync_batchnorm(method)
     nets = [module for module in method.modules() if isinstance(module, GuidedMixNet)]
     optimizer = build_optimizer(
         method.parameters(),

@@ -21,6 +21,7 @@ from gmix.data import (
 from gmix.evaluation import (
     IncomparableCenter,
     Predict,
+    add_other_processes,
     count_pixels,
     draw_confusion,
     predict_multiscale,
@@ -30,6 +31,7 @@ from gmix.evaluation import (
 from gmix.training.build import known_layout, validation_files
 from gmix.training.config import EvaluateConfig, TrainConfig
 from gmix.training.flags import parse
+from gmix.training.processes import start_processes
 from gmix.training.run import prepare_device
 from gmix.training.saved import load_model
 
@@ -54,7 +56,9 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
     if config.picture is not None and Path(config.picture).suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"--picture {config.picture} must end with .png, .pdf or .svg")
     predict, center = build_predict(config), config.center_size()
-    saved = load_model(config.model, prepare_device(config.device, config.threads))
+    processes = start_processes(config.device)
+    device = prepare_device(processes.device or config.device, config.threads)
+    saved = load_model(config.model, device)
     source: EvaluateConfig | TrainConfig = config
     files = validation_files(source)
     if files is None:
@@ -71,7 +75,7 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
                 "whole ones resized: leave the flag out"
             )
         dataset = IncomparableCenter(dataset, center)
-    matrix = count_pixels(
+    own = count_pixels(
         saved.net,
         dataset,
         classes,
@@ -80,12 +84,16 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
         device=next(saved.net.parameters()).device,
         batch_size=config.batch,
         predict=predict,
+        indices=processes.share(len(files[0])),
     )
+    matrix = add_other_processes(own)
     found = matrix.scores().to_dict(classes.names)
     names = data_names(files[0], source.voc or source.data)
     found["split"] = fingerprint([], [], names)
     if center is not None:
         found["incomparable_center"] = list(center)
+    if not processes.first:
+        return found
     if config.out is not None:
         Path(config.out).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     if config.picture is not None:

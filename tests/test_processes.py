@@ -1,0 +1,289 @@
+"""Two processes train as one does; a file of its own, as each process imports it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_data import tiny_config, write_data
+from tiny_nets import tiny_batch, tiny_net
+from torch import Tensor, distributed, multiprocessing
+
+from gmix import EMATeacher, GuidedMixNet
+from gmix import functional as G
+from gmix.cli import main
+from gmix.data import Batch
+from gmix.methods import CCT, CPS, ClassMix, CutMixSeg, FixMatch, GuidedMix, Method, Supervised
+from gmix.methods import MeanTeacher, UniMatch
+from gmix.processes import gather
+from gmix.training.config import write_yaml
+from gmix.training.fit import fit
+from gmix.training.processes import ALONE, Processes, start_processes
+
+pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="torch without distributed")
+
+COUNT, STEPS = 2, 3
+METHODS: dict[str, Callable[[GuidedMixNet], Method]] = {
+    "supervised": Supervised,
+    "mean_teacher": MeanTeacher,
+    "cutmix": CutMixSeg,
+    "classmix": ClassMix,
+    "fixmatch": FixMatch,
+    "unimatch": lambda net: UniMatch(net, teacher=EMATeacher(net)),
+    "guidedmix": GuidedMix,
+    "paper": lambda net: GuidedMix(net, variant="paper"),
+    "cps": CPS,
+    "cct": CCT,
+}
+
+
+def batches() -> Iterator[Batch]:
+    for i in range(STEPS):
+        x, y, u = tiny_batch(8, 8, seed=i)
+        yield Batch(x, y, u, torch.ones(8, 32, 32, dtype=torch.bool))
+
+
+def after(
+    name: str, processes: Processes, accumulate: int, change: Callable[[Any], Any] = lambda m: m
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """State and losses after some steps of a method; each process sees its share of a batch."""
+    torch.manual_seed(0)
+    method = change(METHODS[name](tiny_net(mitrans=True)))
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD([{"params": parameters, "initial_lr": 0.05}], lr=0.05)
+    reports = fit(
+        method,
+        (batch.split(processes.count)[processes.rank] for batch in batches()),
+        optimizer,
+        steps=STEPS,
+        accumulate=accumulate,
+        processes=processes,
+        report_when=lambda step: True,
+    )
+    losses = [report.losses for report in reports]
+    return {k: full(v).clone() for k, v in method.state_dict().items()}, losses
+
+
+def full(tensor: Any) -> Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def sharded(method: Any) -> Any:
+    """Parameters, gradients and optimizer state in shares, one a process, by torch's FSDP."""
+    from torch.distributed.fsdp import fully_shard
+
+    frozen = set() if method.reference is None else set(method.reference.parameters())
+    return fully_shard(method, ignored_params=frozen)
+
+
+def environment(rank: int, folder: str) -> None:
+    """What `torchrun` would have set, but for the place where the processes meet."""
+    os.environ |= {"WORLD_SIZE": str(COUNT), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # asked for, not used
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=Path(folder, "meet").as_uri(), rank=rank, world_size=COUNT
+    )
+
+
+def work(rank: int, folder: str) -> None:
+    """What one of the processes does."""
+    environment(rank, folder)
+    processes = start_processes("cpu")
+    assert (processes.rank, processes.count, processes.first) == (rank, COUNT, rank == 0)
+    found: dict[str, Any] = {name: after(name, processes, 2) for name in METHODS}
+    found["four parts"] = after("guidedmix", processes, 4)
+    found["sharded"] = after("guidedmix", processes, 2, sharded)
+    found["gathered"] = gather(torch.full((2, 3), float(rank)))
+    found["any"] = [processes.any(asked) for asked in (rank == 1, False)]
+    found["across"] = across(rank)
+    torch.save(found, Path(folder, f"{rank}.pt"))
+    distributed.destroy_process_group()
+
+
+def across(rank: int) -> tuple[Any, ...]:
+    """Partners from the labeled images of both."""
+    method = GuidedMix(tiny_net(), pair_across=True, reference=None).train()
+    x, y, u = tiny_batch(8, 8)
+    part = slice(4 * rank, 4 * rank + 4)
+    return tuple(method.guide(x[part], y[part], u[part], torch.Generator().manual_seed(rank)))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("processes")
+    multiprocessing.spawn(work, args=(str(folder),), nprocs=COUNT)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(COUNT)]
+
+
+def assert_alike(one: Any, other: Any, tolerance: float) -> None:
+    (state, losses), (other_state, other_losses) = one, other
+    assert state.keys() == other_state.keys()
+    for name in state:
+        difference = (state[name].double() - other_state[name].double()).abs().max()
+        assert difference <= tolerance, name
+    for row, other_row in zip(losses, other_losses, strict=True):
+        assert row == pytest.approx(other_row, abs=tolerance)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_are_one_that_goes_through_two_parts(
+    name: str, found: list[dict[str, Any]]
+) -> None:
+    """Losses, weights, statistics, teachers and memories, in both of them."""
+    assert_alike(found[0][name], found[1][name], 0.0)
+    alone = after(name, ALONE, 2)
+    assert_alike(found[0][name], alone, 1e-5)
+    assert alone[1][0]["total"] != alone[1][-1]["total"]
+
+
+def test_two_parts_in_each_of_two_processes_are_four_in_one(found: list[dict[str, Any]]) -> None:
+    assert_alike(found[0]["four parts"], after("guidedmix", ALONE, 4), 1e-5)
+
+
+def test_shards_train_like_copies(found: list[dict[str, Any]]) -> None:
+    assert_alike(found[0]["sharded"], found[0]["guidedmix"], 1e-5)
+
+
+def test_what_processes_tell_each_other_is_the_same_in_all(found: list[dict[str, Any]]) -> None:
+    for one in found:
+        assert torch.equal(one["gathered"], torch.tensor([0.0, 0.0, 1.0, 1.0])[:, None].expand(4, 3))
+        assert one["any"] == [True, False]
+
+
+def test_partners_are_found_in_other_processes(found: list[dict[str, Any]]) -> None:
+    method = GuidedMix(tiny_net(), reference=None).eval()
+    x, y, u = tiny_batch(8, 8)
+    assert method.teacher is not None
+    pool = method.teacher.net
+    with torch.no_grad():
+        key, query = pool.pool(pool.encode(torch.cat([x, u]))).split(8)
+    nearest = G.nearest(query, key)
+    chosen = torch.cat([one["across"][0] for one in found])
+    assert torch.equal(chosen, nearest)
+    assert (chosen[:4] >= 4).any() or (chosen[4:] < 4).any()  # one went to the other process
+    for rank, one in enumerate(found):
+        partner, x_partner, y_partner, _, mix, _ = one["across"]
+        assert torch.equal(x_partner, x[partner]) and torch.equal(y_partner, y[partner])
+        lam = mix.lam[:, None, None, None]
+        mixed = lam * x[partner] + (1 - lam) * u[4 * rank : 4 * rank + 4]
+        torch.testing.assert_close(mix.image, mixed)
+
+
+@pytest.mark.parametrize("length", [0, 1, 5, 16, 17])
+@pytest.mark.parametrize("block", [1, 8])
+def test_every_place_has_one_process(length: int, block: int) -> None:
+    shares = []
+    for rank in range(3):
+        one = Processes()
+        one.rank, one.count = rank, 3
+        shares.append(one.share(length, block))
+    assert [place for share in shares for place in share] == list(range(length))
+    assert all(share.start % block == 0 for share in shares if len(share))
+
+
+# --- as people start it -----------------------------------------------------------------------
+
+
+def torchrun(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", str(COUNT), "-m", "gmix", *words]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), **more}
+    return subprocess.run(command, capture_output=True, text=True, env=env)
+
+
+def test_torchrun_trains_and_one_process_goes_on(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", labeled=8, unlabeled=8, validation=9)
+    settings: dict[str, Any] = {
+        "batch_labeled": 4,
+        "batch_unlabeled": 4,
+        "accumulate": 2,
+        "held_out": 2,
+        "labels": 6,
+        "keep_best": True,
+        "eval_every": 3,
+    }
+    flags = tmp_path / "flags.yaml"
+    write_yaml(tiny_config(data, tmp_path / "two", **settings), flags)
+    ran = torchrun("train", "--config", str(flags))
+    assert ran.returncode == 0, ran.stderr
+    assert "2 processes share the 2 parts of a step" in ran.stdout
+    assert ran.stdout.count("best mIoU") == ran.stdout.count("step 6/6") == 1
+    assert main(["train", "--config", str(flags), "--out", str(tmp_path / "one")]) == 0
+
+    def rows(name: str) -> list[dict[str, Any]]:
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    for one, two in zip(rows("one"), rows("two"), strict=True):
+        assert one["step"] == two["step"] and one.keys() == two.keys()
+        for key in one.keys() & {"losses", "pseudo"}:
+            assert flat(two[key]) == pytest.approx(flat(one[key]), abs=1e-5)
+        if "validation" in one:  # exactly: each image was predicted beside the same others
+            assert one["validation"] == two["validation"]
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    assert {path.name for path in (tmp_path / "two").iterdir()} == names
+    passes = [
+        json.loads((tmp_path / name / "results.json").read_text())["image_passes_per_step"]
+        for name in ("one", "two")
+    ]
+    assert passes[0] == passes[1]
+
+    # Half of it by two processes, the rest by one.
+    for name in ("results.json", "checkpoint-00000006/SHA256SUMS", "checkpoint-00000006/state.pt"):
+        (tmp_path / "two" / name).unlink()
+    assert main(["train", "--config", str(flags), "--resume"]) == 0
+    first, second = (
+        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two")
+    )
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], atol=1e-5, rtol=1e-4)
+
+    ran = torchrun("evaluate", "--model", str(tmp_path / "two"), "--device", "cpu")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("mIoU") == 1
+    reached = rows("one")[-1 if "validation" in rows("one")[-1] else -2]["validation"]["miou"]
+    assert f"{100 * reached:5.1f}" in ran.stdout
+
+
+def flat(values: Any, name: str = "") -> dict[str, float]:
+    if isinstance(values, dict):
+        return {k: v for key in values for k, v in flat(values[key], f"{name}/{key}").items()}
+    return {} if values is None else {name: values}
+
+
+def test_what_processes_cannot_share_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    data = write_data(tmp_path / "data")
+    config = tiny_config(data, tmp_path / "out", sync_norm=True)
+    flags = tmp_path / "flags.yaml"
+    write_yaml(config, flags)
+    assert main(["train", "--config", str(flags)]) == 1
+    assert "--sync-norm needs GPUs" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train", "--config", str(flags), "--device", "cuda:1"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("gmix, process 1: --device cuda:1 cannot be the device of 2 processes")
+    assert main(["predict"]) == 2
+    assert "gmix predict is for one process" in capsys.readouterr().err
+
+
+def test_a_batch_that_does_not_fit_the_processes_is_refused() -> None:
+    from gmix.training.run import refuse_uneven
+
+    many = Processes()
+    many.count = 4
+    config = tiny_config(Path("data"), Path("out"), batch_labeled=4, batch_unlabeled=6)
+    with pytest.raises(ValueError, match="must be multiples of 4"):
+        refuse_uneven(config, many)
+    refuse_uneven(tiny_config(Path(), Path(), batch_labeled=4, batch_unlabeled=8), many)
