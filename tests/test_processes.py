@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,9 +22,20 @@ from gmix import EMATeacher, GuidedMixNet
 from gmix import functional as G
 from gmix.cli import main
 from gmix.data import Batch
-from gmix.methods import CCT, CPS, ClassMix, CutMixSeg, FixMatch, GuidedMix, Method, Supervised
-from gmix.methods import MeanTeacher, UniMatch
+from gmix.methods import (
+    CCT,
+    CPS,
+    ClassMix,
+    CutMixSeg,
+    FixMatch,
+    GuidedMix,
+    MeanTeacher,
+    Method,
+    Supervised,
+    UniMatch,
+)
 from gmix.processes import gather
+from gmix.training.checkpoint import newest_checkpoint
 from gmix.training.config import write_yaml
 from gmix.training.fit import fit
 from gmix.training.processes import ALONE, Processes, start_processes
@@ -155,7 +167,9 @@ def test_shards_train_like_copies(found: list[dict[str, Any]]) -> None:
 
 def test_what_processes_tell_each_other_is_the_same_in_all(found: list[dict[str, Any]]) -> None:
     for one in found:
-        assert torch.equal(one["gathered"], torch.tensor([0.0, 0.0, 1.0, 1.0])[:, None].expand(4, 3))
+        assert torch.equal(
+            one["gathered"], torch.tensor([0.0, 0.0, 1.0, 1.0])[:, None].expand(4, 3)
+        )
         assert one["any"] == [True, False]
 
 
@@ -193,10 +207,14 @@ def test_every_place_has_one_process(length: int, block: int) -> None:
 # --- as people start it -----------------------------------------------------------------------
 
 
-def torchrun(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+def torchrun_command(*words: str) -> tuple[list[str], dict[str, str]]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", str(COUNT), "-m", "gmix", *words]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), **more}
+    return command, {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
+    command, env = torchrun_command(*words)
     return subprocess.run(command, capture_output=True, text=True, env=env)
 
 
@@ -252,6 +270,25 @@ def test_torchrun_trains_and_one_process_goes_on(tmp_path: Path) -> None:
     assert ran.stdout.count("mIoU") == 1
     reached = rows("one")[-1 if "validation" in rows("one")[-1] else -2]["validation"]["miou"]
     assert f"{100 * reached:5.1f}" in ran.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows no SIGTERM")
+def test_a_signal_stops_all_of_them_after_the_same_step(tmp_path: Path) -> None:
+    data, out = write_data(tmp_path / "data"), tmp_path / "out"
+    flags = tmp_path / "flags.yaml"
+    write_yaml(tiny_config(data, out, steps=100_000, checkpoint_every=0), flags)
+    command, env = torchrun_command("train", "--config", str(flags))
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            if line.startswith("step 2/"):
+                running.terminate()
+                break
+        said = running.stdout.read()
+    stopped = re.search(r"stopped after step (\d+) of 100000, everything is saved", said)
+    assert stopped is not None and said.count("stopped after step") == 1
+    newest, notes = newest_checkpoint(out)
+    assert newest is not None and newest.step == int(stopped[1]) and not notes
 
 
 def flat(values: Any, name: str = "") -> dict[str, float]:
