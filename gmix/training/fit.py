@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from gmix.data import Batch
+from gmix.methods import Method
 from gmix.training.nonfinite import Guard, NonFinite
 from gmix.training.optim import poly, set_lr
 from gmix.training.parts import PartStatistics
@@ -36,7 +37,7 @@ class Report(NamedTuple):
 
 
 def fit(
-    method: nn.Module,
+    method: Method,
     batches: Iterable[Batch],
     optimizer: torch.optim.Optimizer,
     *,

@@ -92,7 +92,7 @@ class Joined(Processes):
         self.count = accelerator.num_processes
         self.device = str(accelerator.device)
         # What concerns the hosts only must not wait for their devices.
-        self._hosts = distributed.new_group(backend="gloo")
+        self._hosts: Any = distributed.new_group(backend="gloo")
 
     def wrap(self, method: nn.Module) -> Callable[..., dict[str, Tensor]]:
         if hasattr(method, "set_requires_gradient_sync"):  # torch's `fully_shard` has been there
@@ -114,7 +114,7 @@ class Joined(Processes):
             return []
         flat = torch.cat([tensor.flatten() for tensor in tensors])  # one message, not hundreds
         distributed.all_reduce(flat)
-        pieces = (flat / self.count).split([tensor.numel() for tensor in tensors])
+        pieces = torch.split(flat / self.count, [tensor.numel() for tensor in tensors])
         return [p.view_as(tensor) for p, tensor in zip(pieces, tensors, strict=True)]
 
     def any(self, asked: bool) -> bool:

@@ -370,7 +370,7 @@ def build_parts(config: TrainConfig, channels: int, device: torch.device) -> Par
             raise ValueError(
                 f"--sync-norm needs GPUs, torch's SyncBatchNorm does not run on {device}: leave it out"
             )
-        nn.SyncBatchNorm.convert_sync_batchnorm(method)
+        nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
     nets = [module for module in method.modules() if isinstance(module, GuidedMixNet)]
     optimizer = build_optimizer(
         method.parameters(),
