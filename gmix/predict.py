@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +13,17 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from gmix.data import eval_transform, read_image, to_rgb
-from gmix.evaluation import class_map
+from gmix.data import ahead, eval_transform, read_image, to_rgb
+from gmix.evaluation import Predict, class_maps
 from gmix.training.saved import SavedModel
 
 Color = tuple[int, int, int]
 Pixels = npt.NDArray[np.uint8]
+Found = TypeVar("Found")
+Done = TypeVar("Done")
+
+BAND = 128
+"""Rows of an overlay that are mixed at a time: their fractions take many times the memory of its bytes."""
 
 
 class Failure(NamedTuple):
@@ -34,6 +39,7 @@ def predict_folder(
     out: Path,
     *,
     overlays: bool = True,
+    predict: Predict | None = None,
     on_image: Callable[[Path], None] = lambda path: None,
 ) -> list[Failure]:
     """Write `out/masks/NAME.png` and `out/overlays/NAME.jpg` for each image.
@@ -42,34 +48,73 @@ def predict_folder(
     are class ids 0 .. K-1. Images with the same stem (`a.jpg`, `a.png`) keep their suffix:
     `a.jpg.png`. A file that cannot be read is left out and reported; the others are written.
 
+    While the network runs, other threads read the next images and write the last ones: a handful, however
+    many there are.
+
     Args:
         saved: network, classes and input statistics, as `load_model` gives them.
         images: files.
         out: folder, made if it does not exist.
         overlays: whether to write the colours over the image as well.
-        on_image: called before each image.
+        predict: as for `gmix.evaluation.evaluate`, e.g. to predict large images in windows.
+        on_image: called before each image is predicted.
 
     Returns:
         What failed.
     """
-    names = output_names(images)
-    failures = []
     for folder in ("masks", *(["overlays"] if overlays else [])):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    for path, name in zip(images, names, strict=True):
-        on_image(path)
-        try:
-            image = read_image(path, saved.format)
-        except ValueError as error:
-            failures.append(Failure(path, str(error)))
-            continue
-        classes = predict_image(saved, image)
+
+    def write(path: Path, name: str, image: torch.Tensor, classes: Pixels) -> None:
         save_mask(classes, saved.classes.palette, out / "masks" / f"{name}.png")
         if overlays:
-            pixels = to_rgb(image)
-            picture = Image.fromarray(overlay(pixels, classes, saved.classes.palette))
+            picture = Image.fromarray(overlay(to_rgb(image), classes, saved.classes.palette))
             picture.save(out / "overlays" / f"{name}.jpg", quality=92)
-    return failures
+
+    done = each_image(
+        saved, images, lambda image: predict_image(saved, image, predict), write, on_image
+    )
+    return [failure for failure in done if failure is not None]
+
+
+def each_image(
+    saved: SavedModel,
+    images: Sequence[Path],
+    predict: Callable[[torch.Tensor], Found],
+    write: Callable[[Path, str, torch.Tensor, Found], Done],
+    on_image: Callable[[Path], None],
+) -> Iterator[Done | Failure]:
+    """Read images, predict each and write what was found; reading and writing in other threads.
+
+    Args:
+        saved: says what images are read as.
+        images: files.
+        predict: gets an image `(C, H, W)` in 0..255; called in this thread, in order.
+        write: gets the file, what to call what is written (`output_names`), the image, and what `predict`
+            returned; called in other threads.
+        on_image: called before each image is predicted.
+
+    Yields:
+        What `write` returned, or why the image could not be read; in order.
+    """
+
+    def read(path: Path) -> torch.Tensor | Failure:
+        try:
+            image: torch.Tensor = read_image(path, saved.format)
+        except ValueError as error:
+            return Failure(path, str(error))
+        return image
+
+    def predicted() -> Iterator[tuple[Path, str, torch.Tensor, Found] | Failure]:
+        names = output_names(images)
+        for path, name, image in zip(images, names, ahead(read, images), strict=True):
+            on_image(path)
+            if isinstance(image, Failure):
+                yield image
+            else:
+                yield path, name, image, predict(image)
+
+    return ahead(lambda one: one if isinstance(one, Failure) else write(*one), predicted())
 
 
 def output_names(images: Sequence[Path]) -> list[str]:
@@ -90,17 +135,20 @@ def save_mask(classes: Pixels, palette: Iterable[Color], path: Path) -> None:
     mask.save(path)
 
 
-def predict_image(saved: SavedModel, image: torch.Tensor) -> Pixels:
+@torch.inference_mode()
+def predict_image(saved: SavedModel, image: torch.Tensor, predict: Predict | None = None) -> Pixels:
     """Classes of one image.
 
     Args:
         saved: as for `predict_folder`.
         image: `(C, H, W)` in 0..255.
+        predict: as for `predict_folder`.
 
     Returns:
         uint8 `(H, W)`, class ids.
     """
-    classes = class_map(predict_logits(saved, image), (image.shape[-2], image.shape[-1]))[0]
+    size = (image.shape[-2], image.shape[-1])
+    (classes,) = class_maps(saved.net, prepare(saved, image), [size], saved.classes, predict)
     result: Pixels = classes.cpu().numpy().astype(np.uint8)
     return result
 
@@ -113,11 +161,16 @@ def predict_logits(saved: SavedModel, image: torch.Tensor) -> torch.Tensor:
         saved: as for `predict_folder`.
         image: `(C, H, W)` in 0..255.
     """
+    logits: torch.Tensor = saved.net(prepare(saved, image))
+    return logits
+
+
+def prepare(saved: SavedModel, image: torch.Tensor) -> torch.Tensor:
+    """What the network sees of one image: `(1, C, h, w)`, normalised, and resized to `saved.size`."""
     if saved.size is not None:
         image = v2.functional.resize(image, list(saved.size), antialias=True)
-    x = eval_transform(saved.mean, saved.std)(image).as_subclass(torch.Tensor)[None]
-    logits: torch.Tensor = saved.net(x.to(next(saved.net.parameters()).device))
-    return logits
+    x: torch.Tensor = eval_transform(saved.mean, saved.std)(image).as_subclass(torch.Tensor)[None]
+    return x.to(next(saved.net.parameters()).device)
 
 
 def overlay(
@@ -138,7 +191,10 @@ def overlay(
         [[100, 100, 100], [150, 50, 50]]
     """
     colors = np.array(list(palette), dtype=np.float32)
-    share = opacity * (colors.sum(axis=1) > 0)[classes][..., None]
-    mixed = (1 - share) * image + share * colors[classes]
-    result: Pixels = mixed.round().astype(np.uint8)
+    shares = opacity * (colors.sum(axis=1) > 0)
+    result = np.empty_like(image)
+    for top in range(0, len(image), BAND):
+        rows = slice(top, top + BAND)
+        share = shares[classes[rows]][..., None]
+        result[rows] = ((1 - share) * image[rows] + share * colors[classes[rows]]).round()
     return result

@@ -9,16 +9,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 from scipy import ndimage
 
 import gmix
-from gmix.data import IGNORE, read_image
-from gmix.evaluation import most_likely
-from gmix.predict import Failure, output_names, predict_logits, save_mask
+from gmix.data import IGNORE
+from gmix.evaluation import Predict, most_likely, to_logits
+from gmix.predict import Failure, each_image, predict_logits, prepare, save_mask
 from gmix.training.saved import SavedModel
 
 Mask = npt.NDArray[np.uint8]
+Ids = npt.NDArray[np.int64]
 Probs = npt.NDArray[np.float32]
 
 _UNSURE = (255, 255, 255)  # how masks show 255
@@ -33,6 +35,15 @@ class Made(NamedTuple):
     failures: list[Failure]
 
 
+class Written(NamedTuple):
+    """What was written for one image."""
+
+    name: str
+    size: tuple[int, ...]  # height and width
+    labeled: int  # pixels
+    regions: list[str]  # as JSON
+
+
 def pseudo_label_folder(
     saved: SavedModel,
     images: Sequence[Path],
@@ -40,6 +51,7 @@ def pseudo_label_folder(
     *,
     min_confidence: float = 0.9,
     min_area: int = 0,
+    predict: Predict | None = None,
     on_image: Callable[[Path], None] = lambda path: None,
 ) -> Made:
     """Write `out/masks/NAME.png`, `out/confidence/NAME.png` and `out/coco.json`.
@@ -50,7 +62,8 @@ def pseudo_label_folder(
     masks (`find_regions`), but for those of a first class called "background"; a category's id is the class
     id.
 
-    The network is the one `gmix train` saved and tested, not the teacher that it trained with.
+    The network is the one `gmix train` saved and tested, not the teacher that it trained with. While it runs,
+    other threads read the next images and write the last ones, as in `predict_folder`.
 
     Args:
         saved: network, classes and input statistics.
@@ -58,7 +71,8 @@ def pseudo_label_folder(
         out: folder, made if it does not exist.
         min_confidence: 0 (all pixels get a class) to 1.
         min_area: in pixels.
-        on_image: called before each image.
+        predict: as for `gmix.evaluation.evaluate`, e.g. to predict large images in windows.
+        on_image: called before each image is predicted.
     """
     for folder in ("masks", "confidence"):
         (out / folder).mkdir(parents=True, exist_ok=True)
@@ -69,33 +83,37 @@ def pseudo_label_folder(
     done: list[dict[str, Any]] = []
     failures: list[Failure] = []
     regions = labeled = pixels = 0
+
+    def write(path: Path, name: str, image: torch.Tensor, found: tuple[Ids, Probs]) -> Written:
+        classes, confidence = found
+        mask = sure_mask(classes, confidence, min_confidence, min_area)
+        save_mask(mask, palette, out / "masks" / f"{name}.png")
+        grey = (255 * confidence).round().astype(np.uint8)
+        Image.fromarray(grey).save(out / "confidence" / f"{name}.png")
+        # As text, which takes a fraction of the memory of its numbers.
+        texts = [json.dumps(region) for region in find_regions(mask, confidence, first)]
+        return Written(path.name, mask.shape, int((mask != IGNORE).sum()), texts)
+
     partial = out / "coco.json.part"
     with partial.open("w", encoding="utf-8") as file:
         # Written as they come: the runs of a long folder would fill the memory.
         file.write('{"annotations": [')
-        for path, name in zip(images, output_names(images), strict=True):
-            on_image(path)
-            try:
-                image = read_image(path, saved.format)
-            except ValueError as error:
-                failures.append(Failure(path, str(error)))
+        for one in each_image(
+            saved, images, lambda image: predict_sure(saved, image, predict), write, on_image
+        ):
+            if isinstance(one, Failure):
+                failures.append(one)
                 continue
-            size = (image.shape[-2], image.shape[-1])
-            found = most_likely(predict_logits(saved, image), size)
-            classes, confidence = (part[0].cpu().numpy() for part in found)
-            mask = sure_mask(classes, confidence, min_confidence, min_area)
-            save_mask(mask, palette, out / "masks" / f"{name}.png")
-            grey = (255 * confidence).round().astype(np.uint8)
-            Image.fromarray(grey).save(out / "confidence" / f"{name}.png")
+            height, width = one.size
             done.append(
-                {"id": len(done) + 1, "file_name": path.name, "height": size[0], "width": size[1]}
+                {"id": len(done) + 1, "file_name": one.name, "height": height, "width": width}
             )
-            for region in find_regions(mask, confidence, first):
+            for text in one.regions:
                 file.write(",\n" if regions else "\n")
                 regions += 1
-                json.dump({"id": regions, "image_id": len(done), **region}, file)
-            labeled += int((mask != IGNORE).sum())
-            pixels += mask.size
+                file.write(f'{{"id": {regions}, "image_id": {len(done)}, {text[1:]}')
+            labeled += one.labeled
+            pixels += height * width
         rest = {
             "images": done,
             "categories": [{"id": id, "name": names[id]} for id in range(first, len(names))],
@@ -111,9 +129,35 @@ def pseudo_label_folder(
     return Made(len(done), regions, labeled / max(pixels, 1), failures)
 
 
-def sure_mask(
-    classes: npt.NDArray[np.int64], confidence: Probs, min_confidence: float, min_area: int
-) -> Mask:
+@torch.inference_mode()
+def predict_sure(
+    saved: SavedModel, image: torch.Tensor, predict: Predict | None = None
+) -> tuple[Ids, Probs]:
+    """The class of each pixel of an image, and how likely the network holds it: `(H, W)`, 0..1.
+
+    Args:
+        saved: as for `pseudo_label_folder`.
+        image: `(C, H, W)` in 0..255.
+        predict: as for `pseudo_label_folder`.
+    """
+    size = (image.shape[-2], image.shape[-1])
+    if predict is None:
+        parts = [most_likely(predict_logits(saved, image), size)]
+    else:
+        x = prepare(saved, image)
+        found = predict(saved.net, x)
+        bands = [found] if isinstance(found, torch.Tensor) else found
+        if tuple(x.shape[-2:]) == size:
+            parts = [most_likely(to_logits(band)) for band in bands]
+        else:
+            parts = [most_likely(to_logits(torch.cat(list(bands), dim=2)), size)]
+    classes, confidence = (
+        torch.cat(part, dim=1)[0].cpu().numpy() for part in zip(*parts, strict=True)
+    )
+    return classes, confidence
+
+
+def sure_mask(classes: Ids, confidence: Probs, min_confidence: float, min_area: int) -> Mask:
     """Class ids of sure pixels in large regions, 255 elsewhere.
 
     Args:

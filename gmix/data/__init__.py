@@ -12,6 +12,7 @@ from gmix.data.files import (
 from gmix.data.images import RGB, ImageFormat, holds_only_0_and_255, read_image, read_mask, to_rgb
 from gmix.data.layouts import LAYOUTS, Finder, Layout, images_of, masks_of
 from gmix.data.paths import Paths, folder_images
+from gmix.data.prefetch import ahead
 from gmix.data.shards import ShardedImages, find_shards, write_index
 from gmix.data.splits import Entry, data_names, fingerprint, read_split, write_split
 from gmix.data.stream import Batch, TwoStream
@@ -36,6 +37,7 @@ __all__ = [
     "ShardedImages",
     "TrainTransform",
     "TwoStream",
+    "ahead",
     "data_names",
     "eval_transform",
     "evenly_spaced",

@@ -229,7 +229,8 @@ def to_rgb(image: torch.Tensor) -> npt.NDArray[np.uint8]:
         [[[7, 7, 7]]]
     """
     shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-    pixels: npt.NDArray[np.uint8] = shown.permute(1, 2, 0).round().to(torch.uint8).numpy()
+    # By numpy: this is called in threads, for each of which torch would start threads of its own.
+    pixels: npt.NDArray[np.uint8] = shown.permute(1, 2, 0).numpy().round().astype(np.uint8)
     return pixels
 
 

@@ -7,6 +7,7 @@ from gmix.evaluation.inference import (
     predict_multiscale,
     predict_sliding,
     sliding_bands,
+    to_logits,
     to_probs,
 )
 from gmix.evaluation.picture import draw_confusion
@@ -14,6 +15,7 @@ from gmix.evaluation.scoring import (
     IncomparableCenter,
     Predict,
     add_other_processes,
+    class_maps,
     count_pixels,
     evaluate,
 )
@@ -26,6 +28,7 @@ __all__ = [
     "Scores",
     "add_other_processes",
     "class_map",
+    "class_maps",
     "count_pixels",
     "draw_confusion",
     "eval_mode",
@@ -34,5 +37,6 @@ __all__ = [
     "predict_multiscale",
     "predict_sliding",
     "sliding_bands",
+    "to_logits",
     "to_probs",
 ]

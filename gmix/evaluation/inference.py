@@ -21,6 +21,20 @@ def to_probs(logits: Tensor) -> Tensor:
     return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
 
 
+def to_logits(probs: Tensor) -> Tensor:
+    """Logits `(N, K, H, W)` of which `to_probs` makes these probabilities, to rounding.
+
+    Examples:
+        >>> to_logits(torch.tensor([[[[0.25]], [[0.75]]]])).softmax(dim=1).flatten()
+        tensor([0.2500, 0.7500])
+    """
+    probs = probs.float()
+    bounds = torch.finfo(probs.dtype)
+    if probs.shape[1] == 1:
+        return probs.logit(eps=bounds.eps)
+    return probs.clamp(min=bounds.tiny).log()  # finite, as they may be upsampled
+
+
 def class_map(logits: Tensor, size: Size | None = None) -> Tensor:
     """The class of each pixel.
 

@@ -1,6 +1,7 @@
 """Scoring a data set, in one process or in several."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat, takewhile
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torchvision.transforms import v2
 
 from gmix.data.classes import Classes
 from gmix.data.datasets import Sample
+from gmix.data.prefetch import ahead
 from gmix.evaluation.confusion import ConfusionMatrix, Scores
 from gmix.evaluation.inference import Size, class_map
 from gmix.modes import eval_mode
@@ -37,11 +39,12 @@ def evaluate(
 
     The image is resized for the network, its logits are upsampled to the mask; the mask is never
     resized. The network runs in eval mode and is put back into the mode it was in. What is kept
-    from image to image is `num_classes**2` numbers.
+    from image to image is `num_classes**2` numbers; while it runs, a thread reads the next images, of
+    2^21 pixels together or the next one.
 
     Args:
         net: Images `(N, C, H, W)` to logits `(N, K, H, W)`.
-        dataset: Items of `Sample`, of any sizes.
+        dataset: Items of `Sample`, of any sizes. It is asked for one at a time, in order, by a thread.
         classes: Says how many classes there are, and whether it is one logit channel.
         transform: uint8 image to normalised float image, as `eval_transform(mean, std)`.
         size: Height and width the network sees; `None`: each image's own size.
@@ -120,14 +123,15 @@ def count_pixels(
     length = len(dataset)  # type: ignore[arg-type]
     if length == 0:
         raise ValueError("expected at least one image to evaluate on, got none")
-    items = (dataset[index] for index in (range(length) if indices is None else indices))
+    items = _read(dataset, range(length) if indices is None else indices, batch_size)
     matrix = ConfusionMatrix(classes.num_classes)
     with eval_mode(net):
         for x, masks in _batches(items, transform, size, batch_size):
-            preds = _predict(net, x.to(device), masks, classes, predict)
+            sizes = [(mask.shape[-2], mask.shape[-1]) for mask in masks]
+            preds = class_maps(net, x.to(device), sizes, classes, predict)
             for pred, mask in zip(preds, masks, strict=True):
                 matrix.update(pred[None], mask[None].to(device))
-            del x, masks, pred, mask  # before the next images are read
+            del x, masks, pred, mask  # before the next images are made
     return matrix
 
 
@@ -192,15 +196,33 @@ class IncomparableCenter(Dataset[Sample]):
         )
 
 
-def _predict(
+def class_maps(
     net: nn.Module,
     x: Tensor,
-    masks: Sequence[Tensor],
+    sizes: Sequence[Size],
     classes: Classes,
-    predict: Predict | None,
+    predict: Predict | None = None,
 ) -> Iterator[Tensor]:
-    """Class maps `(h, w)` of the images of a batch, each of its mask's size."""
-    sizes = [(mask.shape[-2], mask.shape[-1]) for mask in masks]
+    """Class maps `(h, w)` of the images of a batch, as `evaluate` makes them.
+
+    Args:
+        net: Images to logits, in the mode it is to run in.
+        x: Images `(N, C, H, W)`, normalised, where the network is.
+        sizes: Height and width of each map.
+        classes: As for `evaluate`.
+        predict: As for `evaluate`.
+
+    Yields:
+        int64, N of them.
+
+    Raises:
+        ValueError: If the network has another number of channels.
+
+    Examples:
+        >>> x = torch.tensor([[[[1.0, -1.0]]]])
+        >>> [found.tolist() for found in class_maps(nn.Identity(), x, [(1, 4)], Classes.of(1))]
+        [[[1, 1, 0, 0]]]
+    """
     found = net(x) if predict is None else predict(net, x)
 
     def fit(logits: Tensor) -> Tensor:
@@ -225,6 +247,26 @@ def _predict(
         logits = fit(torch.cat(list(found), dim=2))
     for row, size in zip(logits, sizes, strict=True):
         yield class_map(row[None], size)[0]
+
+
+def _read(
+    dataset: Dataset[Sample] | Sequence[Sample], indices: Iterable[int], batch_size: int
+) -> Iterator[Sample]:
+    """The items, one after the other; as many as a batch may have are read while others are used."""
+
+    def read(rest: Iterator[int]) -> list[Sample]:
+        some, pixels = [], 0
+        for index in rest:
+            some.append(dataset[index])
+            pixels += some[-1][1].numel()
+            if len(some) >= batch_size or pixels >= BATCH_PIXELS:
+                break
+        return some
+
+    # One thread: a data set need not be made for two at once.
+    for some in takewhile(bool, ahead(read, repeat(iter(indices)), workers=1)):
+        while some:
+            yield some.pop(0)  # and keep none
 
 
 def _batches(

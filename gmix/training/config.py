@@ -46,6 +46,12 @@ MACHINE = "the machine"
 OUTPUT = "output"
 SPLIT = "the split"
 
+WINDOW = ("HxW", "predict overlapping windows and average them (default: whole images)")
+STRIDE = ("HxW", "from window to window (default: two thirds of --window)")
+EDGE = ("HOW", "shift the last windows back into the image, or truncate them")
+
+Edge = Literal["shift", "truncate"]
+
 DATASETS = "voc, sbd, context, cityscapes, ade20k, coco, coco_stuff, camvid"
 
 
@@ -300,15 +306,9 @@ class EvaluateConfig:
     val_part: Literal["all", "odd", "even"] = option(
         "all", IMAGES, "PART", "all, odd or even images"
     )
-    window: str | None = option(
-        None, TEST, "HxW", "predict overlapping windows and average them (default: whole images)"
-    )
-    stride: str | None = option(
-        None, TEST, "HxW", "from window to window (default: two thirds of --window)"
-    )
-    edge: Literal["shift", "truncate"] = option(
-        "shift", TEST, "HOW", "shift the last windows back into the image, or truncate them"
-    )
+    window: str | None = option(None, TEST, *WINDOW)
+    stride: str | None = option(None, TEST, *STRIDE)
+    edge: Edge = option("shift", TEST, *EDGE)
     scales: str = option("1", TEST, "S,S,..", "average over sizes, e.g. 0.5,0.75,1,1.25,1.5,1.75")
     flip: bool = option(False, TEST, "", "average with the mirrored image")
     incomparable_center: str | None = option(
@@ -326,28 +326,6 @@ class EvaluateConfig:
         """Refuse values that cannot work."""
         _at_least("batch", self.batch, 1)
         _check_threads(self.threads)
-
-    def windows(self) -> tuple[tuple[int, int], tuple[int, int]] | None:
-        """Height and width of a window, and of the step to the next; None: whole images.
-
-        Examples:
-            >>> EvaluateConfig(window="513x513").windows()
-            ((513, 513), (342, 342))
-        """
-        if self.window is None:
-            if self.stride is not None or self.edge != "shift":
-                raise ValueError("--stride and --edge are about windows: add --window HxW")
-            return None
-        height, width = parse_size(self.window, "window")
-        down, right = max(1, height * 2 // 3), max(1, width * 2 // 3)
-        if self.stride is not None:
-            down, right = parse_size(self.stride, "stride")
-        if down > height or right > width:
-            raise ValueError(
-                f"--stride {self.stride} would leave gaps between windows of {self.window}: "
-                "it must be at most --window"
-            )
-        return (height, width), (down, right)
 
     def center_size(self) -> tuple[int, int] | None:
         """Height and width of the centre to score; None: all of each image."""
@@ -372,6 +350,9 @@ class PredictConfig:
 
     model: str | None = option(None, SAVED, "DIR", "--out folder of a finished `gmix train`")
     images: str | None = option(None, IMAGES, "DIR", "of any kind and size")
+    window: str | None = option(None, INPUT, *WINDOW)
+    stride: str | None = option(None, INPUT, *STRIDE)
+    edge: Edge = option("shift", INPUT, *EDGE)
     out: str | None = option(None, OUTPUT, "DIR", "gets masks/NAME.png and overlays/NAME.jpg")
     masks_only: bool = option(False, OUTPUT, "", "no overlays")
     device: str = option("auto", MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps")
@@ -420,6 +401,9 @@ class PseudoLabelConfig:
 
     model: str | None = option(None, SAVED, "DIR", "--out folder of a finished `gmix train`")
     images: str | None = option(None, IMAGES, "DIR", "of any kind and size")
+    window: str | None = option(None, INPUT, *WINDOW)
+    stride: str | None = option(None, INPUT, *STRIDE)
+    edge: Edge = option("shift", INPUT, *EDGE)
     out: str | None = option(
         None, OUTPUT, "DIR", "gets masks/NAME.png, confidence/NAME.png and coco.json"
     )
@@ -517,6 +501,34 @@ def parse_size(text: str, name: str = "size") -> tuple[int, int]:
             f"{flag(name)} must be written HxW, e.g. 120x160, at most 99999 each, got {text!r}"
         )
     return int(parts[0]), int(parts[1])
+
+
+def read_windows(
+    window: str | None, stride: str | None, edge: Edge
+) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Height and width of a window, and of the step to the next; None: whole images.
+
+    Raises:
+        ValueError: if the flags are not written `HxW`, or do not fit each other.
+
+    Examples:
+        >>> read_windows("513x513", None, "shift")
+        ((513, 513), (342, 342))
+    """
+    if window is None:
+        if stride is not None or edge != "shift":
+            raise ValueError("--stride and --edge are about windows: add --window HxW")
+        return None
+    height, width = parse_size(window, "window")
+    down, right = max(1, height * 2 // 3), max(1, width * 2 // 3)
+    if stride is not None:
+        down, right = parse_size(stride, "stride")
+    if down > height or right > width:
+        raise ValueError(
+            f"--stride {stride} would leave gaps between windows of {window}: "
+            "it must be at most --window"
+        )
+    return (height, width), (down, right)
 
 
 def parse_range(text: str, name: str, example: str) -> tuple[float, float]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from gmix.data import (
@@ -29,7 +31,13 @@ from gmix.evaluation import (
     sliding_bands,
 )
 from gmix.training.build import known_layout, validation_files
-from gmix.training.config import EvaluateConfig, TrainConfig
+from gmix.training.config import (
+    EvaluateConfig,
+    PredictConfig,
+    PseudoLabelConfig,
+    TrainConfig,
+    read_windows,
+)
 from gmix.training.flags import parse
 from gmix.training.processes import start_processes
 from gmix.training.run import prepare_device
@@ -119,16 +127,22 @@ def build_predict(config: EvaluateConfig) -> Predict | None:
         >>> build_predict(EvaluateConfig(window="513x769")).keywords
         {'crop': (513, 769), 'stride': (342, 512), 'edge': 'shift'}
     """
-    windows, scales = config.windows(), config.scale_factors()
-    several = config.flip or scales != [1.0]
-    if windows is None:
-        return partial(predict_multiscale, scales=scales, flip=config.flip) if several else None
-    cut: dict[str, Any] = {"crop": windows[0], "stride": windows[1], "edge": config.edge}
-    if not several:
-        return partial(sliding_bands, **cut)
+    bands, scales = build_windows(config), config.scale_factors()
+    if not config.flip and scales == [1.0]:
+        return bands
     # Each scaled image is cut into windows of this size, as the field does it.
-    windowed = partial(predict_sliding, **cut)
+    windowed = None if bands is None else partial(predict_sliding, **bands.keywords)
     return partial(predict_multiscale, scales=scales, flip=config.flip, predict=windowed)
+
+
+def build_windows(
+    config: EvaluateConfig | PredictConfig | PseudoLabelConfig,
+) -> partial[Iterator[Tensor]] | None:
+    """How images are cut into windows; None: not at all."""
+    windows = read_windows(config.window, config.stride, config.edge)
+    if windows is None:
+        return None
+    return partial(sliding_bands, crop=windows[0], stride=windows[1], edge=config.edge)
 
 
 def original_data(run: Path, part: Literal["all", "odd", "even"]) -> TrainConfig:
