@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -68,6 +70,66 @@ def test_neither_order_nor_shares_change_the_counts(
     shuffled = count(net, [data[i] for i in order], batch_size=batch)
     assert (shuffled.counts - whole.counts).abs().sum() <= 2
     assert evaluate(net, data, CLASSES, transform=eval_transform(), batch_size=1) == whole.scores()
+
+
+class Watched(list[Sample]):
+    """Notes what it is asked for and by whom, and refuses to be asked for two items at once."""
+
+    def __init__(self, data: list[Sample], bad: int = -1) -> None:
+        super().__init__(data)
+        self.bad = bad
+        self.asked: list[int] = []
+        self.threads: set[threading.Thread] = set()
+        self.free = threading.Lock()
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
+        assert self.free.acquire(blocking=False)
+        if index == self.bad:
+            raise ValueError("no such item")
+        self.threads.add(threading.current_thread())
+        self.asked.append(index)
+        time.sleep(0.001)
+        self.free.release()
+        return super().__getitem__(index)
+
+
+@given(indices=st.lists(st.integers(0, 6)), batch=st.integers(1, 9))
+def test_items_are_read_ahead_one_at_a_time_and_in_order(indices: list[int], batch: int) -> None:
+    data, net = items(7), network()
+    seen: list[int] = []
+    net.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    watched, ahead = Watched(data), []
+    net.register_forward_pre_hook(lambda *_: ahead.append(len(watched.asked) - sum(seen)))
+    before = set(threading.enumerate())
+    found = count(net, watched, batch_size=batch, indices=iter(indices))
+    assert set(threading.enumerate()) == before
+    assert watched.asked == indices and len(watched.threads) <= 1
+    assert threading.current_thread() not in watched.threads
+    assert all(more <= 3 * batch for more in ahead)  # in a chunk, in the next and in a batch
+    parts = torch.zeros_like(found.counts)
+    for index in indices:
+        parts += count(net, [data[index]]).counts
+    assert (found.counts - parts).abs().sum() <= 2 * (batch > 1)
+
+
+def test_large_items_are_read_one_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gmix.evaluation.scoring.BATCH_PIXELS", 10)
+    watched, net, seen = Watched(items(7)), network(), []
+
+    def note(*_: object) -> None:
+        time.sleep(0.02)  # in which all could be read
+        seen.append(len(watched.asked))
+
+    net.register_forward_pre_hook(note)
+    count(net, watched)
+    assert all(asked <= number + 2 for number, asked in enumerate(seen)) and len(seen) == 7
+
+
+def test_an_item_that_cannot_be_read_ends_the_scoring() -> None:
+    net, before = network(), set(threading.enumerate())
+    with pytest.raises(ValueError, match="no such item"):
+        count(net, Watched(items(7), bad=3), batch_size=2)
+    assert net.training and set(threading.enumerate()) == before
 
 
 def test_one_process_alone_adds_nothing() -> None:

@@ -1,6 +1,9 @@
 """Masks and overlays for folders of images, and the saved model they are made with."""
 
 import math
+import threading
+import weakref
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +12,13 @@ import segmentation_models_pytorch as smp
 import torch
 from PIL import Image
 from torch.nn import functional as F
+from torchvision import tv_tensors
 
-from gmix.data import Classes
+from gmix.cli import main
+from gmix.data import Classes, Sample, eval_transform, read_image, to_rgb
+from gmix.evaluation import count_pixels, predict_multiscale, sliding_bands
 from gmix.network import GuidedMixNet
-from gmix.predict import overlay, predict_folder
+from gmix.predict import BAND, overlay, predict_folder, predict_image
 from gmix.training.saved import SavedModel, load_model
 from gmix.unet import GuidedMixUnet
 
@@ -110,6 +116,145 @@ def test_overlay_against_a_naive_loop() -> None:
                 share = 0.25 if any(color) else 0.0
                 value = (1 - share) * image[y, x, c] + share * color[c]
                 assert math.isclose(found[y, x, c], value, abs_tol=0.51)
+
+
+def test_an_overlay_of_many_rows_is_mixed_as_one() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (2 * BAND + 5, 7, 3), dtype=np.uint8)
+    classes = rng.integers(0, 3, image.shape[:2], dtype=np.uint8)
+    palette = [(0, 0, 0), (10, 200, 30), (0, 0, 255)]
+    rows = [overlay(image[y : y + 1], classes[y : y + 1], palette) for y in range(len(image))]
+    assert (overlay(image, classes, palette) == np.concatenate(rows)).all()
+
+
+# --- reading ahead, writing behind -----------------------------------------------------------
+
+
+def many(root: Path, count: int) -> list[Path]:
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    paths = [root / f"{number}.png" for number in range(count)]
+    for number, path in enumerate(paths):
+        pixels = rng.integers(0, 255, (33 + number % 3, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    return paths
+
+
+def test_a_folder_is_what_one_image_after_the_other_is(tmp_path: Path) -> None:
+    saved, paths = saved_model(), many(tmp_path / "images", 9)
+    paths[3].write_bytes(b"no picture")
+    seen: list[Path] = []
+    network: set[threading.Thread] = set()
+    saved.net.register_forward_hook(lambda *_: network.add(threading.current_thread()))
+    before = set(threading.enumerate())
+    failures = predict_folder(saved, paths, tmp_path / "out", on_image=seen.append)
+    assert set(threading.enumerate()) == before
+    assert network == {threading.current_thread()}  # where autocast and the like are set
+    assert seen == paths and [failure.path for failure in failures] == [paths[3]]
+
+    alone = tmp_path / "alone"
+    (alone / "masks").mkdir(parents=True)
+    (alone / "overlays").mkdir()
+    for path in paths[:3] + paths[4:]:
+        image = read_image(path)
+        classes = predict_image(saved, image)
+        mask = Image.fromarray(classes)
+        mask.putpalette([channel for color in saved.classes.palette for channel in color])
+        mask.save(alone / "masks" / path.name)
+        picture = overlay(to_rgb(image), classes, saved.classes.palette)
+        Image.fromarray(picture).save(alone / "overlays" / f"{path.stem}.jpg", quality=92)
+    written = {path.relative_to(alone): path.read_bytes() for path in alone.rglob("*.*")}
+    out = tmp_path / "out"
+    assert written == {path.relative_to(out): path.read_bytes() for path in out.rglob("*.*")}
+
+
+def test_only_a_handful_of_images_are_there_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    counts: list[int] = []
+
+    def read(*args: object) -> torch.Tensor:
+        image: torch.Tensor = read_image(*args)
+        alive.add(image)
+        counts.append(len(alive))
+        return image
+
+    monkeypatch.setattr("gmix.predict.read_image", read)
+    paths = many(tmp_path / "images", 20)
+    assert predict_folder(saved_model(), paths, tmp_path / "out", overlays=False) == []
+    assert len(counts) == 20 and max(counts) <= 8 and not alive
+
+
+def test_what_cannot_be_written_ends_the_loop(tmp_path: Path) -> None:
+    paths = many(tmp_path / "images", 9)
+    (tmp_path / "out" / "masks" / "1.png").mkdir(parents=True)
+    before = set(threading.enumerate())
+    with pytest.raises(OSError, match=r"1\.png"):
+        predict_folder(saved_model(), paths, tmp_path / "out", overlays=False)
+    assert not (tmp_path / "out" / "masks" / "8.png").exists()
+    assert {thread for thread in threading.enumerate() if thread.is_alive()} == before
+
+
+def test_stopped_at_an_image_the_ones_before_are_whole(tmp_path: Path) -> None:
+    paths = many(tmp_path / "images", 9)
+
+    def stop(path: Path) -> None:
+        if path == paths[5]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_folder(saved_model(), paths, tmp_path / "out", on_image=stop)
+    for path in paths[:5]:
+        Image.open(tmp_path / "out" / "masks" / path.name).load()
+        Image.open(tmp_path / "out" / "overlays" / f"{path.stem}.jpg").load()
+    assert len(list((tmp_path / "out" / "masks").iterdir())) == 5
+
+
+# --- windows ---------------------------------------------------------------------------------
+
+WINDOWS = partial(sliding_bands, crop=(32, 32), stride=(16, 24), edge="truncate")
+
+
+@pytest.mark.parametrize("size", [None, (64, 48)])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "predict", [WINDOWS, partial(predict_multiscale, scales=[1.0, 1.5])], ids=["windows", "scales"]
+)
+def test_windows_are_those_of_evaluate(
+    folder: Path, channels: int, size: tuple[int, int] | None, predict: partial[torch.Tensor]
+) -> None:
+    saved = saved_model(channels, size)
+    image = read_image(folder / "b.jpg")
+    mask = torch.from_numpy(predict_image(saved, image, predict)).long()
+    counts = count_pixels(
+        saved.net,
+        [Sample(image, tv_tensors.Mask(mask))],
+        saved.classes,
+        transform=eval_transform(saved.mean, saved.std),
+        size=saved.size,
+        predict=predict,
+    ).counts
+    assert counts.diagonal().sum() == counts.sum() == 70 * 33
+    assert (mask.numpy() != predict_image(saved, image)).any()
+
+
+def test_the_command_predicts_in_windows(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved, images = saved_model(), sorted(folder.iterdir())
+    saved.save_pretrained(tmp_path / "run" / "model")
+    predict_folder(saved, images, tmp_path / "here", overlays=False, predict=WINDOWS)
+    words = ["predict", "--model", str(tmp_path / "run"), "--images", str(folder), "--masks-only"]
+    words += ["--device", "cpu", "--out", str(tmp_path / "there")]
+    flags = ["--window", "32x32", "--stride", "16x24", "--edge", "truncate"]
+    assert main([*words, *flags]) == 0
+    for name in ("a.png", "b.png"):
+        here, there = (tmp_path / place / "masks" / name for place in ("here", "there"))
+        assert here.read_bytes() == there.read_bytes()
+    capsys.readouterr()
+    assert main([*words, "--stride", "8x8"]) == 1
+    assert "add --window HxW" in capsys.readouterr().err
 
 
 # --- the saved model -------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,15 @@ from torch.nn import functional as F
 
 from gmix.cli import main
 from gmix.data import Classes, read_image
-from gmix.evaluation import most_likely
-from gmix.predict import predict_logits
-from gmix.pseudo_label import find_regions, pseudo_label_folder, run_lengths, sure_mask
+from gmix.evaluation import most_likely, predict_sliding, sliding_bands
+from gmix.predict import predict_logits, prepare
+from gmix.pseudo_label import (
+    find_regions,
+    predict_sure,
+    pseudo_label_folder,
+    run_lengths,
+    sure_mask,
+)
 from gmix.training.saved import SavedModel
 
 UNSURE = 255
@@ -183,6 +190,48 @@ def test_a_folder(images: Path, tmp_path: Path, resized: tuple[int, int] | None)
     assert made.sure == pytest.approx(sure / pixels)
 
 
+def test_the_file_is_what_one_image_after_the_other_is(images: Path, tmp_path: Path) -> None:
+    saved, paths = saved_model(), sorted(images.iterdir())
+    with torch.no_grad():
+        saved.net.model.segmentation_head[0].weight.mul_(3)
+    (images / "1.png").write_bytes(b"no picture")
+    made = pseudo_label_folder(saved, paths, tmp_path, min_confidence=0.5, min_area=3)
+    assert [failure.path.name for failure in made.failures] == ["1.png"]
+    annotations: list[dict[str, Any]] = []
+    for number, path in enumerate([paths[0], paths[2]], start=1):
+        classes, confidence = predict_sure(saved, read_image(path))
+        for region in find_regions(sure_mask(classes, confidence, 0.5, 3), confidence, 1):
+            annotations.append({"id": len(annotations) + 1, "image_id": number, **region})
+    assert annotations and made.regions == len(annotations)
+    lines = (tmp_path / "coco.json").read_text().splitlines()
+    ends = [","] * (len(annotations) - 1) + [""]
+    assert lines[1:-1] == [
+        json.dumps(one) + end for one, end in zip(annotations, ends, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("resized", [None, (64, 48)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_windows_against_all_their_probabilities(
+    images: Path, channels: int, resized: tuple[int, int] | None
+) -> None:
+    saved, image = saved_model(channels, resized), read_image(images / "2.png")
+    windows = {"crop": (32, 32), "stride": (16, 24)}
+    probs = predict_sliding(saved.net, prepare(saved, image), **windows)
+    if channels == 1:
+        probs = torch.cat([1 - probs, probs], dim=1)
+    probs = F.interpolate(probs, image.shape[-2:], mode="bilinear")[0]
+    classes, confidence = predict_sure(saved, image, partial(sliding_bands, **windows))
+    assert classes.shape == confidence.shape == image.shape[-2:]
+    # Between two pixels, the logits are in the middle and not the probabilities.
+    close = 1e-5 if resized is None else 0.02
+    torch.testing.assert_close(
+        torch.from_numpy(confidence), probs.max(0).values, atol=close, rtol=0
+    )
+    assert (torch.from_numpy(classes) == probs.argmax(0)).float().mean() > 0.99
+    assert np.abs(confidence - predict_sure(saved, image)[1]).max() > 1e-3
+
+
 def test_pycocotools_opens_the_file(images: Path, tmp_path: Path) -> None:
     coco = pytest.importorskip("pycocotools.coco")
     pseudo_label_folder(saved_model(), sorted(images.iterdir()), tmp_path, min_confidence=0)
@@ -213,6 +262,9 @@ def test_the_command(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert said.out.startswith("3 of 4 images: ")
     assert "1 of 4 images were left out: cannot read image" in said.err and "bad.png" in said.err
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"masks", "confidence", "coco.json"}
+    assert main([*words, *out, "--window", "32x32"]) == 1  # the bad image
+    assert main([*words, *out, "--stride", "8x8"]) == 1
+    assert "add --window HxW" in capsys.readouterr().err
     assert main([*words, *out, "--min-confidence", "1.5"]) == 1
     assert "--min-confidence must lie between 0 and 1, got 1.5" in capsys.readouterr().err
     assert main(words) == 2

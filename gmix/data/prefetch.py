@@ -27,8 +27,8 @@ def ahead(function: Callable[[T], R], items: Iterable[T], workers: int = 2) -> I
         workers: threads, and how many results there are besides the one in use.
 
     Yields:
-        The results, in the order of the items. What `function` raises comes where its result would have come. A loop
-        that ends earlier waits for what was begun, and begins no more.
+        The results, in the order of the items. What `function` raises comes where its result would have come, what
+        `items` raise comes when they do. A loop that ends earlier waits for what was begun, and begins no more.
 
     Examples:
         >>> list(ahead(len, ["one", "three"]))
