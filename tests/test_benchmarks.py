@@ -169,3 +169,18 @@ def test_with_strength_0_the_run_scores_as_it_did(run_dir: Path) -> None:
     own = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["last"]["miou"]
     assert without == pytest.approx(100 * own, abs=0.06)
     assert strong != without
+
+
+def test_the_plain_loop_beside_reading_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import inference
+
+    write_data(tmp_path / "data")
+    words = ["--images", tmp_path / "data" / "images", "--count", 3, "--networks", 0]
+    words += ["--threads", 1, "--repeats", 1]
+    monkeypatch.setattr(sys, "argv", ["inference.py", *map(str, words)])
+    inference.main()
+    found = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    assert [row[2] for row in found[3:]] == ["predict", "evaluate"]
+    assert all(float(cell) > 0 for row in found[3:] for cell in row[3:])
