@@ -219,7 +219,7 @@ def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_torchrun_trains_and_one_process_goes_on(tmp_path: Path) -> None:
-    data = write_data(tmp_path / "data", labeled=8, unlabeled=8, validation=9)
+    data = write_data(tmp_path / "data", labeled=8, unlabeled=8, validation=11)
     settings: dict[str, Any] = {
         "batch_labeled": 4,
         "batch_unlabeled": 4,

@@ -20,6 +20,8 @@ from gmix.modes import eval_mode
 Predict = Callable[[nn.Module, Tensor], Tensor | Iterable[Tensor]]
 """`(net, x) -> probs` `(N, K, H, W)`, or the same in bands of rows from top to bottom."""
 
+BATCH_SIZE = 8
+
 BATCH_PIXELS = 2**21
 """Images of more pixels than this together go through the network one by one."""
 
@@ -32,7 +34,7 @@ def evaluate(
     transform: Callable[[Any], Tensor],
     size: Size | None = None,
     device: torch.device | str = "cpu",
-    batch_size: int = 8,
+    batch_size: int = BATCH_SIZE,
     predict: Predict | None = None,
 ) -> Scores:
     """Scores a network on a data set, at each mask's own resolution.
@@ -89,7 +91,7 @@ def count_pixels(
     transform: Callable[[Any], Tensor],
     size: Size | None = None,
     device: torch.device | str = "cpu",
-    batch_size: int = 8,
+    batch_size: int = BATCH_SIZE,
     predict: Predict | None = None,
     indices: Iterable[int] | None = None,
 ) -> ConfusionMatrix:
@@ -104,8 +106,9 @@ def count_pixels(
         device: See there.
         batch_size: See there.
         predict: See there.
-        indices: Which items to count; `None`: all. A share may be empty. Of several processes, give
-            each `range(rank, len(dataset), processes)`: every item counts once, none twice.
+        indices: Which items to count; `None`: all. A share may be empty. Give each of several
+            processes its own, every item once; shares that begin at a multiple of `batch_size` are
+            predicted in the very batches that one process makes, and counted alike to the last bit.
 
     Raises:
         ValueError: As `evaluate`.
@@ -274,7 +277,7 @@ def _batches(
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
     images: list[Tensor] = []
     masks: list[Tensor] = []
-    for image, mask in items:
+    for number, (image, mask) in enumerate(items, 1):
         if size is not None:
             image = v2.functional.resize(image, list(size), antialias=True)
         x = transform(image).as_subclass(Tensor)
@@ -285,7 +288,8 @@ def _batches(
         masks.append(mask.as_subclass(Tensor))
         most = BATCH_PIXELS // (x.shape[-2] * x.shape[-1])
         del image, mask, x  # else they were there until the next image is
-        if len(images) >= min(batch_size, most):
+        # Also where a share of the items may end: what stands beside an image decides how its last bits are rounded.
+        if len(images) >= min(batch_size, most) or number % batch_size == 0:
             yield _stack(images), masks
             images, masks = [], []
     if images:

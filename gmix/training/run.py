@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from gmix.data import Batch, TwoStream, eval_transform
 from gmix.evaluation import Scores, add_other_processes, count_pixels
+from gmix.evaluation.scoring import BATCH_SIZE
 from gmix.network import GuidedMixNet
 from gmix.training.build import (
     build_data,
@@ -168,7 +169,7 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
             transform=transform,
             size=size,
             device=device,
-            indices=processes.share(data.counts["validation"]),
+            indices=processes.share(data.counts["validation"], BATCH_SIZE),
         )
         return add_other_processes(own).scores()
 

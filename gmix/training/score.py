@@ -92,7 +92,7 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
         device=next(saved.net.parameters()).device,
         batch_size=config.batch,
         predict=predict,
-        indices=processes.share(len(files[0])),
+        indices=processes.share(len(files[0]), config.batch),
     )
     matrix = add_other_processes(own)
     found = matrix.scores().to_dict(classes.names)
