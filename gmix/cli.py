@@ -43,6 +43,7 @@ commands:
   pseudo-label  write what a model is sure of, for an annotation tool to go on with
   export        write a trained model as one file that runs without gmix: ONNX, torch.export
   splits        choose which images are labeled; check such lists before you train on them
+  completion    print what lets bash and zsh complete these commands: eval "$(gmix completion)"
 
 `gmix COMMAND --help` lists the flags of a command; `gmix --version` prints the version.
 """
@@ -320,6 +321,17 @@ def audit(words: Sequence[str]) -> int:
     return 0
 
 
+def completion(words: Sequence[str]) -> int:
+    """`gmix completion`."""
+    if words:
+        print('usage: eval "$(gmix completion)"    in ~/.bashrc or ~/.zshrc')
+        return 0 if words[0] in ("-h", "--help") else 2
+    from gmix.completion import completion_script
+
+    print(completion_script(), end="")
+    return 0
+
+
 SPLITS: dict[str, Callable[[Sequence[str]], int]] = {"make": make, "audit": audit}
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
@@ -330,6 +342,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "pseudo-label": pseudo_label,
     "export": export,
     "splits": splits,
+    "completion": completion,
 }
 
 
