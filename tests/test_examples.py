@@ -3,32 +3,81 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+PAGE = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
+# What an example needs beyond the extras of gmix that the tests bring.
+OPTIONAL = {"lightning_module": "pytorch_lightning", "accelerate_loop": "accelerate"}
 
 
-def test_there_are_examples() -> None:
-    assert "quickstart.py" in [path.name for path in EXAMPLES]
-
-
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example_runs(path: Path, tmp_path: Path) -> None:
+def run(folder: Path, *words: str) -> str:
+    """What `python words` prints, in an empty folder and with one thread."""
     known = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
-        [sys.executable, str(path)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(known)},
+        [sys.executable, *words],
+        cwd=folder,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(known),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",  # no test downloads
+        },
         capture_output=True,
         text=True,
+        encoding="utf-8",
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip(), "an example that prints nothing shows nothing"
-    assert "nan" not in done.stdout.lower()
+    return done.stdout
+
+
+def require(stem: str) -> None:
+    name = OPTIONAL.get(stem)
+    if name is not None and find_spec(name) is None:
+        pytest.skip(f'{stem}.py needs {name}: run `pip install "gmix[test]"`')
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_runs_and_prints_what_the_docs_say(path: Path, tmp_path: Path) -> None:
+    require(path.stem)
+    printed = run(tmp_path, str(path))
+    assert not re.search(r"\bnan\b", printed.lower())
     assert not list(tmp_path.iterdir()), "it leaves files behind"
+    row = re.search(rf"^\| `{path.name}` \|.*\|(.*)\|$", PAGE, re.MULTILINE)
+    assert row, f"{path.name} is not in docs/examples.md"
+    said = re.findall(r"`([^`]+)`", row[1])
+    assert said and all(shape(line) in shape(printed) for line in said), printed
+
+
+def shape(text: str) -> str:
+    """Without the numbers, which the next version of torch may change."""
+    return re.sub(r"\d+(\.\d+)?", "#", " ".join(text.split()))
+
+
+def test_two_processes_share_the_work(tmp_path: Path) -> None:
+    require("accelerate_loop")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    printed = run(tmp_path, *launcher, str(ROOT / "examples" / "accelerate_loop.py"), "1")
+    assert printed.count("step   0") == 1, "only one process is to print"
+    assert "mIoU on 32 new scenes, 2 process(es)" in printed  # none counted twice
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_says_what_it_needs(path: Path) -> None:
+    about = path.read_text(encoding="utf-8").split('"""')[1]
+    for said in ("Needs `pip install", "seconds on one core", "Settings, honestly:", path.name):
+        assert said in about, f"the docstring of {path.name} does not say: {said}"
+
+
+def test_the_docs_list_no_other_example() -> None:
+    assert set(re.findall(r"^\| `(\w+\.py)` \|", PAGE, re.MULTILINE)) == {
+        path.name for path in EXAMPLES
+    }
