@@ -19,6 +19,7 @@ from torch import nn
 
 import gmix
 from gmix.demo import compose_scenes, load_sources
+from gmix.evaluation import eval_mode
 from gmix.weights import load_encoder_weights
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 10
@@ -61,7 +62,7 @@ class BoxSelfTraining(gmix.methods.Method):
 
     def losses(self, step):
         x_l, y_l, x_u = step.x_labeled, step.y_labeled, step.x_unlabeled
-        with torch.no_grad(), gmix.modes.eval_mode(self.net):
+        with torch.no_grad(), eval_mode(self.net):
             pseudo = gmix.PseudoMask.of(self.net(x_u), step.valid)
             partner = self.selector(
                 self.net.embed(x_u), self.net.embed(x_l), generator=step.generator
