@@ -62,6 +62,7 @@ def tiny_config(data: Path, out: Path, /, **changes: Any) -> TrainConfig:
         "threads": 1,
         "device": "cpu",
         "log_every": 1,
+        "trackers": "none",
         "eval_every": 0,
         "checkpoint_every": 3,
         "out": str(out),

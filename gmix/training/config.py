@@ -180,6 +180,9 @@ class TrainConfig:
     out: str | None = option(None, OUTPUT, "DIR", "where everything is written")
     resume: bool = option(False, OUTPUT, "", "go on from the last checkpoint in --out")
     log_every: int = option(20, OUTPUT, "N", "steps between lines in metrics.jsonl")
+    trackers: str = option(
+        "tensorboard", OUTPUT, "NAMES", "who shows them: tensorboard,wandb,mlflow,...; none"
+    )
     eval_every: int = option(500, OUTPUT, "N", "steps between validations; 0: only at the end")
     checkpoint_every: int = option(
         500, OUTPUT, "N", "steps between checkpoints; 0: only at the end"
@@ -652,6 +655,7 @@ FREE_ON_RESUME = {
     "workers",
     "cache",
     "log_every",
+    "trackers",
     "eval_every",
     "checkpoint_every",
     "keep_last",

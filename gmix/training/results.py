@@ -14,6 +14,7 @@ import gmix
 from gmix.evaluation import Scores
 from gmix.training.config import TrainConfig
 from gmix.training.fit import Report
+from gmix.training.trackers import Log, no_log
 from gmix.training.whole import cannot_write, write_whole
 
 
@@ -37,11 +38,15 @@ class Metrics:
             does them anew. None: nothing is written.
         names: of the classes.
         start: steps already done.
+
+    Attributes:
+        log: is given each line as well, to show it elsewhere.
     """
 
     def __init__(self, path: Path | None, names: Sequence[str], start: int) -> None:
         self.path = path
         self.names = names
+        self.log: Log = no_log
         if path is None:
             return
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
@@ -69,6 +74,7 @@ class Metrics:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
             raise cannot_write(self.path, error) from error
+        self.log(row)
 
 
 def write_results(

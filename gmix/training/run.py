@@ -58,6 +58,7 @@ from gmix.training.progress import SilentProgress, make_progress
 from gmix.training.quality import judge_pseudo_masks
 from gmix.training.results import Metrics, Tally, write_results
 from gmix.training.saved import SavedModel
+from gmix.training.trackers import open_trackers
 from gmix.training.whole import refuse_unwritable, sweep, whole_folder
 
 
@@ -230,7 +231,12 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
         return stopping or is_due(config, step)
 
     progress = make_progress if processes.first else SilentProgress
-    with Interrupts() as interrupts, progress(config.steps, start) as show:
+    names = config.trackers if processes.first else "none"
+    with (
+        open_trackers(names, config, out, start) as metrics.log,
+        Interrupts() as interrupts,
+        progress(config.steps, start) as show,
+    ):
         show.note(f"{config.method}: {describe_data(data)}; writing to {out}")
         for note in notes:
             show.note(note)
@@ -285,9 +291,9 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
             net = deployable()
             scores, pseudo = score(net), judge()
     write_model(net, "model", config.steps, scores)
-    path, names = out / "results.json", data.classes.names
+    path, classes = out / "results.json", data.classes.names
     if processes.first:
-        write_results(path, config, names, data.counts, tally, scores, pseudo, data.split)
+        write_results(path, config, classes, data.counts, tally, scores, pseudo, data.split)
     return Result(scores, tally.best, data.classes.names, tally.seconds / 60, out)
 
 

@@ -1,0 +1,64 @@
+"""What `metrics.jsonl` says, trackers show; checked with TensorBoard's own reader."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_data import tiny_config, write_data
+
+from gmix.cli import main
+from gmix.training.config import write_yaml
+from gmix.training.trackers import scalars
+
+accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+
+def shown(folder: Path) -> dict[str, dict[int, float]]:
+    """Every series by step, as TensorBoard merges the files of a run."""
+    events = accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    names = events.Tags()["scalars"]
+    return {name: {e.step: e.value for e in events.Scalars(name)} for name in names}
+
+
+def test_tensorboard_shows_the_metrics_also_after_a_restart(tmp_path: Path) -> None:
+    out, flags = tmp_path / "out", tmp_path / "flags.yaml"
+    settings: dict[str, Any] = {"steps": 4, "eval_every": 2, "checkpoint_every": 2}
+    settings |= {"method": "supervised", "trackers": "tensorboard"}
+    write_yaml(tiny_config(write_data(tmp_path / "data"), out, **settings), flags)
+    assert main(["train", "--config", str(flags)]) == 0
+    (out / "results.json").unlink()
+    for path in (out / "checkpoint-00000004").iterdir():
+        path.unlink()
+    (out / "checkpoint-00000004").rmdir()
+    assert main(["train", "--config", str(flags), "--resume"]) == 0  # steps 3 and 4 once more
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    expected: dict[str, dict[int, float]] = {}
+    for row in rows:
+        for name, value in scalars(row).items():
+            expected.setdefault(name, {})[row["step"]] = value
+    found = shown(out / "tensorboard")
+    assert {"losses/total", "validation/miou", "lr"} <= found.keys() == expected.keys()
+    for name, series in expected.items():
+        assert found[name] == pytest.approx(series, rel=1e-5)
+    assert [path for path in (out / "tensorboard").iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("tensorbord", "--trackers: 'tensorbord' is unknown, choose from"),
+        ("tensorboard,", "--trackers: '' is unknown"),
+        ("dvclive", "--trackers dvclive needs its package: `pip install dvclive`"),
+    ],
+)
+def test_what_cannot_track_is_refused_in_one_sentence(
+    names: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = tmp_path / "flags.yaml"
+    write_yaml(tiny_config(write_data(tmp_path / "data"), tmp_path / "out", trackers=names), flags)
+    assert main(["train", "--config", str(flags)]) == 1
+    assert message in capsys.readouterr().err
