@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gmix import functional, methods
     from gmix.adjustment import LogitAdjustment
+    from gmix.bank import ApproximateSearch, FeatureBank, Neighbors
     from gmix.decoupler import SoftDecoupler
     from gmix.losses import GuidedMixLoss
     from gmix.mitrans import MITransBlock, NonLocalBlock
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ApproximateSearch",
     "ClassPaste",
     "CutMix",
     "EMATeacher",
+    "FeatureBank",
     "GaussianBlur",
     "GuidedMixLoss",
     "GuidedMixNet",
@@ -37,6 +40,7 @@ __all__ = [
     "LogitAdjustment",
     "MITransBlock",
     "Mixed",
+    "Neighbors",
     "NonLocalBlock",
     "Pasted",
     "PseudoMask",
@@ -50,9 +54,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ApproximateSearch": "bank",
     "ClassPaste": "paste",
     "CutMix": "views",
     "EMATeacher": "teacher",
+    "FeatureBank": "bank",
     "GaussianBlur": "views",
     "GuidedMixLoss": "losses",
     "GuidedMixNet": "network",
@@ -62,6 +68,7 @@ _HOMES = {
     "LogitAdjustment": "adjustment",
     "MITransBlock": "mitrans",
     "Mixed": "mixer",
+    "Neighbors": "bank",
     "NonLocalBlock": "mitrans",
     "Pasted": "views",
     "PseudoMask": "pseudo",
