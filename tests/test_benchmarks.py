@@ -184,3 +184,64 @@ def test_the_plain_loop_beside_reading_ahead(
     found = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
     assert [row[2] for row in found[3:]] == ["predict", "evaluate"]
     assert all(float(cell) > 0 for row in found[3:] for cell in row[3:])
+
+
+def test_a_bank_and_its_graph_are_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import feature_bank
+
+    words = "--sizes 300 --dims 8 --noise 200 --queries 16 --repeats 1 --threads 1"
+    monkeypatch.setattr(sys, "argv", ["feature_bank.py", *words.split()])
+    feature_bank.main()
+    lines = capsys.readouterr().out.splitlines()[2:]
+    cells = [line.strip("| ").split(" | ") for line in lines]
+    assert [row[:4] for row in cells] == [
+        ["300", "8", "clusters", "0.0 MB"],
+        ["200", "8", "noise", "0.0 MB"],
+    ]
+    assert all(float(row[-1].split()[0]) > 90 for row in cells)
+
+
+@pytest.fixture(scope="module")
+def scaling_tables() -> list[str]:
+    import scaling
+
+    return "\n".join(scaling.tables()).split("\n\n")
+
+
+def test_the_tables_of_the_scaling_page_are_what_the_script_counts(
+    scaling_tables: list[str],
+) -> None:
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert len(scaling_tables) == 3
+    for table in scaling_tables:
+        assert f"\n\n{table}\n\n" in page, f"run benchmarks/scaling.py: it says\n{table}"
+
+
+def test_passes_and_messages_are_those_of_a_known_case(scaling_tables: list[str]) -> None:
+    passes = rows(scaling_tables[0])
+    assert passes["supervised"] == ["128", "64", "16", "2"]
+    assert passes["cps"] == ["512", "256", "64", "8"]  # two students see all images
+    import segmentation_models_pytorch as smp
+
+    net = smp.DeepLabV3Plus("resnet50", encoder_weights=None, classes=21)
+    # Beside what is deployed, GuidedMix trains a classifier of 2048 features.
+    gradients = 4 * (sum(p.numel() for p in net.parameters()) + 21 * 2049)
+    messages = [
+        line.strip("| ").split(" | ")
+        for line in scaling_tables[1].splitlines()
+        if "ResNet-50 | 8 |" in line
+    ]
+    assert messages[0][2] == f"{2 * 7 / 8 * gradients / 1e6:.0f} MB"
+    memory = rows(scaling_tables[2])["DeepLabV3+, ResNet-50"]
+    assert memory[1] == memory[2] == memory[4] == f"{gradients / 1e6:.0f} MB"
+    assert memory[3] == f"{2 * gradients / 1e6:.0f} MB"  # AdamW
+
+
+def test_what_a_pool_costs_is_measured() -> None:
+    import scaling
+
+    table = rows("\n".join(scaling.pool(12_345)))
+    assert table["`Paths` of 35 letters"][1] == "1 MB"  # 12,345 x (35 + 8)
+    assert "2 shards with an index" in table and len(table) == 5

@@ -1,0 +1,135 @@
+"""What a bank of labeled embeddings takes: bytes, time for a batch of queries, and how often the graph is right.
+
+    python benchmarks/feature_bank.py
+    python benchmarks/feature_bank.py --sizes 1e4 --dims --images photos
+
+Embeddings are made up: clusters of 100 in 32 of D dimensions, a little noise in all of them, and no negative values, as
+pooled features have none; the rows "noise" are independent normal numbers, which features are not. With `--images`, the
+embeddings are those of random crops by an ImageNet encoder, and queries come from images that have no crop in the bank.
+
+Times are the shortest of several in turns: of one thread and of building the graph those of the CPU, which other work
+on the machine changes little, of several threads those of the clock.
+"""
+
+import argparse
+import time
+
+import torch
+from torch import Tensor
+
+from gmix import ApproximateSearch, FeatureBank
+
+BATCH, RANK, CLUSTER, SIDE = 8, 32, 100, 128
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", nargs="*", type=number, default=[10**n for n in (3, 4, 5, 6)])
+    parser.add_argument("--dims", nargs="*", type=int, default=[320, 2048])
+    parser.add_argument(
+        "--most", type=float, default=1.5e9, help="bytes; larger banks are left out"
+    )
+    parser.add_argument("--noise", nargs="*", type=number, default=[10**5])
+    parser.add_argument("--images", help="a folder: crops of its images as well (gmix[demo])")
+    parser.add_argument("--queries", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    print(
+        f"| entries | D | | bytes | exact, 1 thread | exact, {args.threads} threads | graph, 1 thread "
+        "| graph built in | its bytes | right |\n|---|---|---|---|---|---|---|---|---|---|"
+    )
+    for dim in args.dims:
+        for size in args.sizes:
+            if 4 * size * dim <= args.most:
+                row(args, "clusters", clusters(size + args.queries, dim))
+    for size in args.noise:
+        for dim in args.dims[:1]:
+            torch.manual_seed(0)
+            row(args, "noise", torch.randn(size + args.queries, dim))
+    for size in args.sizes if args.images else ():
+        row(args, "images", crops(args.images, size, args.queries))
+
+
+def row(args: argparse.Namespace, kind: str, embeddings: Tensor) -> None:
+    """One line of the table; the last embeddings are the queries."""
+    torch.set_num_threads(args.threads)
+    keys, queries = embeddings[: -args.queries], embeddings[-args.queries :]
+    bank = FeatureBank(*keys.shape)
+    bank.add(range(len(keys)), keys)
+    began = time.process_time()
+    graph = ApproximateSearch(bank, threads=args.threads)
+    built = time.process_time() - began
+    graph.threads = 1
+    times: dict[str, list[float]] = {"one": [], "many": [], "graph": []}
+    for some in queries.split(BATCH)[: args.repeats]:  # in turns
+        for name, search, threads, clock in (
+            ("one", bank, 1, time.process_time),
+            ("many", bank, args.threads, time.perf_counter),
+            ("graph", graph, 1, time.process_time),
+        ):
+            torch.set_num_threads(threads)
+            began = clock()
+            search.nearest(some)
+            times[name].append(1000 * (clock() - began))
+    right = graph.nearest(queries).index == bank.nearest(queries).index
+    one, many, fast = (f"{min(taken):.1f} ms" for taken in times.values())
+    print(
+        f"| {len(keys):,} | {keys.shape[1]} | {kind} | {bank.embeddings.nbytes / 1e6:.1f} MB | {one} | {many} "
+        f"| {fast} | {built:.1f} s | {graph.index.memory_usage / 1e6:.0f} MB "
+        f"| {100 * right.float().mean():.1f} % |",
+        flush=True,
+    )
+
+
+def clusters(count: int, dim: int) -> Tensor:
+    """Points around centers, in few dimensions of many."""
+    torch.manual_seed(0)
+    basis = torch.randn(RANK, dim) / RANK**0.5
+    centers = torch.randn(max(count // CLUSTER, 10), RANK)
+    found = torch.empty(count, dim)
+    for some in found.split(65_536):
+        points = centers[torch.randint(len(centers), (len(some),))]
+        points = points + 0.5 * torch.randn(len(some), RANK)
+        some.copy_((points @ basis + 0.1 * torch.randn(len(some), dim)).relu())
+    return found
+
+
+@torch.no_grad()
+def crops(folder: str, size: int, queries: int) -> Tensor:
+    """Pooled features of random crops; those of every eighth image are the queries."""
+    import segmentation_models_pytorch as smp
+    from torchvision.transforms import v2
+
+    from gmix import GuidedMixNet
+    from gmix.data import find_images, read_image
+    from gmix.weights import load_encoder_weights
+
+    torch.manual_seed(0)
+    model = smp.Unet("tu-tf_efficientnet_lite0", encoder_weights=None)
+    load_encoder_weights(model, "lite0")
+    net = GuidedMixNet(model).eval()
+    crop = v2.Compose(
+        [
+            v2.RandomResizedCrop(SIDE, scale=(0.2, 1.0), antialias=True),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize([0.5] * 3, [0.5] * 3),
+        ]
+    )
+    images, found = find_images(folder), []
+    groups = ([p for i, p in enumerate(images) if i % 8], size), (images[::8], queries)
+    for paths, count in groups:
+        for first in range(0, count, 64):
+            places = range(first, min(first + 64, count))
+            some = [crop(read_image(paths[i % len(paths)])) for i in places]
+            found.append(net.embed(torch.stack(some)))
+    return torch.cat(found)
+
+
+def number(text: str) -> int:
+    """1e5, too."""
+    return int(float(text))
+
+
+if __name__ == "__main__":
+    main()
