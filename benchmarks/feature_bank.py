@@ -72,7 +72,7 @@ def row(args: argparse.Namespace, kind: str, embeddings: Tensor) -> None:
             began = clock()
             search.nearest(some)
             times[name].append(1000 * (clock() - began))
-    right = graph.nearest(queries).index == bank.nearest(queries).index
+    right = graph.nearest(queries).indices == bank.nearest(queries).indices
     one, many, fast = (f"{min(taken):.1f} ms" for taken in times.values())
     print(
         f"| {len(keys):,} | {keys.shape[1]} | {kind} | {bank.embeddings.nbytes / 1e6:.1f} MB | {one} | {many} "

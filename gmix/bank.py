@@ -14,14 +14,14 @@ __all__ = ["ApproximateSearch", "FeatureBank", "Neighbors"]
 
 PAIRS = 2**23  # distances in memory at a time: 32 MB
 # Not through a matrix product, as in `nearest`: its cancellation can swap neighbours that are nearly equally far.
-distances = partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist")
+pairwise = partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 class Neighbors(NamedTuple):
     """The nearest entries of a bank, the nearest first; of those equally far, the lowest index first."""
 
-    index: Tensor  # (N, k) int64
-    distance: Tensor  # (N, k) float32, euclidean
+    indices: Tensor  # (N, k) int64
+    distances: Tensor  # (N, k) float32, euclidean
 
 
 class FeatureBank(nn.Module):
@@ -46,9 +46,9 @@ class FeatureBank(nn.Module):
         >>> bank = FeatureBank(images=4, dim=1)
         >>> bank.add([3, 0, 1], torch.tensor([[5.0], [1.0], [2.0]]))
         >>> bank.nearest(torch.tensor([[1.75]]), k=2)
-        Neighbors(index=tensor([[1, 0]]), distance=tensor([[0.2500, 0.7500]]))
+        Neighbors(indices=tensor([[1, 0]]), distances=tensor([[0.2500, 0.7500]]))
         >>> same = torch.tensor([0, 3])  # the images that ask are in the bank
-        >>> bank.nearest(bank.embeddings[same], exclude=same).index
+        >>> bank.nearest(bank.embeddings[same], exclude=same).indices
         tensor([[1],
                 [1]])
     """
@@ -94,15 +94,15 @@ class FeatureBank(nn.Module):
         index = torch.full((len(query), k), -1, device=device)
         rows = max(PAIRS // max(len(query), 1), 1)
         for first in range(0, len(self.known), rows):
-            block = distances(query, self.embeddings[first : first + rows])
+            block = pairwise(query, self.embeddings[first : first + rows])
             block.masked_fill_(~self.known[first : first + rows], torch.inf)
             places = torch.arange(first, first + block.shape[1], device=device)
             if exclude is not None:
                 block.masked_fill_(exclude.to(device)[:, None] == places, torch.inf)
             near = smallest(block, min(k, len(places)))
             # What was found earlier stands first, so that it stays where others are as far.
-            index = torch.cat([index, places[near.index]], 1)
-            distance = torch.cat([distance, near.distance], 1)
+            index = torch.cat([index, places[near.indices]], 1)
+            distance = torch.cat([distance, near.distances], 1)
             place, distance = smallest(distance, k)
             index = index.gather(1, place)
         return Neighbors(index, distance)
@@ -157,7 +157,7 @@ class ApproximateSearch:
         >>> bank = FeatureBank(images=500, dim=8)
         >>> bank.add(range(500), torch.randn(500, 8))
         >>> query, fast = torch.randn(4, 8), ApproximateSearch(bank)
-        >>> torch.equal(fast.nearest(query).index, bank.nearest(query).index)
+        >>> torch.equal(fast.nearest(query).indices, bank.nearest(query).indices)
         True
     """
 
@@ -191,7 +191,7 @@ class ApproximateSearch:
         # Where all embeddings have much in common, two bytes hold the differences only without it.
         known = bank.known.nonzero().flatten()
         self.center = bank.embeddings.sum(0) / max(len(known), 1)
-        for some in known.split(65_536):
+        for some in torch.split(known, 65_536):
             entries = (bank.embeddings[some] - self.center).cpu().numpy()
             self.index.add(some.cpu().numpy(), entries, threads=threads)
 
@@ -207,7 +207,7 @@ class ApproximateSearch:
         # By index, so that of those equally far the lowest stands first.
         keys = torch.from_numpy(proposed.keys.astype(np.int64)).view(len(query), asked)
         index = keys.to(query.device).sort(1).values
-        distance = distances(query[:, None], self.bank.embeddings[index])[:, 0]
+        distance = pairwise(query[:, None], self.bank.embeddings[index])[:, 0]
         if exclude is not None:
             distance.masked_fill_(exclude.to(query.device)[:, None] == index, torch.inf)
         place, distance = smallest(distance, k)
@@ -218,7 +218,7 @@ def smallest(values: Tensor, k: int) -> Neighbors:
     """The places of the k smallest values of each row, the first of equal ones first; overwrites `values`.
 
     Examples:
-        >>> smallest(torch.tensor([[3.0, 1.0, 2.0, 1.0]]), 3).index
+        >>> smallest(torch.tensor([[3.0, 1.0, 2.0, 1.0]]), 3).indices
         tensor([[1, 3, 2]])
     """
     places, found = [], []

@@ -63,8 +63,8 @@ def test_the_bank_is_a_naive_loop_over_all_it_knows(
     index, distance = naive(
         query, {int(j): keys[j] for j in known}, k, exclude.tolist() if excluding else None
     )
-    assert found.index.tolist() == index
-    assert torch.allclose(found.distance.double(), torch.tensor(distance).double().view(4, k))
+    assert found.indices.tolist() == index
+    assert torch.allclose(found.distances.double(), torch.tensor(distance).double().view(4, k))
 
 
 @pytest.mark.parametrize("pairs", [64, 2**23])
@@ -74,8 +74,8 @@ def test_the_first_is_what_nearest_chooses(pairs: int, monkeypatch: pytest.Monke
     # Far from 0 and close together, where a matrix product would cancel.
     keys, query = 100 + 1e-3 * torch.randn(50, 16), 100 + 1e-3 * torch.randn(7, 16)
     bank = filled(keys)
-    assert torch.equal(bank.nearest(query).index[:, 0], G.nearest(query, keys))
-    own = bank.nearest(keys, exclude=torch.arange(50)).index[:, 0]
+    assert torch.equal(bank.nearest(query).indices[:, 0], G.nearest(query, keys))
+    own = bank.nearest(keys, exclude=torch.arange(50)).indices[:, 0]
     assert torch.equal(own, G.nearest(keys, keys, exclude_self=True))
 
 
@@ -92,8 +92,8 @@ def test_a_state_dict_has_everything() -> None:
 
 def test_embeddings_of_half_precision_and_no_query() -> None:
     bank = filled(torch.tensor([[1.0], [4.0]]).bfloat16())
-    assert bank.nearest(torch.tensor([[3.0]]).bfloat16()).index.tolist() == [[1]]
-    assert bank.nearest(torch.zeros(0, 1), 2).index.shape == (0, 2)
+    assert bank.nearest(torch.tensor([[3.0]]).bfloat16()).indices.tolist() == [[1]]
+    assert bank.nearest(torch.zeros(0, 1), 2).indices.shape == (0, 2)
 
 
 def test_what_cannot_be_found_is_refused() -> None:
@@ -123,16 +123,16 @@ def test_the_graph_proposes_and_the_bank_decides() -> None:
     keys = 50 + torch.randn(2000, 16)
     bank, query = filled(keys), 50 + torch.randn(200, 16)
     fast, exact = ApproximateSearch(bank).nearest(query, 3), bank.nearest(query, 3)
-    assert (fast.index == exact.index).float().mean() > 0.98
-    same = fast.index == exact.index
-    assert torch.equal(fast.distance[same], exact.distance[same])
+    assert (fast.indices == exact.indices).float().mean() > 0.98
+    same = fast.indices == exact.indices
+    assert torch.equal(fast.distances[same], exact.distances[same])
     again = ApproximateSearch(bank).nearest(query, 3)
-    assert torch.equal(again.index, fast.index)
+    assert torch.equal(again.indices, fast.indices)
     own = torch.arange(50)
     found = ApproximateSearch(bank).nearest(keys[:50], exclude=own)
-    assert not (found.index[:, 0] == own).any()
+    assert not (found.indices[:, 0] == own).any()
     one = ApproximateSearch(bank).nearest(query[:1])
-    assert one.index.tolist() == exact.index[:1, :1].tolist()
+    assert one.indices.tolist() == exact.indices[:1, :1].tolist()
 
 
 @given(st.integers(0, 2**31), st.integers(2, 30), st.integers(1, 3))
