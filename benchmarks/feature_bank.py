@@ -33,12 +33,10 @@ def main() -> None:
     parser.add_argument("--images", help="a folder: crops of its images as well (gmix[demo])")
     parser.add_argument("--queries", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="of exact search, beside 1")
     args = parser.parse_args()
-    print(
-        f"| entries | D | | bytes | exact, 1 thread | exact, {args.threads} threads | graph, 1 thread "
-        "| graph built in | its bytes | right |\n|---|---|---|---|---|---|---|---|---|---|"
-    )
+    heads = ["entries", "D", "", "bytes", *heads_of_times(args), "built in", "bytes", "right"]
+    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for dim in args.dims:
         for size in args.sizes:
             if 4 * size * dim <= args.most:
@@ -53,33 +51,42 @@ def main() -> None:
 
 def row(args: argparse.Namespace, kind: str, embeddings: Tensor) -> None:
     """One line of the table; the last embeddings are the queries."""
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
     keys, queries = embeddings[: -args.queries], embeddings[-args.queries :]
     bank = FeatureBank(*keys.shape)
     bank.add(range(len(keys)), keys)
     began = time.process_time()
-    graph = ApproximateSearch(bank, threads=args.threads)
+    graph = ApproximateSearch(bank)
     built = time.process_time() - began
-    graph.threads = 1
-    times: dict[str, list[float]] = {"one": [], "many": [], "graph": []}
-    for some in queries.split(BATCH)[: args.repeats]:  # in turns
-        for name, search, threads, clock in (
-            ("one", bank, 1, time.process_time),
-            ("many", bank, args.threads, time.perf_counter),
-            ("graph", graph, 1, time.process_time),
-        ):
+    times: dict[str, list[float]] = {head: [] for head in heads_of_times(args)}
+    for some in queries.split(BATCH)[: args.repeats]:
+        for head, taken in times.items():  # in turns
+            threads = args.threads if head == several(args) else 1
             torch.set_num_threads(threads)
+            clock = time.process_time if threads == 1 else time.perf_counter
             began = clock()
-            search.nearest(some)
-            times[name].append(1000 * (clock() - began))
+            (graph if head == "graph" else bank).nearest(some)
+            taken.append(1000 * (clock() - began))
     right = graph.nearest(queries).indices == bank.nearest(queries).indices
-    one, many, fast = (f"{min(taken):.1f} ms" for taken in times.values())
-    print(
-        f"| {len(keys):,} | {keys.shape[1]} | {kind} | {bank.embeddings.nbytes / 1e6:.1f} MB | {one} | {many} "
-        f"| {fast} | {built:.1f} s | {graph.index.memory_usage / 1e6:.0f} MB "
-        f"| {100 * right.float().mean():.1f} % |",
-        flush=True,
-    )
+    cells = [
+        f"{len(keys):,}",
+        f"{keys.shape[1]}",
+        kind,
+        f"{bank.embeddings.nbytes / 1e6:.1f} MB",
+        *(f"{min(taken):.1f} ms" for taken in times.values()),
+        f"{built:.1f} s",
+        f"{graph.index.memory_usage / 1e6:.0f} MB",
+        f"{100 * right.float().mean():.1f} %",
+    ]
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def heads_of_times(args: argparse.Namespace) -> list[str]:
+    return ["exact", *([several(args)] if args.threads > 1 else []), "graph"]
+
+
+def several(args: argparse.Namespace) -> str:
+    return f"exact, {args.threads} threads"
 
 
 def clusters(count: int, dim: int) -> Tensor:

@@ -191,7 +191,7 @@ def test_a_bank_and_its_graph_are_measured(
 ) -> None:
     import feature_bank
 
-    words = "--sizes 300 --dims 8 --noise 200 --queries 16 --repeats 1 --threads 1"
+    words = "--sizes 300 --dims 8 --noise 200 --queries 16 --repeats 1 --threads 2"
     monkeypatch.setattr(sys, "argv", ["feature_bank.py", *words.split()])
     feature_bank.main()
     lines = capsys.readouterr().out.splitlines()[2:]
