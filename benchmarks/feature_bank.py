@@ -1,11 +1,9 @@
 """What a bank of labeled embeddings takes: bytes, time for a batch of queries, and how often the graph is right.
 
     python benchmarks/feature_bank.py
-    python benchmarks/feature_bank.py --sizes 1e4 --dims --images photos
 
 Embeddings are made up: clusters of 100 in 32 of D dimensions, a little noise in all of them, and no negative values, as
-pooled features have none; the rows "noise" are independent normal numbers, which features are not. With `--images`, the
-embeddings are those of random crops by an ImageNet encoder, and queries come from images that have no crop in the bank.
+pooled features have none; the rows "noise" are independent normal numbers, which features are not.
 
 Times are the shortest of several in turns: of one thread and of building the graph those of the CPU, which other work
 on the machine changes little, of several threads those of the clock.
@@ -19,7 +17,7 @@ from torch import Tensor
 
 from gmix import ApproximateSearch, FeatureBank
 
-BATCH, RANK, CLUSTER, SIDE = 8, 32, 100, 128
+BATCH, RANK, CLUSTER = 8, 32, 100
 
 
 def main() -> None:
@@ -30,7 +28,6 @@ def main() -> None:
         "--most", type=float, default=1.5e9, help="bytes; larger banks are left out"
     )
     parser.add_argument("--noise", nargs="*", type=number, default=[10**5])
-    parser.add_argument("--images", help="a folder: crops of its images as well (gmix[demo])")
     parser.add_argument("--queries", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of exact search, beside 1")
@@ -45,8 +42,6 @@ def main() -> None:
         for dim in args.dims[:1]:
             torch.manual_seed(0)
             row(args, "noise", torch.randn(size + args.queries, dim))
-    for size in args.sizes if args.images else ():
-        row(args, "images", crops(args.images, size, args.queries))
 
 
 def row(args: argparse.Namespace, kind: str, embeddings: Tensor) -> None:
@@ -100,37 +95,6 @@ def clusters(count: int, dim: int) -> Tensor:
         points = points + 0.5 * torch.randn(len(some), RANK)
         some.copy_((points @ basis + 0.1 * torch.randn(len(some), dim)).relu())
     return found
-
-
-@torch.no_grad()
-def crops(folder: str, size: int, queries: int) -> Tensor:
-    """Pooled features of random crops; those of every eighth image are the queries."""
-    import segmentation_models_pytorch as smp
-    from torchvision.transforms import v2
-
-    from gmix import GuidedMixNet
-    from gmix.data import find_images, read_image
-    from gmix.weights import load_encoder_weights
-
-    torch.manual_seed(0)
-    model = smp.Unet("tu-tf_efficientnet_lite0", encoder_weights=None)
-    load_encoder_weights(model, "lite0")
-    net = GuidedMixNet(model).eval()
-    crop = v2.Compose(
-        [
-            v2.RandomResizedCrop(SIDE, scale=(0.2, 1.0), antialias=True),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize([0.5] * 3, [0.5] * 3),
-        ]
-    )
-    images, found = find_images(folder), []
-    groups = ([p for i, p in enumerate(images) if i % 8], size), (images[::8], queries)
-    for paths, count in groups:
-        for first in range(0, count, 64):
-            places = range(first, min(first + 64, count))
-            some = [crop(read_image(paths[i % len(paths)])) for i in places]
-            found.append(net.embed(torch.stack(some)))
-    return torch.cat(found)
 
 
 def number(text: str) -> int:

@@ -1,7 +1,6 @@
 """How alike partners are: chosen at random, in a batch of 8, or among all labeled images.
 
-    python benchmarks/partners.py --images photos --masks masks --val-images val/photos --val-masks val/masks \
-        --classes names.txt
+    python benchmarks/partners.py --voc VOC2012 --encoder resnet50
 
 Takes the data flags of `gmix train`. For each validation image, the classes in its mask and in that of its partner, the
 first one (background) left out: how many they share, of all that are in either. Features are those of the encoder

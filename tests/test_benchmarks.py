@@ -245,3 +245,19 @@ def test_what_a_pool_costs_is_measured() -> None:
     table = rows("\n".join(scaling.pool(12_345)))
     assert table["`Paths` of 35 letters"][1] == "1 MB"  # 12,345 x (35 + 8)
     assert "2 shards with an index" in table and len(table) == 5
+
+
+def test_the_nearest_of_all_is_the_image_itself_if_it_is_among_them(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import partners
+
+    data = run_dir.parent / "data"
+    images, masks = f"{data / 'val_images'}", f"{data / 'val_masks'}"
+    flags = ["--images", images, "--masks", masks, "--val-images", images, "--val-masks", masks]
+    flags += ["--classes", "3", "--encoder", "resnet18", "--encoder-weights", "none"]
+    monkeypatch.setattr(sys, "argv", ["partners.py", *flags, "--size", "64x64"])
+    partners.main()
+    table = rows(capsys.readouterr().out)
+    assert table["nearest of 3"] == table["nearest of 8"] == ["100.0 %"]
+    assert len(table) == 4 and 0 < float(table["at random"][0].split()[0]) <= 100
