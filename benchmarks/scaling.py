@@ -142,7 +142,7 @@ def count_network(words: list[str]) -> Network:
 
 
 def messages_table(networks: dict[str, Network]) -> Iterator[str]:
-    heads = "gradients | statistics | memory | `sync_norm` | `pair_across` | with FSDP"
+    heads = "gradients | statistics | memory | `--sync-norm` | `pair_across` | with FSDP"
     yield f"| GuidedMix, a step of one process | of | {heads} |"
     yield "|---|---|---|---|---|---|---|---|"
     for name, net in networks.items():
