@@ -5,8 +5,9 @@
 
 The plain loop is the same code with `map` in place of `ahead`: it reads, computes and writes in turns. Both alternate.
 Without `--images`, they are scenes of the demo at VOC's size; the masks that are scored against are blocks. Networks:
-the name of an encoder of a U-Net (random weights), or how many milliseconds one just waits for each batch, which leaves
-the CPU to others, as a GPU does.
+the name of an encoder of a U-Net (random weights), or how many milliseconds one just waits for each image, which leaves
+the CPU to others, as a GPU does. There is one foreground class: what is left to do with the logits is little, as that,
+too, would be a GPU's.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ from gmix.network import GuidedMixNet
 from gmix.predict import predict_folder
 from gmix.training.saved import SavedModel
 
-CLASSES, HEIGHT, WIDTH = 3, 375, 500
+HEIGHT, WIDTH = 375, 500
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Waits(nn.Module):
-    """Stands for a network on a GPU: its time passes, and the CPU is free; squares of colour are classes."""
+    """Stands for a network on a GPU: its time passes, and the CPU is free; bright squares are foreground."""
 
     def __init__(self, milliseconds: float) -> None:
         super().__init__()
@@ -49,7 +50,7 @@ class Waits(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         time.sleep(self.seconds * len(x))
-        squares = x[:, :, ::25, ::25].repeat_interleave(25, 2).repeat_interleave(25, 3)
+        squares = x[:, :1, ::25, ::25].repeat_interleave(25, 2).repeat_interleave(25, 3)
         return squares[:, :, : x.shape[2], : x.shape[3]]
 
 
@@ -57,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", help="a folder of images (default: scenes made here)")
     parser.add_argument("--count", type=int, default=40, help="how many of them")
-    parser.add_argument("--networks", nargs="+", default=["10", "mobilenet_v2"])
+    parser.add_argument("--networks", nargs="+", default=["20", "mobilenet_v2"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="torch's")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
@@ -136,7 +137,7 @@ def write(root: Path, pictures: list[Image.Image]) -> tuple[list[Path], list[Pat
     for number, picture in enumerate(pictures):
         images.append(root / f"{number:04d}.jpg")
         picture.save(images[-1], quality=90)
-        blocks = Image.fromarray(rng.integers(0, CLASSES, (8, 10), dtype=np.uint8))
+        blocks = Image.fromarray(rng.integers(0, 2, (8, 10), dtype=np.uint8))
         masks.append(root / f"{number:04d}.png")
         blocks.resize(picture.size, Image.Resampling.NEAREST).save(masks[-1])
     return images, masks
@@ -146,8 +147,8 @@ def build(network: str) -> SavedModel:
     torch.manual_seed(0)
     net: Any = Waits(float(network)) if network.isdecimal() else None
     if net is None:
-        net = GuidedMixNet(smp.Unet(network, encoder_weights=None, classes=CLASSES))
-    return SavedModel(net.eval(), Classes.of(CLASSES), None, MEAN, STD)
+        net = GuidedMixNet(smp.Unet(network, encoder_weights=None, classes=1))
+    return SavedModel(net.eval(), Classes.of(1), None, MEAN, STD)
 
 
 if __name__ == "__main__":
