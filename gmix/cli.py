@@ -1,4 +1,4 @@
-"""The command line: `gmix train | compare | evaluate | predict | pseudo-label | export | splits | demo`.
+"""The command line: `gmix train | compare | report | evaluate | predict | pseudo-label | export | splits | demo`.
 
 Nothing heavy is imported before a command has read its flags: help and typing errors come at once.
 """
@@ -19,6 +19,7 @@ from gmix.training.config import (
     ExportConfig,
     PredictConfig,
     PseudoLabelConfig,
+    ReportConfig,
     SplitsAuditConfig,
     SplitsMakeConfig,
     TrainConfig,
@@ -38,6 +39,7 @@ commands:
   demo          see it work: trains on small scenes made here; a few minutes, no download
   train         train on your images: supervised, or GuidedMix with unlabeled images as well
   compare       train several methods alike on your images, and put them into one table
+  report        show what trainings did, in one HTML file of pictures and curves
   evaluate      score a trained model: mIoU, and IoU and Dice of each class
   predict       write class masks and overlays for a folder of images
   pseudo-label  write what a model is sure of, for an annotation tool to go on with
@@ -89,6 +91,15 @@ examples:
                --images photos --masks masks --val-images val/photos --val-masks val/masks \\
                --classes names.txt --out runs/compare
   gmix compare --config runs/first/config.yaml --full --labels 20 --out runs/compare
+"""
+
+
+REPORT_EXAMPLES = """\
+examples:
+  gmix report runs/first
+  gmix report runs/compare --palette colorblind --images 10
+  gmix report runs/supervised runs/guidedmix --out both.html
+  gmix report runs/guidedmix --figure decoupling --out figure5.pdf
 """
 
 
@@ -154,6 +165,8 @@ def train(words: Sequence[str]) -> int:
     if result.best is not None:
         print(f"best mIoU {100 * result.best[0]:.1f} at step {result.best[1]}")
     print(f"{result.minutes:.1f} minutes; model and results are in {result.out}")
+    if not config.no_report:
+        announce_report([result.out], config)
     return 0
 
 
@@ -169,9 +182,41 @@ def compare(words: Sequence[str]) -> int:
         for table in found.tables:
             print_table(table)
         print("", *found.notes, f"all of this is in {config.out}/compare.md", sep="\n")
+        if not config.no_report:
+            finished = [run.folder for run in found.runs if run.name in found.done]
+            announce_report(finished, config, Path(str(config.out)) / "report.html")
     if found.failures:
         return complain(describe_failures(found.failures, len(found.runs)), 1)
     return 0
+
+
+def report(words: Sequence[str]) -> int:
+    """`gmix report`."""
+    about = "Show what one or more trainings did, in one HTML file that fetches nothing."
+    first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    runs, flags = words[:first], words[first:]
+    config = parse(ReportConfig, "gmix report RUN [RUN ..]", about, flags, REPORT_EXAMPLES)
+    if not runs:
+        raise UsageError("RUN is missing: name the --out folders of `gmix train`, then the flags")
+    if config.figure is not None:
+        from gmix.report.figures import draw_figure
+
+        print(f"figure: {draw_figure(runs, config)}")
+        return 0
+    from gmix.report import write_report
+
+    print(f"report: {write_report(runs, config)}")
+    return 0
+
+
+def announce_report(runs: Sequence[Path], config: TrainConfig, out: Path | None = None) -> None:
+    """Draw the report of finished trainings and say where it is; failing that, warn."""
+    from gmix.report import try_report
+
+    file = None if out is None else str(out)
+    written = try_report(runs, ReportConfig(out=file, device=config.device, threads=config.threads))
+    if written is not None:
+        print(f"report: {written}")
 
 
 def evaluate(words: Sequence[str]) -> int:
@@ -337,6 +382,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "train": train,
     "compare": compare,
+    "report": report,
     "evaluate": evaluate,
     "predict": predict,
     "pseudo-label": pseudo_label,

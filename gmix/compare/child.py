@@ -32,8 +32,9 @@ class Child:
             # Not config.yaml: that one says what the run was started with.
             flags = run.folder / "flags.yaml"
             write_yaml(run.config, flags)
+            words = ["train", "--config", str(flags), "--resume", "--no-report"]
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gmix", "train", "--config", str(flags), "--resume"],
+                [sys.executable, "-m", "gmix", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

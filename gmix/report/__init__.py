@@ -1,5 +1,6 @@
-"""Pictures of what a model does."""
+"""What trainings did, for people to look at: the HTML report, figures, and sheets of pictures."""
 
 from gmix.report.sheet import colour_mask, picture_sheet
+from gmix.report.write import try_report, write_report
 
-__all__ = ["colour_mask", "picture_sheet"]
+__all__ = ["colour_mask", "picture_sheet", "try_report", "write_report"]

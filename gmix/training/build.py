@@ -69,6 +69,34 @@ def build_data(config: TrainConfig) -> Data:
     Raises:
         ValueError: if something is missing or does not fit, naming the file.
     """
+    data = find_data(config)
+    labeled: Any = data.labeled
+    validation: Any = data.validation
+    labeled_masks = labeled.masks
+    validation_masks = [] if validation is None else validation.masks
+    if config.cache:
+        cached: dict[str, Any] = {
+            name: Cached(getattr(data, name))
+            for name in ("labeled", "unlabeled", "validation", "held_out")
+            if getattr(data, name) is not None
+        }
+        data = replace(data, **cached)
+    else:
+        for dataset in (data.labeled, data.validation, data.held_out):
+            if dataset is not None:
+                read_once(dataset)
+    refuse_blank(data.labeled, labeled_masks, "labeled")
+    if data.validation is not None:
+        refuse_blank(data.validation, validation_masks, "validation")
+    return data
+
+
+def find_data(config: TrainConfig) -> Data:
+    """Find all files; none is read yet but those that say what the masks hold.
+
+    Raises:
+        ValueError: if something is missing, naming it.
+    """
     size = None if config.size is None else parse_size(config.size)
     finder = known_finder(config)  # one for all lists: it may know a million files by now
     (images, masks), unlabeled = training_files(config, finder)
@@ -97,7 +125,6 @@ def build_data(config: TrainConfig) -> Data:
                 f"the method {config.method} needs unlabeled images, found none: give --unlabeled DIR "
                 "or --unlabeled-list, keep fewer masks with --labels N, or use --method supervised"
             )
-    labeled_set: Dataset[Sample] = SegmentationDataset(images, masks, classes, size, format)
     unlabeled_set: Any = None
     validation_set: Dataset[Sample] | None = None
     held_out_set: Dataset[Sample] | None = None
@@ -107,20 +134,6 @@ def build_data(config: TrainConfig) -> Data:
         validation_set = SegmentationDataset(*validation, classes, format=format)
     if held_out is not None:
         held_out_set = SegmentationDataset(*held_out, classes, size, format)
-    if config.cache:
-        labeled_set = Cached(labeled_set)
-        unlabeled_set = Cached(unlabeled_set) if unlabeled_set is not None else None
-        validation_set = Cached(validation_set) if validation_set is not None else None
-        held_out_set = Cached(held_out_set) if held_out_set is not None else None
-    else:
-        read_once(labeled_set, len(images))
-        if validation is not None and validation_set is not None:
-            read_once(validation_set, len(validation[0]))
-        if held_out is not None and held_out_set is not None:
-            read_once(held_out_set, len(held_out[0]))
-    refuse_blank(labeled_set, masks, "labeled")
-    if validation is not None:
-        refuse_blank(validation_set, validation[1], "validation")
     counts = {
         "labeled": len(images),
         "unlabeled": 0 if unlabeled_set is None else len(unlabeled_set),
@@ -128,6 +141,7 @@ def build_data(config: TrainConfig) -> Data:
     }
     if held_out is not None:
         counts["held_out"] = len(held_out[0])
+    labeled_set = SegmentationDataset(images, masks, classes, size, format)
     return Data(classes, labeled_set, unlabeled_set, validation_set, counts, held_out_set, split)
 
 
@@ -287,10 +301,10 @@ def validation_files(config: Any, finder: Finder | None = None) -> Pairs | None:
     return images[part], masks[part]
 
 
-def read_once(dataset: Any, length: int) -> None:
+def read_once(dataset: Any) -> None:
     """Read every item, so that a bad file ends the run now and not after an hour."""
     with ThreadPool(4) as pool:
-        for _ in pool.imap(dataset.__getitem__, range(length)):
+        for _ in pool.imap(dataset.__getitem__, range(len(dataset))):
             pass
 
 

@@ -191,6 +191,7 @@ class TrainConfig:
     keep_best: bool = option(
         False, OUTPUT, "", "also keep the model of the highest mIoU seen, in OUT/best"
     )
+    no_report: bool = option(False, OUTPUT, "", "write no OUT/report.html at the end")
     dry_run: bool = option(
         False, OUTPUT, "", "say what the training would take; train and write nothing"
     )
@@ -427,6 +428,38 @@ class PseudoLabelConfig:
 
 
 @dataclass
+class ReportConfig:
+    """What `gmix report` needs, besides the runs themselves."""
+
+    out: str | None = option(
+        None, OUTPUT, "FILE", "the page (default: report.html where the runs are), or the figure"
+    )
+    images: int = option(
+        6, OUTPUT, "N", "evenly spaced validation images; half as many worst and best ones"
+    )
+    palette: Literal["default", "colorblind"] = option(
+        "default", OUTPUT, "NAME", "colours of the classes: the data set's own, or colorblind"
+    )
+    figure: Literal["activations", "decoupling", "comparison"] | None = option(
+        None,
+        OUTPUT,
+        "NAME",
+        "a paper's figure instead of the page: activations, decoupling or comparison",
+    )
+    device: str = option("auto", MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps")
+    threads: int | None = option(None, MACHINE, "N", "CPU threads (default: torch decides)")
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work."""
+        _at_least("images", self.images, 1, 100)
+        _check_threads(self.threads)
+        if self.figure is not None and Path(self.out or "").suffix not in (".pdf", ".png", ".svg"):
+            raise ValueError(
+                f"--figure needs --out FILE that ends with .pdf, .png or .svg, got {self.out}"
+            )
+
+
+@dataclass
 class DemoConfig:
     """What `gmix demo` needs."""
 
@@ -642,7 +675,7 @@ def write_yaml(config: TrainConfig, path: Path) -> None:
     """Write the resolved configuration: `gmix train --config FILE` repeats the run."""
     import yaml
 
-    fresh = replace(config, resume=False, dry_run=False)
+    fresh = replace(config, resume=False, dry_run=False, no_report=False)
     write_whole(path, yaml.safe_dump(asdict(fresh), sort_keys=False))
 
 
@@ -661,6 +694,7 @@ FREE_ON_RESUME = {
     "keep_last",
     "keep_best",
     "skip_nonfinite",
+    "no_report",
     "dry_run",
 }
 

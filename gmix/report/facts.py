@@ -1,0 +1,240 @@
+"""The numbers of a report: what was reached, from what, under which settings, at what cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gmix import __version__
+from gmix.report.collect import BASELINE, Group, RunRecord
+from gmix.training.config import TrainConfig, flag
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text: the first cell of a row is what the row is about."""
+
+    caption: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What can be said in numbers.
+
+    Attributes:
+        title: the methods.
+        sentence: the result.
+        about: network, classes, split.
+        tiles: big numbers: value, what it is.
+        warnings: what makes the numbers hard to compare.
+        tables: results and cost, settings, versions.
+    """
+
+    title: str
+    sentence: str
+    about: str
+    tiles: list[tuple[str, str]]
+    warnings: list[str]
+    tables: list[Table]
+
+
+def gather_facts(groups: Sequence[Group]) -> Facts:
+    """All of them."""
+    labels = [group.label for group in groups]
+    return Facts(
+        title=" and ".join([", ".join(labels[:-1]), labels[-1]]) if labels[1:] else labels[0],
+        sentence=sentence(groups),
+        about=about(groups),
+        tiles=tiles(groups),
+        warnings=warnings(groups),
+        tables=[runs_table(groups), *settings_tables(groups), versions_table(groups)],
+    )
+
+
+def sentence(groups: Sequence[Group]) -> str:
+    """What came out, in one sentence."""
+    focus, run = groups[-1], groups[-1].first
+    images = run.results.get("images", {})
+    source = f"{images['labeled']} labeled" if "labeled" in images else ""
+    if images.get("unlabeled"):
+        source += f" and {images['unlabeled']} unlabeled"
+    source = f" from {source} images" if source else ""
+    steps = f"{run.step} of {run.settings.get('steps', '?')} steps"
+    if run.results:
+        steps = f"{run.step} steps"
+    if focus.miou is None:
+        return f"{focus.label} has trained for {steps}{source}; there is no validation yet."
+    seeds = f", mean of {len(focus.runs)} seeds" if len(focus.runs) > 1 else ""
+    reached = f"{focus.label} reaches {points(focus.miou)} mIoU{seeds} after {steps}{source}"
+    change = gain(groups)
+    if change is None:
+        return f"{reached}."
+    base = groups[0]
+    words = {True: "above", False: "below"}[change >= 0]
+    # Of what is shown, so that the reader's own subtraction agrees.
+    return (
+        f"{reached}: {abs(change):.1f} points {words} {base.label} ({points(base.miou)}), "
+        "with the same masks."
+    )
+
+
+def about(groups: Sequence[Group]) -> str:
+    """What the numbers are about, in a few words."""
+    settings, results = groups[-1].first.settings, groups[-1].first.results
+    known = settings.get("dataset") or ("voc" if settings.get("voc") else None)
+    seeds = max(len(group.runs) for group in groups)
+    images = results.get("images", {}).get("validation")
+    parts = [
+        f"{settings.get('arch')} with {settings.get('encoder')}",
+        f"data set {known}" if known else "",
+        f"judged on {images} images" if images else "",
+        f"split {results['split']}" if results.get("split") else "",
+        f"{seeds} seeds" if seeds > 1 else f"seed {groups[-1].first.seed} alone",
+    ]
+    return " · ".join(filter(None, parts))
+
+
+def gain(groups: Sequence[Group]) -> float | None:
+    """Points of mIoU between the last group and the baseline, as they are shown; None without it."""
+    first, last = groups[0].miou, groups[-1].miou
+    if groups[0].first.method != BASELINE or len(groups) < 2 or first is None or last is None:
+        return None
+    return round(100 * last, 1) - round(100 * first, 1)
+
+
+def tiles(groups: Sequence[Group]) -> list[tuple[str, str]]:
+    """A few numbers to be read from across the room."""
+    focus, run = groups[-1], groups[-1].first
+    found = []
+    if focus.miou is not None:
+        found.append((points(focus.miou), f"mIoU of {focus.label}"))
+    change = gain(groups)
+    if change is not None:
+        found.append((f"{change:+.1f}".replace("-", "−"), f"points against {groups[0].label}"))
+    images = run.results.get("images", {})
+    for kind, what in (("labeled", "images with masks"), ("unlabeled", "images without masks")):
+        if images.get(kind):
+            found.append((f"{images[kind]:,}", what))
+    minutes = run.results.get("minutes")
+    if minutes is not None:
+        found.append((duration(minutes), f"training of {focus.label}"))
+    return found
+
+
+def warnings(groups: Sequence[Group]) -> list[str]:
+    """Different splits, and runs that go on."""
+    found = []
+    focus = groups[-1].first
+    split = focus.results.get("split")
+    for group in groups[:-1]:
+        other = group.first.results.get("split")
+        if split and other and other != split:
+            found.append(
+                f"{group.label} was trained or judged on other images (split {other}) than "
+                f"{groups[-1].label} (split {split}): its numbers do not compare, and it is left "
+                "out of the pictures."
+            )
+    for group in groups:
+        for run in group.runs:
+            if not run.results:
+                steps = run.settings.get("steps", "?")
+                found.append(
+                    f"{group.label}, seed {run.seed}: not finished, {run.step}/{steps} steps."
+                )
+    return found
+
+
+def runs_table(groups: Sequence[Group]) -> Table:
+    """A row a run: what it reached and what it cost."""
+    head = ["run", "seed", "steps", "mIoU", "best", "time", "s/step", "passes/step", "memory"]
+    rows = [[group.label, *run_row(run)] for group in groups for run in group.runs]
+    return Table("Runs, results and cost", [*head, "split"], rows)
+
+
+def run_row(run: RunRecord) -> list[str]:
+    """The cells of a run."""
+    found, best = run.results, run.results.get("best") or {}
+    memory = found.get("peak_memory_bytes")
+    seconds, passes = found.get("seconds_per_step"), found.get("image_passes_per_step")
+    return [
+        str(run.seed),
+        str(run.step),
+        points(run.scores.get("miou")),
+        f"{points(best['miou'])} at {best['step']}" if best else "–",
+        "–" if "minutes" not in found else duration(found["minutes"]),
+        "–" if seconds is None else f"{seconds:.3f}",
+        "–" if passes is None else f"{passes:g}",
+        "–" if memory is None else f"{memory / 2**30:.2f} GiB",
+        str(found.get("split") or "–"),
+    ]
+
+
+def settings_tables(groups: Sequence[Group]) -> list[Table]:
+    """The settings that differ between runs, and those of all of them that are not the default."""
+    defaults: dict[str, Any] = vars(TrainConfig())
+    runs = [group.first for group in groups]
+    differ, alike = [], []
+    for name, default in defaults.items():
+        values = [run.settings.get(name, default) for run in runs]
+        if name == "out" or all(value == default for value in values):
+            continue
+        if all(value == values[0] for value in values):
+            alike.append([flag(name), written(values[0])])
+        else:
+            differ.append([flag(name), *map(written, values)])
+    head = ["flag", *(group.label for group in groups)]
+    tables = [Table("Settings that differ", head, differ)] if differ else []
+    caption = "Settings of all runs" if len(runs) > 1 else "Settings"
+    return [*tables, Table(f"{caption} that are not the default", ["flag", "value"], alike)]
+
+
+def versions_table(groups: Sequence[Group]) -> Table:
+    """What the results were made with; a column where all were made with the same."""
+    found = [group.first.results.get("versions", {}) for group in groups]
+    labels = [group.label for group in groups]
+    if all(versions == found[0] for versions in found):
+        found, labels = found[:1], ["version"]
+    names = list(dict.fromkeys(name for versions in found for name in versions))
+    rows = [[name, *(versions.get(name, "–") for versions in found)] for name in names]
+    return Table("Versions", ["package", *labels], rows or [["gmix", __version__]])
+
+
+def points(value: float | None) -> str:
+    """A share in percent, or a dash.
+
+    Examples:
+        >>> points(0.5217), points(None)
+        ('52.2', '–')
+    """
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def duration(minutes: float) -> str:
+    """Time as people say it.
+
+    Examples:
+        >>> duration(0.61), duration(12.3), duration(90)
+        ('37 s', '12 min', '1.5 h')
+    """
+    if minutes < 1.5:
+        return f"{60 * minutes:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 60 else f"{minutes / 60:.1f} h"
+
+
+def written(value: Any) -> str:
+    """A setting as one writes it.
+
+    Examples:
+        >>> written(None), written(True), written({"decay": 0.9})
+        ('–', 'yes', 'decay: 0.9')
+    """
+    if value is None or value == {}:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {written(inner)}" for key, inner in value.items())
+    return ", ".join(map(written, value)) if isinstance(value, list) else str(value)

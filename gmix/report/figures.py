@@ -1,0 +1,170 @@
+"""Figures for a paper, from any run: activations by layer, decoupling step by step, methods side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from gmix.data import to_rgb
+from gmix.modes import eval_mode
+from gmix.report.cards import most_likely, palettes
+from gmix.report.collect import find_runs, group_runs, read_run
+from gmix.report.pairs import Replay, replay_last_batch
+from gmix.report.pictures import Color, Pixels
+from gmix.report.scenes import load_newest, look_at_scenes
+from gmix.report.sheet import INK, PALE, picture_sheet
+from gmix.training.config import ReportConfig
+from gmix.training.run import prepare_device
+
+
+def draw_figure(folders: Sequence[str | Path], config: ReportConfig) -> Path:
+    """Draw `config.figure` into `config.out`: pdf, png or svg.
+
+    - `activations` (the paper's Fig. 3): mean absolute activation of each encoder stage, of unlabeled images as
+      they are and mixed with their partners.
+    - `decoupling` (Fig. 5): a row an unlabeled image, a column a step of how its pseudo mask comes about.
+    - `comparison` (Fig. 6 and 7): a row a validation image, a column a run.
+
+    Args:
+        folders: runs; the first two figures are of the last GuidedMix run among them.
+        config: which figure, where to, how many rows, which colours.
+
+    Returns:
+        The file written.
+
+    Raises:
+        ValueError: if the runs do not have what the figure shows.
+    """
+    path, device = Path(str(config.out)), prepare_device(config.device, config.threads)
+    groups = group_runs([read_run(folder) for folder in find_runs(folders)])
+    colors = -1 if config.palette == "colorblind" else 0
+    if config.figure == "comparison":
+        models = [load_newest(group.first.folder, device) for group in groups]
+        scenes = look_at_scenes(groups[-1].first.folder, models, config.images).chosen
+        rows = [[s.image, s.truth, *s.predicted] for s in scenes if s.why == "even"]
+        titles = ["image", "truth", *(group.label for group in groups)]
+        classes = models[-1].classes
+        palette = palettes(classes)[colors]
+        return picture_sheet(same_size(rows), titles, classes.names, palette, path)
+    replay = replay_last_batch(groups[-1].first.folder, device)
+    if config.figure == "activations":
+        return draw_activations(replay, path)
+    return draw_decoupling(replay, palettes(replay.classes)[colors], config.images, path)
+
+
+def draw_decoupling(replay: Replay, palette: Sequence[Color], count: int, path: Path) -> Path:
+    """Fig. 5: x_l, x_u, their mix, P_mix, P_l, D and the pseudo mask.
+
+    Raises:
+        ValueError: if the run mixes nothing.
+    """
+    guidance, mix = replay.guidance, replay.guidance.mix
+    if mix is None:
+        raise ValueError("this run mixes nothing (`direct: 1.0`): there is nothing to decouple")
+
+    def seen(x: torch.Tensor) -> Pixels:
+        return to_rgb(replay.pixels(x))
+
+    rows = []
+    for index in range(min(count, len(replay.x_unlabeled))):
+        partner = int(guidance.partner[index])
+        rows.append(
+            [
+                seen(replay.x_labeled[partner]),
+                seen(replay.x_unlabeled[index]),
+                seen(mix.image[index]),
+                most_likely(mix.predicted, index),
+                most_likely(replay.labeled, partner),
+                most_likely(mix.decoupled, index),
+                most_likely(guidance.pseudo, index),
+            ]
+        )
+    return picture_sheet(
+        rows,
+        ["labeled", "unlabeled", "mix", "of the mix", "of the labeled", "decoupled", "pseudo mask"],
+        replay.classes.names,
+        palette,
+        path,
+        notes=[
+            "$x_l$",
+            "$x_u$",
+            r"$\lambda x_l + (1-\lambda) x_u$",
+            "$P_{mix}$",
+            "$P_l$",
+            r"$D = P_{mix} - \lambda P_l$",
+            "what is learned",
+        ],
+    )
+
+
+@torch.no_grad()
+def mean_activations(replay: Replay) -> list[tuple[str, list[float], list[float]]]:
+    """Mean absolute activation of each image of the batch in each encoder stage.
+
+    Returns:
+        For each stage its name, and one number an image: of the unlabeled images as they are, and mixed.
+
+    Raises:
+        ValueError: if the run mixes nothing.
+    """
+    method, mix = replay.method, replay.guidance.mix
+    if mix is None:
+        raise ValueError("this run mixes nothing (`direct: 1.0`): there is nothing to compare")
+    net = method.net if method.teacher is None else method.teacher.net
+    found = []
+    with eval_mode(net):
+        plain, mixed = net.encode(replay.x_unlabeled), net.encode(mix.image)
+    width = replay.x_unlabeled.shape[-1]
+    for a, b in zip(plain, mixed, strict=True):
+        if a.dim() != 4 or a.shape[1] <= replay.x_unlabeled.shape[1]:  # tokens; the image itself
+            continue
+        means = [x.abs().float().mean(dim=(1, 2, 3)).tolist() for x in (a, b)]
+        found.append((f"1/{round(width / a.shape[-1])}", means[0], means[1]))
+    return found
+
+
+def draw_activations(replay: Replay, path: Path) -> Path:
+    """Fig. 3: mean absolute activations by encoder stage, plain against mixed, with standard deviations."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    stages = mean_activations(replay)
+    figure = Figure(figsize=(6, 3.4), facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    places = np.arange(len(stages))
+    for which, (label, color) in enumerate((("plain", PALE), ("mixed", "#0072b2"))):
+        values = [(plain, mixed)[which] for _, plain, mixed in stages]
+        means, spread = [np.mean(v) for v in values], [np.std(v) for v in values]
+        style: dict[str, Any] = {"label": label, "color": color, "capsize": 3, "ecolor": INK}
+        axes.bar(places + 0.38 * (which - 0.5), means, 0.34, yerr=spread, **style)
+    axes.set_xticks(places, [stage[0] for stage in stages])
+    axes.set_xlabel("encoder stage, by the size of its maps")
+    axes.set_ylabel("mean absolute activation")
+    axes.legend(frameon=False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.savefig(path, dpi=160)
+    return path
+
+
+def same_size(rows: Sequence[Sequence[Pixels]]) -> list[list[Pixels]]:
+    """Fit pictures of any size into the shape of the first one, with white around them."""
+    height, width = rows[0][0].shape[:2]
+    return [[_fit(cell, height, width) for cell in row] for row in rows]
+
+
+def _fit(cell: Pixels, height: int, width: int) -> Pixels:
+    scale = min(height / cell.shape[0], width / cell.shape[1])
+    tall, wide = max(1, round(scale * cell.shape[0])), max(1, round(scale * cell.shape[1]))
+    how = Image.Resampling.NEAREST if cell.ndim == 2 else Image.Resampling.LANCZOS
+    small = np.asarray(Image.fromarray(cell).resize((wide, tall), how))
+    fitted = np.full((height, width, *cell.shape[2:]), 255, dtype=cell.dtype)
+    top, left = (height - tall) // 2, (width - wide) // 2
+    fitted[top : top + tall, left : left + wide] = small
+    return fitted

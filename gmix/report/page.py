@@ -1,0 +1,64 @@
+"""The page: one HTML file that fetches nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gmix import __version__
+from gmix.report.cards import WHY, Card, Key, PairCard
+from gmix.report.charts import Chart
+from gmix.report.facts import Facts
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything that is on the page.
+
+    Attributes:
+        facts: numbers and tables.
+        scenes: rows of validation images; empty if there are none.
+        scored: how many of how many validation images were scored to choose them.
+        class_keys: legend of the classes.
+        change_keys: legend of the errors.
+        pairs: cards of the pair inspector; empty for methods without pairs.
+        pair_step: the training step they are from.
+        curves: charts over time.
+        classes: charts by class.
+        focus: the run the page is about, where there are several.
+        safe: start with colours that colour-blind people tell apart.
+        switch: whether the data set's own colours are others.
+        missing: what was left out, and why.
+    """
+
+    facts: Facts
+    scenes: list[Card]
+    scored: tuple[int, int] | None
+    class_keys: list[Key]
+    change_keys: list[Key]
+    pairs: list[PairCard]
+    pair_step: int
+    curves: list[Chart]
+    classes: list[Chart]
+    focus: str
+    safe: bool
+    switch: bool
+    missing: list[str]
+
+
+def render(page: Page) -> str:
+    """The page as HTML.
+
+    Whatever comes from files (names of classes, images, settings) is escaped; only the charts, which
+    matplotlib escapes, go in as they are.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    source = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    kinds = [why for why in WHY if any(card.why == why for card in page.scenes)]
+    return environment.from_string(source).render(
+        page=page, facts=page.facts, kinds=kinds, why=WHY, version=__version__
+    )

@@ -1,0 +1,137 @@
+"""The last training batch of a GuidedMix run once more, step by step: which pairs, what came of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gmix import functional as G
+from gmix.data import Classes
+from gmix.methods import GuidedMix
+from gmix.methods.guidedmix import Guidance
+from gmix.modes import eval_mode
+from gmix.pairing import RandomPairSelector
+from gmix.training.build import Stats, build_net, build_stream, find_data, image_stats
+from gmix.training.checkpoint import list_checkpoints, load_checkpoint
+from gmix.training.fit import step_seed
+from gmix.training.methods import build_method
+from gmix.training.precision import mixed_precision
+from gmix.training.score import original_data
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One batch, and how its pseudo masks came about.
+
+    Attributes:
+        method: as it was at that step, in eval mode.
+        classes: of the data set.
+        step: of the checkpoint; the batch is its last one.
+        x_labeled: `(N, C, H, W)`, normalised.
+        y_labeled: `(N, H, W)`.
+        x_unlabeled: `(M, C, H, W)`, normalised.
+        valid: `(M, H, W)`, False on padding.
+        guidance: what the method made of them.
+        labeled: `(N, K, H, W)` probabilities the partners are taken out with.
+        random: `(M,)` partners drawn at random instead.
+        weight: `(M, H, W)` in 0..1, how much each pixel counts in the loss.
+        stats: mean and standard deviation of the normalised images.
+    """
+
+    method: GuidedMix
+    classes: Classes
+    step: int
+    x_labeled: Tensor
+    y_labeled: Tensor
+    x_unlabeled: Tensor
+    valid: Tensor
+    guidance: Guidance
+    labeled: Tensor
+    random: Tensor
+    weight: Tensor
+    stats: tuple[Stats, Stats]
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """A normalised image `(C, H, W)` in 0..255 again."""
+        mean, std = (torch.tensor(s, device=x.device).view(-1, 1, 1) for s in self.stats)
+        return (255 * (x.float() * std + mean)).clamp(0, 255).cpu()
+
+
+def replay_last_batch(folder: Path, device: torch.device) -> Replay:
+    """Make the last batch of a run anew, and its pseudo masks with the newest checkpoint.
+
+    Batch t, augmentation, partners and lambda are a pure function of (seed, t), and a teacher moves before it
+    guides: on a CPU these are the very pseudo masks of that step. `variant="paper"` alone looks in eval mode
+    here and in train mode there.
+
+    Args:
+        folder: `--out` of a GuidedMix run.
+        device: where to compute.
+
+    Raises:
+        ValueError: if there is no checkpoint, or the images are not where they were.
+    """
+    checkpoints = list_checkpoints(folder)
+    if not checkpoints:
+        raise ValueError("the run has no checkpoint yet")
+    step, path = checkpoints[-1]
+    # Its weights are in the checkpoint: none need to be fetched.
+    config = replace(original_data(folder, "all"), encoder_weights="none")
+    data = find_data(config)
+    with torch.random.fork_rng(devices=[]):
+        method = build_method(config, build_net(config, data.classes.channels)).to(device)
+    if not isinstance(method, GuidedMix):
+        raise ValueError(f"--method {config.method} makes no pairs")
+    load_checkpoint(path, {"method": method}, device)
+    stats = image_stats(config)
+    batch = build_stream(config, data, *stats)[step - 1].split(config.accumulate)[0].to(device)
+    x_labeled, y_labeled, x_unlabeled, valid = batch
+    assert x_unlabeled is not None and valid is not None  # GuidedMix has unlabeled images
+    generator = torch.Generator(device).manual_seed(step_seed(config.seed, step - 1, "method"))
+    with eval_mode(method), torch.no_grad(), mixed_precision(device, config.amp == "bf16"):
+        guidance = method.guide(x_labeled, y_labeled, x_unlabeled, generator)
+        net = method.net if method.teacher is None else method.teacher.net
+        labeled = G.probabilities(net(x_labeled))
+    method.eval()
+    if method.true_masks:
+        labeled = G.fill_in(labeled, y_labeled, method.criterion.ignore_index)
+    keys = torch.zeros(len(x_labeled), 1, device=device)
+    generator.manual_seed(step_seed(config.seed, step - 1, "random partners"))
+    queries = keys.new_zeros(len(x_unlabeled), 1)
+    random = RandomPairSelector()(queries, keys, generator=generator)
+    return Replay(
+        method,
+        data.classes,
+        step,
+        x_labeled,
+        y_labeled,
+        x_unlabeled,
+        valid,
+        guidance,
+        labeled,
+        random,
+        pixel_weights(method, guidance.pseudo) * valid,
+        stats,
+    )
+
+
+def pixel_weights(method: GuidedMix, pseudo: Tensor) -> Tensor:
+    """How much each pixel of pseudo masks counts in the unsupervised loss: `(M, H, W)` in 0..1."""
+    confidence, _ = G.most_probable(pseudo)
+    criterion = method.criterion
+    if criterion.objective == "squared_error":
+        return torch.ones_like(confidence)
+    sure = (confidence >= criterion.threshold).float()
+    return sure * G.certainty(pseudo) ** criterion.certainty
+
+
+def draw_lambdas(method: GuidedMix, draws: int = 10000) -> Tensor:
+    """What the mixer of a method draws for lambda: `(draws,)`."""
+    mixer = method.mixer
+    generator = torch.Generator().manual_seed(0)
+    return G.sample_lambda(
+        draws, alpha=mixer.alpha, max_lambda=mixer.max_lambda, generator=generator
+    )

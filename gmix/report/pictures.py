@@ -1,0 +1,150 @@
+"""Pictures inside a page: photos as JPEG, class maps as small PNGs, all of bounded size."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Pixels = npt.NDArray[Any]
+Color = tuple[int, int, int]
+
+SIDE = 320  # pixels of the longer side: twice what is shown, for screens of double density
+
+# Of two predictions: nothing where the second is right and the first was, too.
+FIXED, BROKEN, BOTH = 1, 2, 3
+CHANGES: dict[int, tuple[str, Color]] = {
+    FIXED: ("only {focus} right", (0, 114, 178)),
+    BROKEN: ("only {baseline} right", (213, 94, 0)),
+    BOTH: ("both wrong", (240, 200, 30)),
+}
+WRONG: tuple[str, Color] = ("wrong", (213, 94, 0))
+
+
+class Picture(NamedTuple):
+    """What is in a page for one picture.
+
+    Attributes:
+        alt: what it shows, in words.
+        source: a data URI.
+        safe: the same in colours that colour-blind people tell apart; empty if that is no other.
+        caption: below it.
+        kind: `photo`, `mask` (lies over the photo of its row if one wishes) or `layer` (always does).
+    """
+
+    alt: str
+    source: str
+    safe: str = ""
+    caption: str = ""
+    kind: str = "photo"
+
+
+def photo(pixels: Pixels, alt: str, caption: str = "") -> Picture:
+    """An image `(H, W, 3)`, made smaller if it is large."""
+    image = _shrunk(Image.fromarray(pixels), Image.Resampling.LANCZOS)
+    return Picture(alt, _uri(image, "JPEG", quality=84, optimize=True), "", caption)
+
+
+def class_picture(
+    classes: Pixels,
+    palettes: Sequence[Sequence[Color]],
+    alt: str,
+    caption: str = "",
+    strength: Pixels | None = None,
+) -> Picture:
+    """A class map `(H, W)`, in one or two palettes; 255 is transparent.
+
+    Args:
+        classes: class ids.
+        palettes: the data set's, and the safe one if it is another.
+        alt: what the classes are a picture of; which they are is added by the caller.
+        caption: below it.
+        strength: `(H, W)` in 0..1, how opaque each pixel is.
+    """
+    made = [_painted(classes, palette, strength) for palette in palettes]
+    kind = "mask" if strength is None else "layer"
+    return Picture(alt, made[0], made[1] if len(made) > 1 else "", caption, kind)
+
+
+def layer(marks: Pixels, colors: dict[int, Color], alt: str, caption: str = "") -> Picture:
+    """Coloured marks over the photo; what has no colour is transparent."""
+    palette = [colors.get(index, (0, 0, 0)) for index in range(max(colors) + 1)]
+    known = np.where(np.isin(marks, list(colors)), marks, 255)
+    return Picture(alt, _painted(known, palette, None), "", caption, "layer")
+
+
+def heat(values: Pixels, alt: str, caption: str = "") -> Picture:
+    """Numbers `(H, W)` in 0..1 in cividis, from dark blue to yellow."""
+    from matplotlib import colormaps
+
+    colors = (255 * colormaps["cividis"](np.linspace(0, 1, 32))[:, :3]).round().astype(np.uint8)
+    levels = np.clip(values * 32, 0, 31).astype(np.uint8)
+    return Picture(alt, _painted(levels, colors.tolist(), None), "", caption)
+
+
+def compare_errors(truth: Pixels, focus: Pixels, baseline: Pixels | None) -> Pixels:
+    """Which of two predictions is right where; with one, where it is wrong.
+
+    Returns:
+        `FIXED`, `BROKEN`, `BOTH`, or 0 where all are right or the truth is not known.
+
+    Examples:
+        >>> truth = np.array([[0, 1, 1, 1, 255]])
+        >>> focus, baseline = np.array([[0, 1, 0, 0, 0]]), np.array([[0, 0, 1, 0, 1]])
+        >>> compare_errors(truth, focus, baseline).tolist()
+        [[0, 1, 2, 3, 0]]
+        >>> compare_errors(truth, focus, None).tolist()
+        [[0, 0, 3, 3, 0]]
+    """
+    now = focus != truth
+    before = now if baseline is None else baseline != truth
+    marks = np.where(before & now, BOTH, np.where(now, BROKEN, np.where(before, FIXED, 0)))
+    return np.where(truth == 255, 0, marks)
+
+
+def describe(classes: Pixels, names: Sequence[str], most: int = 4) -> str:
+    """The largest classes of a map in words.
+
+    Examples:
+        >>> describe(np.array([[0, 0, 0, 1]]), ["sky", "bird"])
+        'sky 75 %, bird 25 %'
+    """
+    counts = np.bincount(classes[classes < len(names)].ravel(), minlength=len(names))
+    order = [k for k in np.argsort(-counts, kind="stable")[:most] if counts[k] > 0]
+    total = max(counts.sum(), 1)
+    return ", ".join(f"{names[k]} {100 * counts[k] / total:.0f} %" for k in order) or "nothing"
+
+
+def _painted(classes: Pixels, palette: Sequence[Any], strength: Pixels | None) -> str:
+    if strength is None:
+        clear = len(palette)
+        indices = np.where(classes < clear, classes, clear).astype(np.uint8)
+        image = _shrunk(Image.fromarray(indices), Image.Resampling.NEAREST)
+        image.putpalette([channel for color in [*palette, (0, 0, 0)] for channel in color])
+        return _uri(image, "PNG", optimize=True, transparency=clear)
+    table = np.zeros((256, 3), dtype=np.uint8)
+    table[: len(palette)] = palette
+    # Few levels: they are enough for the eye, and a fifth of the bytes.
+    opacity = (np.clip(strength, 0, 1) * 15).round() * 17
+    opacity = np.where(classes == 255, 0, opacity)[..., None]
+    image = Image.fromarray(np.concatenate([table[classes], opacity], axis=2).astype(np.uint8))
+    return _uri(_shrunk(image, Image.Resampling.NEAREST), "PNG", optimize=True)
+
+
+def _shrunk(image: Image.Image, how: Image.Resampling) -> Image.Image:
+    scale = SIDE / max(image.size)
+    if scale >= 1:
+        return image
+    width, height = (max(1, round(scale * side)) for side in image.size)
+    return image.resize((width, height), how)
+
+
+def _uri(image: Image.Image, kind: str, **options: Any) -> str:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,140 @@
+"""Validation images as the runs see them: evenly spaced ones, the worst and the best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from gmix.data import Sample, SegmentationDataset, data_names, evenly_spaced, to_rgb
+from gmix.evaluation import ConfusionMatrix
+from gmix.predict import Pixels, predict_image
+from gmix.training.build import validation_files
+from gmix.training.saved import SavedModel
+from gmix.training.score import fit_masks, original_data
+
+MOST = 64  # images that are scored one by one to find the worst and the best
+
+
+class Scene(NamedTuple):
+    """One image, its mask, and what each run makes of it.
+
+    Attributes:
+        name: of the file.
+        why: `even`, `worst` or `best`.
+        image: `(H, W, 3)`.
+        truth: class ids `(H, W)`, 255 where they are not known.
+        predicted: class ids `(H, W)` of each run.
+        mious: of this image alone, of each run; nan if all of it is ignored.
+    """
+
+    name: str
+    why: str
+    image: Pixels
+    truth: Pixels
+    predicted: list[Pixels]
+    mious: list[float]
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """The chosen images, and the confusion of all that were looked at.
+
+    Attributes:
+        chosen: worst first, then the best, then evenly spaced ones.
+        confusion: of the last run, over the images that were scored.
+        scored: how many that are.
+        images: how many validation images there are.
+    """
+
+    chosen: list[Scene]
+    confusion: ConfusionMatrix
+    scored: int
+    images: int
+
+
+def load_newest(folder: Path, device: torch.device) -> SavedModel:
+    """The model of a run: of its last step, or the best so far of one that goes on.
+
+    Raises:
+        ValueError: if it has saved none yet.
+    """
+    unfinished = not (folder / "model").is_dir() and (folder / "best").is_dir()
+    return SavedModel.from_pretrained(folder / "best" if unfinished else folder, device)
+
+
+def look_at_scenes(folder: Path, models: list[SavedModel], count: int) -> Scenes:
+    """Choose validation images of a run and let every model predict them.
+
+    Up to 64 evenly spaced images are scored with the last model; shown are `count` of them evenly
+    spaced, and half as many each of the lowest and the highest mIoU.
+
+    Args:
+        folder: of the run whose validation images are taken.
+        models: of all runs to show; the last one decides what is worst and best.
+        count: how many images are evenly spaced.
+
+    Raises:
+        ValueError: if there are no validation images, or they are not where they were.
+    """
+    source = original_data(folder, "all")
+    files = validation_files(source)
+    if files is None:
+        raise ValueError("the run has no validation images")
+    focus = models[-1]
+    classes = fit_masks(focus.classes, source, files[1])
+    dataset = SegmentationDataset(*files, classes, format=focus.format)
+    names = data_names(files[0], source.voc or source.data)
+    scored = evenly_spaced(range(len(dataset)), min(MOST, len(dataset)))
+    confusion = ConfusionMatrix(classes.num_classes)
+    mious: dict[int, float] = {}
+    for index in scored:
+        sample = dataset[index]
+        matrix = count_one(sample, predict_image(focus, sample.image), classes.num_classes)
+        confusion.counts += matrix.counts
+        mious[index] = matrix.scores().miou
+    chosen = []
+    for index, why in choose(mious, count):
+        sample = dataset[index]
+        predicted = [predict_image(model, sample.image) for model in models]
+        matrices = [count_one(sample, classes_, classes.num_classes) for classes_ in predicted]
+        scene = Scene(
+            names[index],
+            why,
+            to_rgb(sample.image.as_subclass(torch.Tensor)),
+            sample.mask.numpy().astype("uint8"),
+            predicted,
+            [matrix.scores().miou for matrix in matrices],
+        )
+        chosen.append(scene)
+    return Scenes(chosen, confusion, len(scored), len(dataset))
+
+
+def count_one(sample: Sample, predicted: Pixels, classes: int) -> ConfusionMatrix:
+    """The confusion of one image."""
+    matrix = ConfusionMatrix(classes)
+    target = sample.mask.as_subclass(torch.Tensor)
+    matrix.update(torch.from_numpy(predicted).long()[None], target[None])
+    return matrix
+
+
+def choose(mious: dict[int, float], count: int) -> list[tuple[int, str]]:
+    """Which images are shown, and why; none twice.
+
+    Args:
+        mious: of each image that was scored, by its number.
+        count: how many are evenly spaced; the worst and the best are half as many each.
+
+    Examples:
+        >>> choose({0: 0.5, 1: 0.1, 2: 0.9, 3: 0.4, 4: 0.6}, 2)
+        [(1, 'worst'), (2, 'best'), (0, 'even'), (4, 'even')]
+    """
+    known = [index for index, miou in mious.items() if miou == miou]
+    ranked = sorted(known, key=lambda index: mious[index])
+    half = min((count + 1) // 2, len(ranked) // 2)
+    worst, best = ranked[:half], ranked[::-1][:half]
+    rest = [index for index in mious if index not in (*worst, *best)]
+    even = evenly_spaced(rest, min(count, len(rest))) if rest else []
+    return [(i, "worst") for i in worst] + [(i, "best") for i in best] + [(i, "even") for i in even]

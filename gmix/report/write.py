@@ -1,0 +1,141 @@
+"""One HTML file that shows what trainings did: `gmix report`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from gmix.report.cards import Card, Key, PairCard, change_keys, class_keys, pair_card, scene_card
+from gmix.report.charts import Chart, confusion_chart, histogram
+from gmix.report.collect import FOCUS, Group, find_runs, group_runs, read_run
+from gmix.report.curves import classes_chart, curve_charts
+from gmix.report.facts import Facts, gather_facts
+from gmix.report.page import Page, render
+from gmix.report.pairs import draw_lambdas, replay_last_batch
+from gmix.report.scenes import Scenes, load_newest, look_at_scenes
+from gmix.training.build import one_line
+from gmix.training.config import ReportConfig
+from gmix.training.run import prepare_device
+from gmix.training.whole import write_whole
+
+T = TypeVar("T")
+PAIRS = 4
+
+
+def write_report(folders: Sequence[str | Path], config: ReportConfig) -> Path:
+    """Draw the report of one run, or of several beside each other.
+
+    Args:
+        folders: runs, or folders that hold runs, as those of `gmix compare` and `gmix demo` do.
+        config: how many pictures, which colours, and where to.
+
+    Returns:
+        The file written.
+
+    Raises:
+        ValueError: if a folder holds no run, or the file cannot be written.
+    """
+    groups = group_runs([read_run(folder) for folder in find_runs(folders)])
+    out = Path(config.out) if config.out is not None else common_folder(folders) / "report.html"
+    page = build_page(groups, config)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, render(page))
+    return out
+
+
+def try_report(folders: Sequence[str | Path], config: ReportConfig | None = None) -> Path | None:
+    """The same at the end of a training, which nothing that goes wrong here may spoil."""
+    try:
+        return write_report(folders, config or ReportConfig())
+    except Exception as error:
+        print(f"gmix: warning: no report was written: {one_line(error)}", file=sys.stderr)
+        return None
+
+
+def common_folder(folders: Sequence[str | Path]) -> Path:
+    """The folder that holds all of them; of a single one, itself.
+
+    Examples:
+        >>> common_folder(["runs/a"]).as_posix(), common_folder(["runs/a", "runs/b"]).as_posix()
+        ('runs/a', 'runs')
+    """
+    if len(folders) == 1:
+        return Path(folders[0])
+    try:
+        return Path(os.path.commonpath([os.fspath(folder) for folder in folders]))
+    except ValueError:  # relative and absolute ones, or two drives
+        return Path()
+
+
+def build_page(groups: Sequence[Group], config: ReportConfig) -> Page:
+    """Everything the page shows; what cannot be made is named in `missing`."""
+    device = prepare_device(config.device, config.threads)
+    missing: list[str] = []
+
+    def attempt(what: str, make: Callable[[], T]) -> T | None:
+        try:
+            return make()
+        except Exception as error:  # a run may lack any of its files, or have been made elsewhere
+            missing.append(f"{what}: {one_line(error)}")
+            return None
+
+    focus = groups[-1]
+    split = focus.first.results.get("split")
+    alike = [group for group in groups if group.first.results.get("split") in (split, None)]
+    labels = [group.label for group in alike]
+
+    def pictures() -> tuple[list[Card], list[Key], list[Key], Scenes]:
+        models = [load_newest(group.first.folder, device) for group in alike]
+        classes = models[-1].classes
+        scenes = look_at_scenes(focus.first.folder, models, config.images)
+        cards = [scene_card(scene, labels, classes) for scene in scenes.chosen]
+        return cards, class_keys(classes), change_keys(labels), scenes
+
+    def pairs() -> tuple[list[PairCard], list[Key], int, Chart]:
+        replay = replay_last_batch(focus.first.folder, device)
+        count = min(PAIRS, len(replay.x_unlabeled))
+        lambdas = draw_lambdas(replay.method).numpy()
+        chart = Chart(
+            "Mixing weight λ",
+            f"share of the labeled partner: {len(lambdas)} draws of this run's mixer, "
+            f"mean {lambdas.mean():.2f}, at most {replay.method.mixer.max_lambda:g}",
+            histogram(lambdas, "λ"),
+        )
+        cards = [pair_card(replay, index) for index in range(count)]
+        return cards, class_keys(replay.classes), replay.step, chart
+
+    seen = attempt("Pictures", pictures)
+    guided = focus.first.method == FOCUS
+    paired = attempt("Pairs", pairs) if guided else None
+    curves = attempt("Curves", lambda: curve_charts(groups)) or []
+    by_class = attempt("Classes", lambda: classes_chart(groups))
+    facts: Facts = gather_facts(groups)
+    confusion = None
+    if seen is not None:
+        scenes = seen[3]
+        some = "all" if scenes.scored == scenes.images else f"{scenes.scored} evenly spaced of the"
+        confusion = Chart(
+            "Confusion matrix",
+            f"{focus.label} on {some} {scenes.images} validation images; rows: true, in % of their "
+            "pixels; columns: predicted",
+            confusion_chart(scenes.confusion.counts.numpy(), [key.name for key in seen[1]]),
+        )
+    keys = seen[1] if seen is not None else paired[1] if paired is not None else []
+    return Page(
+        facts=facts,
+        scenes=[] if seen is None else seen[0],
+        scored=None if seen is None else (seen[3].scored, seen[3].images),
+        class_keys=keys,
+        change_keys=[] if seen is None else seen[2],
+        pairs=[] if paired is None else paired[0],
+        pair_step=0 if paired is None else paired[2],
+        curves=[*curves, *([] if paired is None else [paired[3]])],
+        classes=[chart for chart in (by_class, confusion) if chart is not None],
+        focus=focus.label,
+        safe=config.palette == "colorblind",
+        switch=any(key.color != key.safe for key in keys),
+        missing=missing,
+    )
