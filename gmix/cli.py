@@ -165,7 +165,7 @@ def train(words: Sequence[str]) -> int:
     if result.best is not None:
         print(f"best mIoU {100 * result.best[0]:.1f} at step {result.best[1]}")
     print(f"{result.minutes:.1f} minutes; model and results are in {result.out}")
-    if not config.no_report:
+    if config.report != "none":
         announce_report([result.out], config)
     return 0
 
@@ -182,7 +182,7 @@ def compare(words: Sequence[str]) -> int:
         for table in found.tables:
             print_table(table)
         print("", *found.notes, f"all of this is in {config.out}/compare.md", sep="\n")
-        if not config.no_report:
+        if config.report != "none":
             finished = [run.folder for run in found.runs if run.name in found.done]
             announce_report(finished, config, Path(str(config.out)) / "report.html")
     if found.failures:

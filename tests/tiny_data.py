@@ -65,7 +65,7 @@ def tiny_config(data: Path, out: Path, /, **changes: Any) -> TrainConfig:
         "trackers": "none",
         "eval_every": 0,
         "checkpoint_every": 3,
-        "no_report": True,  # a second each; tests/test_html_report.py has its own
+        "report": "none",  # a second each; tests/test_html_report.py has its own
         "out": str(out),
     }
     return TrainConfig(**{**settings, **changes})

@@ -32,7 +32,7 @@ class Child:
             # Not config.yaml: that one says what the run was started with.
             flags = run.folder / "flags.yaml"
             write_yaml(run.config, flags)
-            words = ["train", "--config", str(flags), "--resume", "--no-report"]
+            words = ["train", "--config", str(flags), "--resume", "--report", "none"]
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gmix", *words],
                 stdin=subprocess.DEVNULL,

@@ -14,6 +14,7 @@ from gmix.demo.scenes import NAMES, PALETTE, Folders, write_scenes
 from gmix.methods import GuidedMix
 from gmix.methods.guidedmix import Guidance
 from gmix.predict import predict_image
+from gmix.report import try_report
 from gmix.report.sheet import Pixels, picture_sheet
 from gmix.training.build import Data, build_data
 from gmix.training.checkpoint import list_checkpoints, load_checkpoint
@@ -51,7 +52,7 @@ def run_demo(out: Path, seed: int = 0, steps: int | None = None) -> DemoResult:
     """Write scenes, train supervised and GuidedMix with equal steps, print and draw the result.
 
     Written into `out`: `scenes/` (ordinary folders of images and masks), `supervised/` and
-    `guidedmix/` (two runs as `gmix train` writes them) and `sheet.png`. If `out` holds an
+    `guidedmix/` (two runs as `gmix train` writes them), `sheet.png` and `report.html`. If `out` holds an
     unfinished demo, it goes on where that one stopped.
 
     Args:
@@ -77,7 +78,12 @@ def run_demo(out: Path, seed: int = 0, steps: int | None = None) -> DemoResult:
     console = Console()
     console.print(comparison(supervised, guidedmix))
     sheet = draw_sheet(out / "sheet.png", configs[1], supervised, guidedmix)
-    console.print(f"pictures: {sheet}", highlight=False, markup=False, soft_wrap=True)
+    for what, path in (
+        ("pictures", sheet),
+        ("report", try_report([config.out for config in configs if config.out])),
+    ):
+        if path is not None:
+            console.print(f"{what}: {path}", highlight=False, markup=False, soft_wrap=True)
     return DemoResult(supervised.miou, guidedmix.miou, sheet)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gmix import functional as G
 from gmix.data import Classes, to_rgb
+from gmix.pairing import SimilarPairSelector
 from gmix.report.pairs import Replay
 from gmix.report.pictures import (
     BOTH,
@@ -32,6 +33,9 @@ from gmix.report.scenes import Scene
 PAIR = (
     "Each unlabeled image gets the labeled image of its batch with the nearest deepest features. "
     "Beside it: the one that chance would have given it."
+)
+RANDOM_PAIR = (
+    "Each unlabeled image gets a labeled image of its batch at random, as this run wants it."
 )
 MIX = (
     "Partner and image are laid over each other, the network looks at both at once, and the "
@@ -166,22 +170,23 @@ def pair_card(replay: Replay, index: int) -> PairCard:
         return mask(title, most_likely(probs, index), caption)
 
     found = image("Unlabeled image", replay.x_unlabeled[index], "no mask is opened")
-    pair = [
-        found,
-        image("Its partner", replay.x_labeled[partner], f"1 of {len(replay.x_labeled)} labeled"),
-        image("A random partner", replay.x_labeled[other], _instead(partner, other)),
-    ]
-    stages = [Stage("Pair", PAIR, pair)]
+    near, far = (float(replay.distance[index, place]) for place in (partner, other))
+    count = len(replay.x_labeled)
+    shown = image(
+        "Its partner", replay.x_labeled[partner], f"1 of {count} labeled, distance {near:.2f}"
+    )
+    chance = "the same one" if partner == other else f"distance {far:.2f}, not used"
+    pair = [found, shown, image("A random partner", replay.x_labeled[other], chance)]
+    similar = isinstance(replay.method.selector, SimilarPairSelector)
+    stages = [Stage("Pair", PAIR if similar else RANDOM_PAIR, pair)]
     if guidance.mix is not None:
-        if replay.method.true_masks:
-            labeled = replay.y_labeled[partner].cpu().numpy().astype(np.uint8)
-        else:
-            labeled = most_likely(replay.labeled, partner)
         taken = "true mask" if replay.method.true_masks else "prediction"
+        labeled = most_likely(replay.labeled, partner)
+        part = mask("Taken out", labeled, f"λ times the partner's {taken}")
         mixed = [
             image("The mix", guidance.mix.image[index], f"λ = {guidance.mix.lam[index]:.2f}"),
             likely("Seen in the mix", guidance.mix.predicted, "prediction of the mix"),
-            mask("Taken out", labeled, f"λ times the partner's {taken}"),
+            part._replace(picture=part.picture._replace(under=shown.picture.source)),
             likely("Decoupled", guidance.mix.decoupled, "most probable class of what is left"),
         ]
         stages.append(Stage("Mix and decouple", MIX, mixed))
@@ -215,10 +220,6 @@ def most_likely(probs: Tensor, index: int) -> Pixels:
     _, labels = G.most_probable(probs[index : index + 1])
     classes: Pixels = labels[0].cpu().numpy().astype(np.uint8)
     return classes
-
-
-def _instead(partner: int, other: int) -> str:
-    return "the same one, by chance" if partner == other else "not used, to compare"
 
 
 def _hex(color: Sequence[int]) -> str:

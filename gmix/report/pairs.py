@@ -36,6 +36,7 @@ class Replay:
         valid: `(M, H, W)`, False on padding.
         guidance: what the method made of them.
         labeled: `(N, K, H, W)` probabilities the partners are taken out with.
+        distance: `(M, N)` between the pooled deepest features of unlabeled and labeled images.
         random: `(M,)` partners drawn at random instead.
         weight: `(M, H, W)` in 0..1, how much each pixel counts in the loss.
         stats: mean and standard deviation of the normalised images.
@@ -50,6 +51,7 @@ class Replay:
     valid: Tensor
     guidance: Guidance
     labeled: Tensor
+    distance: Tensor
     random: Tensor
     weight: Tensor
     stats: tuple[Stats, Stats]
@@ -94,13 +96,14 @@ def replay_last_batch(folder: Path, device: torch.device) -> Replay:
     with eval_mode(method), torch.no_grad(), mixed_precision(device, config.amp == "bf16"):
         guidance = method.guide(x_labeled, y_labeled, x_unlabeled, generator)
         net = method.net if method.teacher is None else method.teacher.net
-        labeled = G.probabilities(net(x_labeled))
+        features = net.encode(torch.cat([x_labeled, x_unlabeled]))
+        size = (x_labeled.shape[2], x_labeled.shape[3])
+        labeled = G.probabilities(net.decode(features, size))[: len(x_labeled)]
+        keys, queries = net.pool(features).float().tensor_split([len(x_labeled)])
     method.eval()
     if method.true_masks:
         labeled = G.fill_in(labeled, y_labeled, method.criterion.ignore_index)
-    keys = torch.zeros(len(x_labeled), 1, device=device)
     generator.manual_seed(step_seed(config.seed, step - 1, "random partners"))
-    queries = keys.new_zeros(len(x_unlabeled), 1)
     random = RandomPairSelector()(queries, keys, generator=generator)
     return Replay(
         method,
@@ -112,6 +115,7 @@ def replay_last_batch(folder: Path, device: torch.device) -> Replay:
         valid,
         guidance,
         labeled,
+        torch.cdist(queries, keys),
         random,
         pixel_weights(method, guidance.pseudo) * valid,
         stats,

@@ -35,6 +35,7 @@ class Picture(NamedTuple):
         safe: the same in colours that colour-blind people tell apart; empty if that is no other.
         caption: below it.
         kind: `photo`, `mask` (lies over the photo of its row if one wishes) or `layer` (always does).
+        under: the photo it lies over, if it is not that of its row.
     """
 
     alt: str
@@ -42,6 +43,7 @@ class Picture(NamedTuple):
     safe: str = ""
     caption: str = ""
     kind: str = "photo"
+    under: str = ""
 
 
 def photo(pixels: Pixels, alt: str, caption: str = "") -> Picture:

@@ -191,7 +191,9 @@ class TrainConfig:
     keep_best: bool = option(
         False, OUTPUT, "", "also keep the model of the highest mIoU seen, in OUT/best"
     )
-    no_report: bool = option(False, OUTPUT, "", "write no OUT/report.html at the end")
+    report: Literal["html", "none"] = option(
+        "html", OUTPUT, "KIND", "html, or none: write no OUT/report.html at the end"
+    )
     dry_run: bool = option(
         False, OUTPUT, "", "say what the training would take; train and write nothing"
     )
@@ -675,7 +677,7 @@ def write_yaml(config: TrainConfig, path: Path) -> None:
     """Write the resolved configuration: `gmix train --config FILE` repeats the run."""
     import yaml
 
-    fresh = replace(config, resume=False, dry_run=False, no_report=False)
+    fresh = replace(config, resume=False, dry_run=False, report="html")
     write_whole(path, yaml.safe_dump(asdict(fresh), sort_keys=False))
 
 
@@ -694,7 +696,7 @@ FREE_ON_RESUME = {
     "keep_last",
     "keep_best",
     "skip_nonfinite",
-    "no_report",
+    "report",
     "dry_run",
 }
 

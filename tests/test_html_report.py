@@ -1,0 +1,647 @@
+"""The report: what it shows is what the runs came to, and a browser opens it without a word."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+
+from gmix.cli import main
+from gmix.data import Classes, find_images, read_image, read_mask
+from gmix.methods import GuidedMix
+from gmix.predict import predict_image
+from gmix.report import try_report, write_report
+from gmix.report.cards import palettes
+from gmix.report.charts import SERIES, Line, class_bars, confusion_chart, line_chart
+from gmix.report.collect import RunRecord, find_runs, group_runs
+from gmix.report.figures import mean_activations, same_size
+from gmix.report.pairs import draw_lambdas, pixel_weights, replay_last_batch
+from gmix.report.pictures import class_picture, compare_errors, describe, heat, photo
+from gmix.report.scenes import choose, look_at_scenes
+from gmix.training.config import ReportConfig
+from gmix.training.run import train
+from gmix.training.saved import load_model
+from tests.tiny_data import NAMES, tiny_config, words, write_data
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("tiny"), validation=5)
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two finished runs on one split."""
+    out = tmp_path_factory.mktemp("runs")
+    for method in ("supervised", "guidedmix"):
+        settings: dict[str, Any] = {"labels": 3, "held_out": 1, "eval_every": 2, "norm_batches": 0}
+        train(tiny_config(data, out / method, method=method, steps=4, **settings))
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = ReportConfig(out=str(tmp_path_factory.mktemp("page") / "report.html"), images=2)
+    return write_report([runs], config)
+
+
+class Elements(HTMLParser):
+    """Every element of a page, with its attributes; and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def decode(uri: str | None) -> Image.Image:
+    assert uri is not None
+    head, _, code = uri.partition(",")
+    assert head in ("data:image/png;base64", "data:image/jpeg;base64")
+    return Image.open(io.BytesIO(base64.b64decode(code, validate=True)))
+
+
+# --- the page --------------------------------------------------------------------------------
+
+
+def test_the_page_says_what_the_runs_came_to(page: Path, runs: Path) -> None:
+    text = " ".join(Elements(page.read_text(encoding="utf-8")).text.split())
+    for method in ("supervised", "guidedmix"):
+        results = json.loads((runs / method / "results.json").read_text())
+        assert f"{100 * results['last']['miou']:.1f}" in text
+        assert results["split"] in text
+        for name, found in results["versions"].items():
+            assert name in text and found in text
+    assert "from 3 labeled and 5 unlabeled images" in text
+    for said in ("--labels", "--held-out", "Loss: supervised", "Loss: unsupervised", "λ"):
+        assert said in text
+
+
+def test_the_page_is_whole_accessible_and_small(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    elements = Elements(text)
+    assert len(text) < 3_000_000
+    assert elements.all("html")[0]["lang"] == "en"
+    pictures = elements.all("img")
+    assert len(pictures) > 30
+    for image in pictures:
+        assert image["alt"]
+        decode(image["src"]).load()
+    levels = [int(name[1]) for name, _ in elements.found if re.fullmatch("h[1-6]", name)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in pairwise(levels))
+    for attributes in (found for _, found in elements.found):
+        for name in ("src", "href", "xlink:href"):
+            link = attributes.get(name) or "#"
+            assert link.startswith(("#", "data:"))
+    assert "default-src 'none'" in text
+    assert not re.search(r"url\((?!'?(data:|#))", text)
+    assert "#0101" not in text and "#0800" not in text  # colours of matplotlib, to be exchanged
+    for label in elements.all("a"):
+        assert (label["href"] or "")[1:] in {found.get("id") for _, found in elements.found}
+
+
+def test_equal_runs_give_an_equal_page(page: Path, runs: Path, tmp_path: Path) -> None:
+    again = write_report([runs], ReportConfig(out=str(tmp_path / "b.html"), images=2))
+    assert again.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
+
+
+def test_names_from_files_are_text_and_never_markup(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "supervised", tmp_path / "run")
+    for name in ("config.yaml", "metrics.jsonl", "results.json", "model/gmix.json"):
+        path = tmp_path / "run" / name
+        path.write_text(path.read_text(encoding="utf-8").replace("blue", "<i>&blue"), "utf-8")
+    path = tmp_path / "run" / "config.yaml"  # a setting that plain folders do not use
+    settings = path.read_text("utf-8")
+    assert "val_list: val\n" in settings
+    path.write_text(settings.replace("list: val\n", "list: <script>alert(1)</script>\n"), "utf-8")
+    text = write_report([tmp_path / "run"], ReportConfig(images=1)).read_text(encoding="utf-8")
+    assert "<i>&blue" not in text and "<script>alert" not in text
+    assert "&lt;i&gt;&amp;blue" in text
+
+
+# --- runs that lack something ----------------------------------------------------------------
+
+
+def test_an_unfinished_run_is_shown_as_far_as_it_goes(runs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs / "guidedmix", run)
+    shutil.rmtree(run / "model")
+    (run / "results.json").unlink()
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    kept = [line for line in lines if json.loads(line)["step"] <= 3]
+    (run / "metrics.jsonl").write_text("\n".join(kept) + '\n{"step": 4, "loss')
+    text = Elements(write_report([run], ReportConfig(images=1)).read_text("utf-8")).text
+    assert "not finished, 3/4 steps" in text
+    assert "Left out" in text and "Pictures: no trained model" in text
+    assert "How pseudo masks come about" in text and "Loss: total" in text
+
+
+def test_a_run_that_has_only_begun_has_a_page(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copy(runs / "guidedmix" / "config.yaml", tmp_path / "run")
+    text = Elements(write_report([tmp_path / "run"], ReportConfig()).read_text("utf-8")).text
+    assert "there is no validation yet" in text
+    assert "Pairs: the run has no checkpoint yet" in text
+
+
+def test_images_that_have_moved_cost_the_pictures_alone(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "guidedmix", tmp_path / "run")
+    path = tmp_path / "run" / "config.yaml"
+    path.write_text(re.sub(r"(?m)^(val_)?images: .*", r"\1images: gone", path.read_text()))
+    text = Elements(write_report([tmp_path / "run"], ReportConfig()).read_text("utf-8")).text
+    assert "Pictures: the image folder gone does not exist" in text
+    assert "IoU of each class" in text
+
+
+def test_a_run_without_validation_images_has_curves(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, tmp_path, val_images=None, val_masks=None, method="supervised")
+    train(replace(config, steps=2, norm_batches=0))
+    text = Elements(write_report([tmp_path], ReportConfig()).read_text("utf-8")).text
+    assert "Pictures: the run has no validation images" in text
+    assert "Loss: supervised" in text
+
+
+def test_a_folder_without_runs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no run in .*expected the --out folder"):
+        find_runs([tmp_path])
+
+
+def test_another_split_is_said_and_left_out_of_the_pictures(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "supervised" / "results.json"
+    path.write_text(re.sub('"split": "[^"]*"', '"split": "0ther"', path.read_text()))
+    page = Elements(write_report([tmp_path], ReportConfig(images=1)).read_text("utf-8"))
+    assert "Supervised was trained or judged on other images (split 0ther)" in page.text
+    assert not [image for image in page.all("img") if "Supervised of" in str(image["alt"])]
+    assert [image for image in page.all("img") if "GuidedMix of" in str(image["alt"])]
+
+
+# --- which runs belong together --------------------------------------------------------------
+
+
+def record(folder: str, method: str, seed: int = 0, miou: float | None = None) -> RunRecord:
+    results = {} if miou is None else {"last": {"miou": miou, "iou": {"cat": miou}}}
+    return RunRecord(Path(folder), {"method": method, "seed": seed}, [], results)
+
+
+def test_seeds_are_one_group_with_their_mean() -> None:
+    runs = [
+        record("guidedmix-0", "guidedmix", 0, 0.5),
+        record("guidedmix-1", "guidedmix", 1, 0.7),
+        record("fixmatch-0", "fixmatch", 0, 0.4),
+        record("supervised-0", "supervised", 0, 0.3),
+    ]
+    groups = group_runs(runs)
+    assert [group.label for group in groups] == ["Supervised", "FixMatch", "GuidedMix"]
+    assert groups[-1].miou == pytest.approx(0.6)
+    assert groups[-1].iou("cat") == pytest.approx(0.6)
+    assert groups[-1].iou("cow") is None
+
+
+def test_runs_of_one_method_go_by_their_folders() -> None:
+    names = ["supervised-0", "supervised-1", "supervised-full-0", "supervised-full-1"]
+    groups = group_runs([record(name, "supervised", int(name[-1])) for name in names])
+    assert [(group.label, len(group.runs)) for group in groups] == [
+        ("supervised", 2),
+        ("supervised-full", 2),
+    ]
+
+
+# --- pictures --------------------------------------------------------------------------------
+
+
+@given(arrays.arrays(np.uint8, (6, 9), elements=st.sampled_from([0, 1, 2, 255])))
+def test_class_pictures_hold_every_pixel_in_its_colour(classes: np.ndarray) -> None:
+    own, safe = [(1, 2, 3), (40, 50, 60), (200, 210, 220)], [(9, 9, 9), (8, 8, 8), (7, 7, 7)]
+    picture = class_picture(classes, [own, safe], "alt")
+    for uri, palette in ((picture.source, own), (picture.safe, safe)):
+        shown = np.asarray(decode(uri).convert("RGBA"))
+        for place in np.ndindex(classes.shape):
+            if classes[place] == 255:
+                assert shown[place][3] == 0
+            else:
+                assert tuple(shown[place]) == (*palette[classes[place]], 255)
+
+
+def test_strength_is_opacity() -> None:
+    strength = np.array([[0.0, 0.5, 1.0]])
+    picture = class_picture(np.array([[0, 1, 1]]), [[(5, 5, 5), (7, 8, 9)]], "alt", "", strength)
+    shown = np.asarray(decode(picture.source))
+    assert shown[0, 2].tolist() == [7, 8, 9, 255]
+    assert shown[0, 0, 3] == 0
+    assert abs(int(shown[0, 1, 3]) - 128) <= 9
+
+
+def test_large_pictures_are_made_small() -> None:
+    rng = np.random.default_rng(0)
+    large = rng.integers(0, 255, (900, 1800, 3), dtype=np.uint8)
+    assert decode(photo(large, "alt").source).size == (320, 160)
+    assert decode(class_picture(large[..., 0], [[(0, 0, 0)]], "alt").source).size == (320, 160)
+    small = large[:20, :30]
+    assert decode(photo(small, "alt").source).size == (30, 20)
+
+
+def test_heat_rises_from_dark_to_light() -> None:
+    shown = np.asarray(decode(heat(np.linspace(0, 1, 9)[None], "alt").source).convert("L"))
+    assert (np.diff(shown[0].astype(int)) > 0).all()
+
+
+classes_maps = arrays.arrays(np.uint8, (4, 5), elements=st.sampled_from([0, 1, 2]))
+
+
+@given(
+    arrays.arrays(np.uint8, (4, 5), elements=st.sampled_from([0, 1, 255])),
+    classes_maps,
+    classes_maps,
+)
+def test_errors_agree_with_a_loop(truth: np.ndarray, now: np.ndarray, before: np.ndarray) -> None:
+    found = compare_errors(truth, now, before)
+    table = {(True, True): 0, (True, False): 1, (False, True): 2, (False, False): 3}
+    for place in np.ndindex(truth.shape):
+        known = truth[place] != 255
+        right = (bool(now[place] == truth[place]), bool(before[place] == truth[place]))
+        assert found[place] == (table[right] if known else 0)
+
+
+def test_words_name_the_largest_classes_first() -> None:
+    assert describe(np.array([[2, 2, 2, 0, 255]]), NAMES) == "blue 75 %, background 25 %"
+    assert describe(np.array([[255]]), NAMES) == "nothing"
+
+
+@given(st.dictionaries(st.integers(0, 99), st.floats(0, 1), min_size=1), st.integers(1, 9))
+def test_no_image_is_chosen_twice_and_worst_is_worst(mious: dict[int, float], count: int) -> None:
+    chosen = choose(mious, count)
+    by_why = {why: [i for i, w in chosen if w == why] for why in ("worst", "best", "even")}
+    assert len({index for index, _ in chosen}) == len(chosen)
+    others = [miou for index, miou in mious.items() if index not in by_why["worst"]]
+    assert all(mious[i] <= miou for i in by_why["worst"] for miou in others)
+    others = [miou for index, miou in mious.items() if index not in by_why["best"]]
+    assert all(mious[i] >= miou for i in by_why["best"] for miou in others)
+    assert len(by_why["even"]) <= count and len(by_why["worst"]) <= (count + 1) // 2
+
+
+def test_scores_of_single_images_agree_with_numpy(runs: Path, data: Path) -> None:
+    saved = load_model(runs / "guidedmix")
+    scenes = look_at_scenes(runs / "guidedmix", [saved], 2)
+    assert (scenes.scored, scenes.images) == (5, 5)
+    by_name, total = {}, np.zeros((3, 3), int)
+    for path in find_images(data / "val_images"):
+        truth = read_mask(data / "val_masks" / path.name, saved.classes).numpy()
+        predicted = predict_image(saved, read_image(path))
+        ious = []
+        for k in range(3):
+            union = ((truth == k) | (predicted == k)).sum()
+            if union:
+                ious.append(((truth == k) & (predicted == k)).sum() / union)
+        by_name[path.name] = np.mean(ious)
+        np.add.at(total, (truth.ravel(), predicted.ravel()), 1)
+    assert np.array_equal(scenes.confusion.counts.numpy(), total)
+    assert scenes.chosen[0].why == "worst"
+    assert scenes.chosen[0].mious[0] == pytest.approx(min(by_name.values()))
+    for scene in scenes.chosen:
+        assert scene.mious[0] == pytest.approx(by_name[scene.name])
+
+
+# --- pairs -----------------------------------------------------------------------------------
+
+
+def test_the_replay_is_the_last_step_itself(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Any, ...]] = []
+    plain = GuidedMix.guide
+
+    def watched(self: GuidedMix, *arguments: Any) -> Any:
+        found = plain(self, *arguments)
+        seen.append((*arguments, found))
+        return found
+
+    monkeypatch.setattr(GuidedMix, "guide", watched)
+    train(tiny_config(data, tmp_path, steps=4, norm_batches=0))
+    x_labeled, y_labeled, x_unlabeled, _, guidance = seen[-1]
+    state = torch.random.get_rng_state()
+    replay = replay_last_batch(tmp_path, CPU)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert replay.step == 4
+    assert torch.equal(replay.x_labeled, x_labeled)
+    assert torch.equal(replay.y_labeled, y_labeled)
+    assert torch.equal(replay.x_unlabeled, x_unlabeled)
+    assert torch.equal(replay.guidance.partner, guidance.partner)
+    assert torch.equal(replay.guidance.mix.lam, guidance.mix.lam)
+    assert torch.equal(replay.guidance.pseudo, guidance.pseudo)
+    nearest = replay.distance.argmin(dim=1)
+    assert torch.equal(nearest, guidance.partner)
+
+
+def test_lambdas_stay_below_their_cap(runs: Path) -> None:
+    method = replay_last_batch(runs / "guidedmix", CPU).method
+    lambdas = draw_lambdas(method)
+    assert lambdas.min() >= 0 and lambdas.max() <= method.mixer.max_lambda
+    assert lambdas.mean() == pytest.approx(method.mixer.max_lambda / 2, rel=0.05)
+
+
+def test_weights_of_pixels_are_those_of_the_loss(runs: Path) -> None:
+    replay = replay_last_batch(runs / "guidedmix", CPU)
+    method, pseudo = replay.method, replay.guidance.pseudo
+    for certainty, threshold in ((0.0, 0.5), (1.0, 0.0), (2.0, 0.4)):
+        method.criterion.certainty, method.criterion.threshold = certainty, threshold
+        found = pixel_weights(method, pseudo)
+        entropy = -(pseudo * pseudo.clamp(min=1e-30).log()).sum(1)
+        expected = (1 - entropy / np.log(3)).clamp(0, 1) ** certainty
+        expected = torch.where(pseudo.amax(1) >= threshold, expected, 0)
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_method_without_pairs_says_so(runs: Path) -> None:
+    with pytest.raises(ValueError, match="--method supervised makes no pairs"):
+        replay_last_batch(runs / "supervised", CPU)
+
+
+# --- charts ----------------------------------------------------------------------------------
+
+
+def test_charts_are_text_in_the_colours_of_the_page() -> None:
+    lines = [Line("a & b", [(1, 2.0), (5, 1.0)], SERIES[1]), Line("c", [(1, 1.0)], SERIES[2], True)]
+    drawn = [
+        line_chart(lines),
+        class_bars(["x<y", "z"], [("a", [0.5, None]), ("b", [0.25, None])], SERIES[:2]),
+        confusion_chart(np.array([[3, 1], [0, 0]]), ["x<y", "z"]),
+    ]
+    for svg in drawn:
+        Elements(svg)
+        assert svg.startswith("<svg") and "<text" in svg and "<metadata" not in svg
+        assert "#01" not in svg and "#08" not in svg
+    assert "a &amp; b" in drawn[0] and "var(--s1)" in drawn[0]
+    assert "x&lt;y" in drawn[1] and "(−25.0)" in drawn[1] and "does not occur" in drawn[1]
+    assert ">75<" in re.sub(r"\s", "", drawn[2])
+
+
+# --- commands --------------------------------------------------------------------------------
+
+
+def test_the_command_writes_beside_the_runs(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(runs / "supervised", tmp_path / "a")
+    assert main(["report", str(tmp_path / "a"), "--images", "1"]) == 0
+    assert capsys.readouterr().out == f"report: {tmp_path / 'a' / 'report.html'}\n"
+    assert (tmp_path / "a" / "report.html").is_file()
+    assert main(["report"]) == 2
+    assert "RUN is missing" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "none")]) == 1
+    assert "no run in" in capsys.readouterr().err
+
+
+def test_training_ends_with_a_report_and_never_fails_by_it(
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = tiny_config(data, tmp_path / "run", method="supervised", steps=2, norm_batches=0)
+    command = ["train", *words(replace(config, report="html"))]
+    assert main(command) == 0
+    assert f"report: {tmp_path / 'run' / 'report.html'}" in capsys.readouterr().out
+    (tmp_path / "run" / "report.html").unlink()
+    assert main([*command, "--resume", "--report", "none"]) == 0
+    assert not (tmp_path / "run" / "report.html").exists()
+
+    def broken(*arguments: Any) -> None:
+        raise RuntimeError("the disk\nis full")
+
+    capsys.readouterr()
+    monkeypatch.setattr("gmix.report.write.write_report", broken)
+    assert main([*command, "--resume"]) == 0
+    assert capsys.readouterr().err == "gmix: warning: no report was written: the disk is full\n"
+    assert try_report([tmp_path]) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "start"),
+    [
+        ("activations", "3.svg", b"<?xml"),
+        ("decoupling", "5.pdf", b"%PDF"),
+        ("comparison", "6.png", b"\x89PNG"),
+    ],
+)
+def test_figures_of_a_paper(runs: Path, tmp_path: Path, name: str, file: str, start: bytes) -> None:
+    out = str(tmp_path / file)
+    assert main(["report", str(runs), "--figure", name, "--images", "2", "--out", out]) == 0
+    assert Path(out).read_bytes().startswith(start)
+
+
+def test_a_figure_needs_a_file_to_go_to(capsys: pytest.CaptureFixture[str], runs: Path) -> None:
+    assert main(["report", str(runs), "--figure", "decoupling"]) == 1
+    assert "--figure needs --out FILE that ends with .pdf" in capsys.readouterr().err
+
+
+def test_activations_are_those_of_the_encoder(runs: Path) -> None:
+    replay = replay_last_batch(runs / "guidedmix", CPU)
+    teacher = replay.method.teacher
+    assert teacher is not None and replay.guidance.mix is not None
+    with torch.no_grad():
+        plain = teacher.net.model.encoder(replay.x_unlabeled)
+        mixed = teacher.net.model.encoder(replay.guidance.mix.image)
+    found = mean_activations(replay)
+    assert [name for name, _, _ in found] == ["1/2", "1/4", "1/8", "1/16", "1/32"]
+    for (_, a, b), x, y in zip(found, plain[1:], mixed[1:], strict=True):
+        assert a == pytest.approx([float(np.abs(one.numpy()).mean()) for one in x], rel=1e-4)
+        assert b == pytest.approx([float(np.abs(one.numpy()).mean()) for one in y], rel=1e-4)
+
+
+def test_pictures_of_other_shapes_keep_their_proportions() -> None:
+    wide, tall = np.zeros((10, 20, 3), np.uint8), np.zeros((40, 20), np.uint8)
+    first, second = same_size([[wide, tall]])[0]
+    assert first.shape == (10, 20, 3) and second.shape == (10, 20)
+    assert (second == 0).sum() == 10 * 5  # the rest is white
+
+
+def test_a_second_palette_only_where_the_data_set_has_its_own() -> None:
+    own = Classes(("a", "b"), colors=((1, 2, 3), (4, 5, 6)))
+    assert palettes(own) == [[(1, 2, 3), (4, 5, 6)], Classes(("a", "b")).palette]
+
+
+# --- a browser -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window, that may not fetch anything."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("no chromium with chromedriver: `apt-get install chromium chromium-driver`")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        for flag in (
+            "headless=new",
+            "no-sandbox",
+            "disable-gpu",
+            "no-first-run",
+            "disable-background-networking",
+            "disable-component-update",
+            "disable-sync",
+            "disable-dev-shm-usage",
+            f"user-data-dir={profile}",
+        ):
+            options.add_argument(f"--{flag}")
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        opened = webdriver.Chrome(options=options, service=Service(driver))
+        yield opened
+        opened.quit()
+
+
+@pytest.fixture(scope="module")
+def colourful(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a data set with colours of its own: there is something to switch."""
+    folder = tmp_path_factory.mktemp("colourful")
+    shutil.copytree(runs, folder, dirs_exist_ok=True)
+    for path in folder.glob("*/model/gmix.json"):
+        facts = json.loads(path.read_text())
+        facts["colors"] = [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
+        path.write_text(json.dumps(facts))
+    return write_report([folder], ReportConfig(images=2))
+
+
+def open_page(browser: Any, page: Path, width: int, dark: bool = False) -> None:
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    features = [
+        {"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
+        {"name": "prefers-reduced-motion", "value": "reduce"},
+    ]
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    browser.get(page.as_uri())
+
+
+def visible(browser: Any, selector: str) -> int:
+    script = (
+        "return [...document.querySelectorAll(arguments[0])].filter(e => e.offsetParent).length"
+    )
+    return int(browser.execute_script(script, selector))
+
+
+def test_everything_can_be_clicked(browser: Any, colourful: Path, tmp_path: Path) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    open_page(browser, colourful, 1280)
+    everything = visible(browser, ".scene")
+    counts = {}
+    for kind in ("worst", "best", "even", "all"):
+        browser.find_element(By.ID, f"show-{kind}").click()
+        counts[kind] = visible(browser, ".scene")
+    assert counts.pop("all") == everything == sum(counts.values())
+    assert all(counts.values())
+
+    for index in (2, 1):
+        browser.find_element(By.ID, f"pair-{index}").click()
+        assert visible(browser, ".pair") == 1
+        assert visible(browser, f".pair[data-pair='{index}']") == 1
+
+    own, safe = visible(browser, "img.own"), visible(browser, "img.safe")
+    assert own > 0 and safe == 0
+    browser.find_element(By.ID, "safe").click()
+    assert (visible(browser, "img.own"), visible(browser, "img.safe")) == (0, own)
+
+    def opacity() -> float:
+        mask = browser.find_element(By.CSS_SELECTOR, ".scene .frame.mask img.safe")
+        return float(mask.value_of_css_property("opacity"))
+
+    assert opacity() == 1
+    browser.find_element(By.ID, "over").click()
+    assert opacity() < 1
+
+    frame = browser.find_element(By.CSS_SELECTOR, ".scene .frame")
+    frame.click()
+    words = browser.find_element(By.CSS_SELECTOR, "#zoom p")
+    assert words.is_displayed() and words.text.startswith("Image")
+    browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    assert browser.find_element(By.CSS_SELECTOR, "#zoom p").text.startswith("Truth")
+    browser.save_screenshot(str(tmp_path / "zoom.png"))
+    browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert not browser.find_elements(By.CSS_SELECTOR, "#zoom[open]")
+
+    for link in browser.find_elements(By.CSS_SELECTOR, "nav a"):
+        link.click()
+        target = (link.get_attribute("href") or "").rpartition("#")[2]
+        assert browser.find_element(By.ID, target).is_displayed()
+    broken = "return [...document.images].filter(i => !i.complete || !i.naturalWidth).length"
+    assert browser.execute_script(broken) == 0
+    assert browser.get_log("browser") == []
+    messages = (json.loads(row["message"])["message"] for row in browser.get_log("performance"))
+    asked = [
+        m["params"]["request"]["url"].partition(":")[0]
+        for m in messages
+        if m["method"] == "Network.requestWillBeSent"
+        and m["params"]["documentURL"].startswith("file:")  # not the browser's own first page
+    ]
+    assert "file" in asked and set(asked) <= {"file", "data"}
+
+
+def luminance(color: str) -> float:
+    red, green, blue = (int(part) for part in re.findall(r"\d+", color)[:3])
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("dark", [False, True])
+def test_it_fits_phones_and_follows_dark_mode(
+    browser: Any, colourful: Path, tmp_path: Path, width: int, dark: bool
+) -> None:
+    open_page(browser, colourful, width, dark)
+    wide, inner = browser.execute_script(
+        "return [document.documentElement.scrollWidth, innerWidth]"
+    )
+    assert wide <= inner == width
+    ink, paper = browser.execute_script(
+        "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
+    )
+    assert (luminance(ink) > 200 and luminance(paper) < 50) == dark
+    assert (luminance(ink) < 50 and luminance(paper) > 200) == (not dark)
+    browser.save_screenshot(str(tmp_path / "page.png"))
+    assert browser.get_log("browser") == []
+
+
+def test_it_prints(browser: Any, colourful: Path) -> None:
+    open_page(browser, colourful, 1280, dark=True)
+    printed = browser.execute_cdp_cmd("Page.printToPDF", {})["data"]
+    assert base64.b64decode(printed).startswith(b"%PDF")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert visible(browser, ".pair") == 2  # one of them on a screen
+    paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert luminance(paper) > 250
