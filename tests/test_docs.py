@@ -20,6 +20,7 @@ from gmix.training.config import (
     ExportConfig,
     PredictConfig,
     PseudoLabelConfig,
+    ReportConfig,
     SplitsAuditConfig,
     SplitsMakeConfig,
     TrainConfig,
@@ -36,6 +37,7 @@ COMMANDS: dict[str, type] = {
     "predict": PredictConfig,
     "pseudo-label": PseudoLabelConfig,
     "export": ExportConfig,
+    "report": ReportConfig,
     "demo": DemoConfig,
     "splits make": SplitsMakeConfig,
     "splits audit": SplitsAuditConfig,
@@ -87,6 +89,8 @@ def test_commands_are_understood(page: Path) -> None:
         if "--config" in words:  # the file exists on the reader's machine
             at = words.index("--config")
             del words[at : at + 2]
+        while command == "report" and words and not words[0].startswith("-"):
+            del words[0]  # the runs
         parse(COMMANDS[command], f"gmix {command}", "", words)
 
 

@@ -18,7 +18,7 @@ def test_every_exported_name_exists_and_is_documented(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["compare", "data", "demo", "evaluation", "functional", "methods", "splits"]
+    "module", ["compare", "data", "demo", "evaluation", "functional", "methods", "report", "splits"]
 )
 def test_every_name_a_module_lists_exists_and_is_documented(module: str) -> None:
     found = import_module(f"gmix.{module}")

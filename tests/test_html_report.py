@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
+from tiny_data import NAMES, tiny_config, words, write_data
 
 from gmix.cli import main
 from gmix.data import Classes, find_images, read_image, read_mask
@@ -38,7 +39,6 @@ from gmix.report.scenes import choose, look_at_scenes
 from gmix.training.config import ReportConfig
 from gmix.training.run import train
 from gmix.training.saved import load_model
-from tests.tiny_data import NAMES, tiny_config, words, write_data
 
 CPU = torch.device("cpu")
 

@@ -70,6 +70,7 @@ def draw_decoupling(replay: Replay, palette: Sequence[Color], count: int, path: 
     def seen(x: torch.Tensor) -> Pixels:
         return to_rgb(replay.pixels(x))
 
+    soft = replay.method.decoupler.mode == "soft"
     rows = []
     for index in range(min(count, len(replay.x_unlabeled))):
         partner = int(guidance.partner[index])
@@ -95,8 +96,8 @@ def draw_decoupling(replay: Replay, palette: Sequence[Color], count: int, path: 
             "$x_u$",
             r"$\lambda x_l + (1-\lambda) x_u$",
             "$P_{mix}$",
-            "$P_l$",
-            r"$D = P_{mix} - \lambda P_l$",
+            "true mask" if replay.method.true_masks else "$P_l$",
+            r"$P_{mix} - \lambda P_l$" if soft else "$P_{mix} - P_l$",
             "what is learned",
         ],
     )
