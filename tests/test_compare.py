@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -101,7 +102,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compared(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Said]:
     """A finished comparison of three methods and two seeds, and what it printed."""
     out = tmp_path_factory.mktemp("compare") / "out"
-    argv = compare_words(data, out, methods="fixmatch,guidedmix", seeds=2, jobs=2)
+    argv = compare_words(data, out, methods="fixmatch,guidedmix", seeds=2, jobs=2, report="html")
     return out, run_command(argv)
 
 
@@ -291,6 +292,16 @@ def test_the_table_is_made_of_the_records(compared: tuple[Path, Said]) -> None:
     for name in NAMES:
         ious = [r["iou"][name] for r in records if r["method"] == "guidedmix"]
         assert table[name][2] == f"{100 * np.mean(ious):.1f}"
+
+
+def test_the_report_has_a_column_for_each_method(compared: tuple[Path, Said]) -> None:
+    out, said = compared
+    assert f"report: {out / 'report.html'}" in said.out
+    assert not list(out.glob("*/report.html"))  # nobody asked for one of each run
+    page = (out / "report.html").read_text(encoding="utf-8")
+    names = re.findall(r'<span class="name">([^<]*)</span>', page)
+    assert names[:6] == ["Image", "Truth", "Supervised", "FixMatch", "GuidedMix", "What changed"]
+    assert "mean of 2 seeds" in page
 
 
 def test_all_methods_of_a_seed_see_the_same_labeled_images(compared: tuple[Path, Said]) -> None:

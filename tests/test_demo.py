@@ -159,6 +159,9 @@ def test_the_whole_demo(
     assert f"{100 * result.supervised:.1f}" in printed
     assert f"{100 * result.guidedmix:.1f}" in printed
     assert str(result.sheet) in printed.replace(" ", "")
+    report = tmp_path / "demo" / "report.html"
+    assert str(report) in printed.replace(" ", "")
+    assert "GuidedMix" in report.read_text(encoding="utf-8")
 
     again = run_demo(tmp_path / "demo", seed=3, steps=2)  # finished: nothing is trained anew
     assert again == result
