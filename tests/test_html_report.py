@@ -162,8 +162,31 @@ def test_an_unfinished_run_is_shown_as_far_as_it_goes(runs: Path, tmp_path: Path
     (run / "metrics.jsonl").write_text("\n".join(kept) + '\n{"step": 4, "loss')
     text = Elements(write_report([run], ReportConfig(images=1)).read_text("utf-8")).text
     assert "not finished, 3/4 steps" in text
-    assert "Left out" in text and "Pictures: no trained model" in text
+    assert "Left out" in text and "Pictures of GuidedMix: no trained model" in text
     assert "How pseudo masks come about" in text and "Loss: total" in text
+
+
+def test_one_run_without_a_model_costs_the_others_nothing(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "supervised" / "model")
+    page = Elements(write_report([tmp_path], ReportConfig(images=1)).read_text("utf-8"))
+    assert "Pictures of Supervised: no trained model" in page.text
+    alts = [str(image["alt"]) for image in page.all("img")]
+    assert any(alt.startswith("GuidedMix of") for alt in alts)
+    assert any(alt.startswith("Errors in") for alt in alts)
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"last": 3, "images": [], "versions": "x"}', "{", ""])
+def test_results_that_are_none_are_as_good_as_missing(
+    runs: Path, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copy(runs / "supervised" / "config.yaml", tmp_path / "run")
+    (tmp_path / "run" / "results.json").write_text(text)
+    odd = '{"step": 1, "losses": 3, "validation": [], "pseudo": null}\n[]\n{"step": "x"}\n\xff'
+    (tmp_path / "run" / "metrics.jsonl").write_text(odd, encoding="latin-1")
+    text = Elements(write_report([tmp_path / "run"], ReportConfig()).read_text("utf-8")).text
+    assert "there is no validation yet" in text
 
 
 def test_a_run_that_has_only_begun_has_a_page(runs: Path, tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
             row["step"] = int(row["step"])
         except (ValueError, TypeError, KeyError):  # just being written
             continue
-        yield row
+        yield _sound(row, "losses", "validation", "pseudo")
 
 
 def _results(folder: Path) -> dict[str, Any]:
@@ -184,4 +184,10 @@ def _results(folder: Path) -> dict[str, Any]:
         found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):  # not finished
         return {}
-    return found if isinstance(found, dict) else {}
+    known = found if isinstance(found, dict) else {}
+    return _sound(known, "images", "last", "best", "pseudo", "versions")
+
+
+def _sound(found: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Without those entries that should be mappings and are not."""
+    return {k: v for k, v in found.items() if k not in names or isinstance(v, dict)}

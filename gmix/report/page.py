@@ -25,7 +25,7 @@ class Page:
         pair_step: the training step they are from.
         curves: charts over time.
         classes: charts by class.
-        focus: the run the page is about, where there are several.
+        focus: the run that chose the scenes.
         safe: start with colours that colour-blind people tell apart.
         switch: whether the data set's own colours are others.
         missing: what was left out, and why.

@@ -19,6 +19,7 @@ from gmix.training.checkpoint import list_checkpoints, load_checkpoint
 from gmix.training.fit import step_seed
 from gmix.training.methods import build_method
 from gmix.training.precision import mixed_precision
+from gmix.training.run import layout
 from gmix.training.score import original_data
 
 
@@ -82,9 +83,10 @@ def replay_last_batch(folder: Path, device: torch.device) -> Replay:
     step, path = checkpoints[-1]
     # Its weights are in the checkpoint: none need to be fetched.
     config = replace(original_data(folder, "all"), encoder_weights="none")
-    data = find_data(config)
+    data, form = find_data(config), layout(config)
     with torch.random.fork_rng(devices=[]):
-        method = build_method(config, build_net(config, data.classes.channels)).to(device)
+        method = build_method(config, build_net(config, data.classes.channels))
+    method.to(device).to(memory_format=form)
     if not isinstance(method, GuidedMix):
         raise ValueError(f"--method {config.method} makes no pairs")
     load_checkpoint(path, {"method": method}, device)
@@ -92,6 +94,7 @@ def replay_last_batch(folder: Path, device: torch.device) -> Replay:
     batch = build_stream(config, data, *stats)[step - 1].split(config.accumulate)[0].to(device)
     x_labeled, y_labeled, x_unlabeled, valid = batch
     assert x_unlabeled is not None and valid is not None  # GuidedMix has unlabeled images
+    x_labeled, x_unlabeled = (x.to(memory_format=form) for x in (x_labeled, x_unlabeled))
     generator = torch.Generator(device).manual_seed(step_seed(config.seed, step - 1, "method"))
     with eval_mode(method), torch.no_grad(), mixed_precision(device, config.amp == "bf16"):
         guidance = method.guide(x_labeled, y_labeled, x_unlabeled, generator)

@@ -15,7 +15,8 @@ from gmix.training.build import validation_files
 from gmix.training.saved import SavedModel
 from gmix.training.score import fit_masks, original_data
 
-MOST = 64  # images that are scored one by one to find the worst and the best
+# Images that are scored one by one to find the worst and the best: so many, and fewer of large ones.
+MOST, MOST_PIXELS = 64, 64 * 512 * 512
 
 
 class Scene(NamedTuple):
@@ -68,7 +69,7 @@ def load_newest(folder: Path, device: torch.device) -> SavedModel:
 def look_at_scenes(folder: Path, models: list[SavedModel], count: int) -> Scenes:
     """Choose validation images of a run and let every model predict them.
 
-    Up to 64 evenly spaced images are scored with the last model; shown are `count` of them evenly
+    Up to 64 evenly spaced images, fewer of large ones, are scored with the last model; shown are `count` of them evenly
     spaced, and half as many each of the lowest and the highest mIoU.
 
     Args:
@@ -87,7 +88,8 @@ def look_at_scenes(folder: Path, models: list[SavedModel], count: int) -> Scenes
     classes = fit_masks(focus.classes, source, files[1])
     dataset = SegmentationDataset(*files, classes, format=focus.format)
     names = data_names(files[0], source.voc or source.data)
-    scored = evenly_spaced(range(len(dataset)), min(MOST, len(dataset)))
+    height, width = focus.size or dataset[0].mask.shape[-2:]
+    scored = evenly_spaced(range(len(dataset)), how_many(len(dataset), height * width, count))
     confusion = ConfusionMatrix(classes.num_classes)
     mious: dict[int, float] = {}
     for index in scored:
@@ -110,6 +112,21 @@ def look_at_scenes(folder: Path, models: list[SavedModel], count: int) -> Scenes
         )
         chosen.append(scene)
     return Scenes(chosen, confusion, len(scored), len(dataset))
+
+
+def how_many(images: int, pixels: int, count: int) -> int:
+    """How many of the images are scored: a matter of seconds whatever their size.
+
+    Args:
+        images: in all.
+        pixels: of one, as the network sees it.
+        count: how many are asked for; twice as many are shown.
+
+    Examples:
+        >>> how_many(1449, 500 * 375, 6), how_many(500, 2048 * 1024, 6), how_many(20, 100, 6)
+        (64, 12, 20)
+    """
+    return min(images, max(2 * count, min(MOST, MOST_PIXELS // pixels)))
 
 
 def count_one(sample: Sample, predicted: Pixels, classes: int) -> ConfusionMatrix:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from gmix.report.scenes import Scenes, load_newest, look_at_scenes
 from gmix.training.build import one_line
 from gmix.training.config import ReportConfig
 from gmix.training.run import prepare_device
+from gmix.training.saved import SavedModel
 from gmix.training.whole import write_whole
 
 T = TypeVar("T")
@@ -84,13 +86,19 @@ def build_page(groups: Sequence[Group], config: ReportConfig) -> Page:
 
     focus = groups[-1]
     split = focus.first.results.get("split")
-    alike = [group for group in groups if group.first.results.get("split") in (split, None)]
-    labels = [group.label for group in alike]
+    alike = [g for g in groups if split is None or g.first.results.get("split") in (split, None)]
+    models: dict[str, SavedModel] = {}
+    for group in alike:
+        load = partial(load_newest, group.first.folder, device)
+        model = attempt(f"Pictures of {group.label}", load)
+        if model is not None:
+            models[group.label] = model
 
     def pictures() -> tuple[list[Card], list[Key], list[Key], Scenes]:
-        models = [load_newest(group.first.folder, device) for group in alike]
-        classes = models[-1].classes
-        scenes = look_at_scenes(focus.first.folder, models, config.images)
+        labels = list(models)
+        shown = next(group for group in groups if group.label == labels[-1])
+        classes = models[labels[-1]].classes
+        scenes = look_at_scenes(shown.first.folder, list(models.values()), config.images)
         cards = [scene_card(scene, labels, classes) for scene in scenes.chosen]
         return cards, class_keys(classes), change_keys(labels), scenes
 
@@ -107,7 +115,7 @@ def build_page(groups: Sequence[Group], config: ReportConfig) -> Page:
         cards = [pair_card(replay, index) for index in range(count)]
         return cards, class_keys(replay.classes), replay.step, chart
 
-    seen = attempt("Pictures", pictures)
+    seen = attempt("Pictures", pictures) if models else None
     guided = focus.first.method == FOCUS
     paired = attempt("Pairs", pairs) if guided else None
     curves = attempt("Curves", lambda: curve_charts(groups)) or []
@@ -119,7 +127,7 @@ def build_page(groups: Sequence[Group], config: ReportConfig) -> Page:
         some = "all" if scenes.scored == scenes.images else f"{scenes.scored} evenly spaced of the"
         confusion = Chart(
             "Confusion matrix",
-            f"{focus.label} on {some} {scenes.images} validation images; rows: true, in % of their "
+            f"{list(models)[-1]} on {some} {scenes.images} validation images; rows: true, in % of their "
             "pixels; columns: predicted",
             confusion_chart(scenes.confusion.counts.numpy(), [key.name for key in seen[1]]),
         )
@@ -134,7 +142,7 @@ def build_page(groups: Sequence[Group], config: ReportConfig) -> Page:
         pair_step=0 if paired is None else paired[2],
         curves=[*curves, *([] if paired is None else [paired[3]])],
         classes=[chart for chart in (by_class, confusion) if chart is not None],
-        focus=focus.label,
+        focus=list(models)[-1] if models else "",
         safe=config.palette == "colorblind",
         switch=any(key.color != key.safe for key in keys),
         missing=missing,
