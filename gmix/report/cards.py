@@ -45,7 +45,7 @@ LEARN = (
     "What is left, together with the direct view and the memory of labeled pixels where the run has "
     "them, is the pseudo mask. The stronger a colour, the more the pixel counts in the loss."
 )
-WHY = {"worst": "Worst", "best": "Best", "even": "Evenly spaced"}
+WHY = {"even": "Evenly spaced", "worst": "Worst", "best": "Best"}
 
 
 class Cell(NamedTuple):
@@ -172,10 +172,9 @@ def pair_card(replay: Replay, index: int) -> PairCard:
     found = image("Unlabeled image", replay.x_unlabeled[index], "no mask is opened")
     near, far = (float(replay.distance[index, place]) for place in (partner, other))
     count = len(replay.x_labeled)
-    shown = image(
-        "Its partner", replay.x_labeled[partner], f"1 of {count} labeled, distance {near:.2f}"
-    )
-    chance = "the same one" if partner == other else f"distance {far:.2f}, not used"
+    nearby = f"distance {near:.3g}, one of {count} labeled"
+    shown = image("Its partner", replay.x_labeled[partner], nearby)
+    chance = "the same one" if partner == other else f"distance {far:.3g}, not used"
     pair = [found, shown, image("A random partner", replay.x_labeled[other], chance)]
     similar = isinstance(replay.method.selector, SimilarPairSelector)
     stages = [Stage("Pair", PAIR if similar else RANDOM_PAIR, pair)]

@@ -67,7 +67,7 @@ def sentence(groups: Sequence[Group]) -> str:
         steps = f"{run.step} steps"
     if focus.miou is None:
         return f"{focus.label} has trained for {steps}{source}; there is no validation yet."
-    seeds = f", mean of {len(focus.runs)} seeds" if len(focus.runs) > 1 else ""
+    seeds = f" (mean of {len(focus.runs)} seeds)" if len(focus.runs) > 1 else ""
     reached = f"{focus.label} reaches {points(focus.miou)} mIoU{seeds} after {steps}{source}"
     change = gain(groups)
     if change is None:

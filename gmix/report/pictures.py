@@ -36,6 +36,7 @@ class Picture(NamedTuple):
         caption: below it.
         kind: `photo`, `mask` (lies over the photo of its row if one wishes) or `layer` (always does).
         under: the photo it lies over, if it is not that of its row.
+        size: width and height in pixels.
     """
 
     alt: str
@@ -44,12 +45,14 @@ class Picture(NamedTuple):
     caption: str = ""
     kind: str = "photo"
     under: str = ""
+    size: tuple[int, int] = (0, 0)
 
 
 def photo(pixels: Pixels, alt: str, caption: str = "") -> Picture:
     """An image `(H, W, 3)`, made smaller if it is large."""
     image = _shrunk(Image.fromarray(pixels), Image.Resampling.LANCZOS)
-    return Picture(alt, _uri(image, "JPEG", quality=84, optimize=True), "", caption)
+    source = _uri(image, "JPEG", quality=84, optimize=True)
+    return Picture(alt, source, "", caption, size=image.size)
 
 
 def class_picture(
@@ -70,14 +73,15 @@ def class_picture(
     """
     made = [_painted(classes, palette, strength) for palette in palettes]
     kind = "mask" if strength is None else "layer"
-    return Picture(alt, made[0], made[1] if len(made) > 1 else "", caption, kind)
+    safe = made[1] if len(made) > 1 else ""
+    return Picture(alt, made[0], safe, caption, kind, size=_size(classes))
 
 
 def layer(marks: Pixels, colors: dict[int, Color], alt: str, caption: str = "") -> Picture:
     """Coloured marks over the photo; what has no colour is transparent."""
     palette = [colors.get(index, (0, 0, 0)) for index in range(max(colors) + 1)]
     known = np.where(np.isin(marks, list(colors)), marks, 255)
-    return Picture(alt, _painted(known, palette, None), "", caption, "layer")
+    return Picture(alt, _painted(known, palette, None), "", caption, "layer", size=_size(marks))
 
 
 def heat(values: Pixels, alt: str, caption: str = "") -> Picture:
@@ -86,7 +90,8 @@ def heat(values: Pixels, alt: str, caption: str = "") -> Picture:
 
     colors = (255 * colormaps["cividis"](np.linspace(0, 1, 32))[:, :3]).round().astype(np.uint8)
     levels = np.clip(values * 32, 0, 31).astype(np.uint8)
-    return Picture(alt, _painted(levels, colors.tolist(), None), "", caption)
+    source = _painted(levels, colors.tolist(), None)
+    return Picture(alt, source, "", caption, size=_size(values))
 
 
 def compare_errors(truth: Pixels, focus: Pixels, baseline: Pixels | None) -> Pixels:
@@ -139,11 +144,18 @@ def _painted(classes: Pixels, palette: Sequence[Any], strength: Pixels | None) -
 
 
 def _shrunk(image: Image.Image, how: Image.Resampling) -> Image.Image:
-    scale = SIDE / max(image.size)
-    if scale >= 1:
-        return image
-    width, height = (max(1, round(scale * side)) for side in image.size)
-    return image.resize((width, height), how)
+    width, height = image.size
+    size = _fitting(width, height)
+    return image if size == image.size else image.resize(size, how)
+
+
+def _size(pixels: Pixels) -> tuple[int, int]:
+    return _fitting(pixels.shape[1], pixels.shape[0])
+
+
+def _fitting(width: int, height: int) -> tuple[int, int]:
+    scale = min(1, SIDE / max(height, width))
+    return max(1, round(scale * width)), max(1, round(scale * height))
 
 
 def _uri(image: Image.Image, kind: str, **options: Any) -> str:

@@ -44,7 +44,7 @@ class Scenes:
     """The chosen images, and the confusion of all that were looked at.
 
     Attributes:
-        chosen: worst first, then the best, then evenly spaced ones.
+        chosen: evenly spaced ones first, then the worst, then the best.
         confusion: of the last run, over the images that were scored.
         scored: how many that are.
         images: how many validation images there are.
@@ -146,7 +146,7 @@ def choose(mious: dict[int, float], count: int) -> list[tuple[int, str]]:
 
     Examples:
         >>> choose({0: 0.5, 1: 0.1, 2: 0.9, 3: 0.4, 4: 0.6}, 2)
-        [(1, 'worst'), (2, 'best'), (0, 'even'), (4, 'even')]
+        [(0, 'even'), (4, 'even'), (1, 'worst'), (2, 'best')]
     """
     known = [index for index, miou in mious.items() if miou == miou]
     ranked = sorted(known, key=lambda index: mious[index])
@@ -154,4 +154,5 @@ def choose(mious: dict[int, float], count: int) -> list[tuple[int, str]]:
     worst, best = ranked[:half], ranked[::-1][:half]
     rest = [index for index in mious if index not in (*worst, *best)]
     even = evenly_spaced(rest, min(count, len(rest))) if rest else []
-    return [(i, "worst") for i in worst] + [(i, "best") for i in best] + [(i, "even") for i in even]
+    groups = (("even", even), ("worst", worst), ("best", best))
+    return [(index, why) for why, indices in groups for index in indices]
