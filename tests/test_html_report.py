@@ -32,6 +32,7 @@ from gmix.report import try_report, write_report
 from gmix.report.cards import palettes
 from gmix.report.charts import SERIES, Line, class_bars, confusion_chart, line_chart
 from gmix.report.collect import RunRecord, find_runs, group_runs
+from gmix.report.curves import curve_charts
 from gmix.report.figures import mean_activations, same_size
 from gmix.report.pairs import draw_lambdas, pixel_weights, replay_last_batch
 from gmix.report.pictures import class_picture, compare_errors, describe, heat, photo
@@ -431,6 +432,19 @@ def test_charts_are_text_in_the_colours_of_the_page() -> None:
     assert "a &amp; b" in drawn[0] and "var(--s1)" in drawn[0]
     assert "x&lt;y" in drawn[1] and "(−25.0)" in drawn[1] and "does not occur" in drawn[1]
     assert ">75<" in re.sub(r"\s", "", drawn[2])
+
+
+def test_a_single_validation_is_no_curve() -> None:
+    def run(method: str, *steps: int) -> RunRecord:
+        rows = [
+            {"step": step, "validation": {"miou": 0.5}, "losses": {"total": 1}} for step in steps
+        ]
+        return RunRecord(Path(method), {"method": method}, [*rows, {"step": 9}], {})
+
+    once = curve_charts(group_runs([run("supervised", 4), run("guidedmix", 4)]))
+    assert once == []
+    charts = curve_charts(group_runs([run("supervised", 4), run("guidedmix", 2, 4)]))
+    assert [chart.title for chart in charts] == ["mIoU", "Loss: total"]
 
 
 # --- commands --------------------------------------------------------------------------------

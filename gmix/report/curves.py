@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from gmix.report.charts import ACCENT, PALE, SERIES, Chart, Line, class_bars, line_chart
 from gmix.report.collect import BASELINE, Group
@@ -28,7 +28,7 @@ def colors(groups: Sequence[Group]) -> list[str]:
 def curve_charts(groups: Sequence[Group]) -> list[Chart]:
     """mIoU over time, the pseudo masks' quality, and every loss term."""
     charts = []
-    drawn = list(_lines(groups, "validation", "miou"))
+    drawn = _lines(groups, "validation", "miou")
     if drawn:
         note = "on the validation images, in percent, during training"
         charts.append(Chart("mIoU", note, line_chart(drawn, percent=True)))
@@ -37,13 +37,13 @@ def curve_charts(groups: Sequence[Group]) -> list[Chart]:
         ("coverage", "share of the pixels that are sure enough to be learned, in percent"),
     ]
     for name, note in quality:
-        drawn = list(_lines(groups, "pseudo", name))
+        drawn = _lines(groups, "pseudo", name)
         if drawn:
             charts.append(Chart(f"Pseudo masks: {name}", note, line_chart(drawn, percent=True)))
     terms = dict.fromkeys(term for group in groups for run in group.runs for term in run.terms())
     terms = {"total": None, **terms} if "total" in terms else terms
     for term in terms:
-        drawn = list(_lines(groups, "losses", term))
+        drawn = _lines(groups, "losses", term)
         if drawn:
             charts.append(Chart(f"Loss: {term}", MEANING.get(term, ""), line_chart(drawn)))
     return charts
@@ -64,9 +64,13 @@ def classes_chart(groups: Sequence[Group]) -> Chart | None:
     return Chart("IoU of each class", note, class_bars(names, bars, shown))
 
 
-def _lines(groups: Sequence[Group], *path: str) -> Iterator[Line]:
+def _lines(groups: Sequence[Group], *path: str) -> list[Line]:
+    """A line a run; none at all where only one step is known, as of a single validation."""
+    lines = []
     for group, color in zip(groups, colors(groups), strict=True):
         for run in group.runs:
             points = run.series(*path)
             if points:
-                yield Line(group.label, points, color, dashed=color == PALE)
+                lines.append(Line(group.label, points, color, dashed=color == PALE))
+    steps = {step for line in lines for step, _ in line.points}
+    return lines if len(steps) > 1 else []
