@@ -13,6 +13,7 @@ FLAGS: dict[str, type[Any]] = {
     "demo": config.DemoConfig,
     "train": config.TrainConfig,
     "compare": config.CompareConfig,
+    "report": config.ReportConfig,
     "evaluate": config.EvaluateConfig,
     "predict": config.PredictConfig,
     "pseudo-label": config.PseudoLabelConfig,
