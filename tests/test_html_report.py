@@ -29,7 +29,7 @@ from gmix.data import Classes, find_images, read_image, read_mask
 from gmix.methods import GuidedMix
 from gmix.predict import predict_image
 from gmix.report import try_report, write_report
-from gmix.report.cards import palettes
+from gmix.report.cards import pair_card, palettes
 from gmix.report.charts import SERIES, Line, class_bars, confusion_chart, line_chart
 from gmix.report.collect import RunRecord, find_runs, group_runs
 from gmix.report.curves import curve_charts
@@ -389,6 +389,28 @@ def test_the_replay_is_the_last_step_itself(
     assert torch.equal(replay.guidance.pseudo, guidance.pseudo)
     nearest = replay.distance.argmin(dim=1)
     assert torch.equal(nearest, guidance.partner)
+
+
+@pytest.mark.parametrize(
+    ("changes", "stages"),
+    [
+        ({"variant": "paper", "accumulate": 2, "batch_labeled": 4, "batch_unlabeled": 4}, 3),
+        ({"method_args": {"direct": 1.0, "selector": "random"}}, 2),
+        ({"classes": 1, "label_map": "0:0,1:1,2:1"}, 3),
+    ],
+)
+def test_pairs_of_every_kind_can_be_looked_at(
+    data: Path, tmp_path: Path, changes: dict[str, Any], stages: int
+) -> None:
+    settings: dict[str, Any] = {"steps": 1, "norm_batches": 0, "val_images": None, **changes}
+    train(tiny_config(data, tmp_path, val_masks=None, **settings))
+    replay = replay_last_batch(tmp_path, CPU)
+    assert len(replay.x_unlabeled) == 2  # of a step in parts, the first
+    card = pair_card(replay, 0)
+    assert len(card.stages) == stages
+    for cell in (cell for stage in card.stages for cell in stage.cells):
+        assert decode(cell.picture.source).size == cell.picture.size == (32, 32)
+        assert cell.picture.alt
 
 
 def test_lambdas_stay_below_their_cap(runs: Path) -> None:
