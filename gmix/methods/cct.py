@@ -219,12 +219,14 @@ def adversarial(
         generator: On the device of `z`.
     """
     draw = torch.rand(z.shape, generator=generator, device=z.device) - 0.5
-    with torch.enable_grad(), torch.autocast(z.device.type, enabled=False):
-        z = z.float()
-        direction = (xi * unit(draw)).requires_grad_()
-        target = G.probabilities(decoder(z)).detach()
-        distance = G.soft_cross_entropy(decoder(z + direction), target)
-        gradient: Tensor = torch.autograd.grad(distance, direction)[0]
+    z = z.float()
+
+    def distance(direction: Tensor) -> Tensor:
+        return G.soft_cross_entropy(decoder(z + direction), G.probabilities(decoder(z)).detach())
+
+    # Not torch.autograd.grad, of which torch.compile makes no graph.
+    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+        gradient: Tensor = torch.func.grad(distance)(xi * unit(draw))
     return length * unit(gradient)
 
 

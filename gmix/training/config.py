@@ -173,6 +173,12 @@ class TrainConfig:
     sync_norm: bool = option(
         False, MACHINE, "", "BatchNorm over the images of all processes (GPUs only)"
     )
+    compile: bool = option(
+        False, MACHINE, "", "torch.compile: minutes at the start, then faster (docs/speed.md)"
+    )
+    deterministic: bool = option(
+        False, MACHINE, "", "the same bits each time on a GPU too: slower, some models refuse"
+    )
     threads: int | None = option(None, MACHINE, "N", "CPU threads (default: torch decides)")
     workers: int = option(2, MACHINE, "N", "processes that load images; 0: none")
     cache: bool = option(False, MACHINE, "", "keep decoded images in memory")

@@ -40,6 +40,7 @@ from gmix.training.checkpoint import (
 )
 from gmix.training.config import TrainConfig, flag, parse_size, refuse_changes, write_yaml
 from gmix.training.cost import count_first_step, peak_memory
+from gmix.training.deterministic import deterministic
 from gmix.training.fit import Report, fit
 from gmix.training.interrupts import Interrupted, Interrupts, leave_to_parent
 from gmix.training.methods import build_method
@@ -234,6 +235,7 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
     names = config.trackers if processes.first else "none"
     with (
         open_trackers(names, config, out, start) as metrics.log,
+        deterministic(config.deterministic),
         Interrupts() as interrupts,
         progress(config.steps, start) as show,
     ):
