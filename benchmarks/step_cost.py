@@ -8,6 +8,7 @@ a process each: the most it held, less what it held before there was a network. 
 """
 
 import argparse
+import copy
 import statistics
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from gmix.training.precision import mixed_precision
 CPU = torch.device("cpu")
 CLASSES = 21
 SIDES = (32, 64, 128)
+PRECISIONS = ("float32", "--channels-last", "with autocast", "with --amp bf16")
 
 
 def main() -> None:
@@ -67,7 +69,7 @@ def main() -> None:
         print(f"| {side} x {side} | {memory / 1e6:.1f} MB | {memory / side**2:.0f} |", flush=True)
     print("\n| plain model | seconds | / float32 |\n|---|---|---|")
     seconds = measure("precision:")
-    for name, value in zip(("float32", "autocast", "--amp bf16"), seconds, strict=True):
+    for name, value in zip(PRECISIONS, seconds, strict=True):
         print(f"| {name} | {value:.2f} | {value / seconds[0]:.2f} |", flush=True)
 
 
@@ -159,23 +161,25 @@ def attention_memory(args: argparse.Namespace, _: str) -> list[float]:
 
 
 def precisions(args: argparse.Namespace, _: str) -> list[float]:
-    """The plain model with a loss, in three precisions."""
-    model, size = build(args, "supervised").net.model, parse_size(args.size)
-    model = model.to(memory_format=torch.channels_last)
-    x = torch.randn(args.batch, 3, *size).to(memory_format=torch.channels_last)
+    """The plain model with a loss, in two memory layouts and three precisions."""
+    plain, size = build(args, "supervised").net.model, parse_size(args.size)
+    last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    x = torch.randn(args.batch, 3, *size)
 
-    def run(context: AbstractContextManager[object]) -> None:
+    def run(model: nn.Module, context: AbstractContextManager[object]) -> None:
+        layout = torch.contiguous_format if model is plain else torch.channels_last
         with context:
-            loss = model(x).float().mean()
+            loss = model(x.to(memory_format=layout)).float().mean()
         loss.backward()
 
     return [
         statistics.median(times)
         for times in in_turns(
             args.repeats,
-            lambda: run(nullcontext()),
-            lambda: run(torch.autocast("cpu", torch.bfloat16)),
-            lambda: run(mixed_precision(CPU)),
+            lambda: run(plain, nullcontext()),
+            lambda: run(last, nullcontext()),
+            lambda: run(last, torch.autocast("cpu", torch.bfloat16)),
+            lambda: run(last, mixed_precision(CPU)),
         )
     ]
 

@@ -122,7 +122,7 @@ class GuidedMixLoss(nn.Module):
         probs_decoupled: Tensor | None = None,
         decoupled_target: Tensor | None = None,
         valid_decoupled: Tensor | None = None,
-        progress: float = 1.0,
+        progress: float | Tensor = 1.0,
     ) -> dict[str, Tensor]:
         _together("logits_unlabeled", logits_unlabeled, "pseudo", pseudo)
         _together("probs_decoupled", probs_decoupled, "decoupled_target", decoupled_target)

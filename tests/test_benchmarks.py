@@ -134,7 +134,7 @@ def test_the_cost_of_a_step_beside_the_plain_model() -> None:
     seconds, ratio = (float(cell) for cell in table["guidedmix"][1:3])
     assert seconds > 0 and ratio > 0
     assert [first for first in table if " x " in first] == ["32 x 32", "64 x 64", "128 x 128"]
-    assert table["float32"][1] == "1.00" and "--amp bf16" in table
+    assert table["float32"][1] == "1.00" and "with --amp bf16" in table
 
 
 def test_statistics_of_other_images_change_the_score_and_nothing_else(
@@ -261,3 +261,28 @@ def test_the_nearest_of_all_is_the_image_itself_if_it_is_among_them(
     table = rows(capsys.readouterr().out)
     assert table["nearest of 3"] == table["nearest of 8"] == ["100.0 %"]
     assert len(table) == 4 and 0 < float(table["at random"][0].split()[0]) <= 100
+
+
+def test_the_trainer_beside_a_hand_written_loop() -> None:
+    words = ["--block", 1, "--repeats", 1, "--threads", 1]
+    text = run("overhead.py", "--methods", "supervised", *words)
+    loop, profile = text.split("\n\n")
+    milliseconds, *ratios = map(float, rows(loop)["supervised"])
+    assert milliseconds > 0 and all(ratio > 0 for ratio in ratios)
+    total, *shares = rows(profile)["supervised"]
+    assert float(total) > 0
+    assert sum(float(share.rstrip(" %")) for share in shares) == pytest.approx(100, abs=0.3)
+
+
+def test_a_compiled_step_beside_a_plain_one() -> None:
+    words = ["--encoder", "tu-test_resnet", "--size", "32x32", "--batch", 2, "--repeats", 1]
+    table = rows(run("compile.py", "--methods", "supervised", *words, "--backend", "eager"))
+    plain, compiled, ratio = map(float, table["supervised"][:3])
+    assert compiled / plain == pytest.approx(ratio, rel=0.6)
+    assert "steps" in table["supervised"][4] or table["supervised"][4] == "never"
+
+
+def test_imports_and_help() -> None:
+    text = run("imports.py", "--repeats", 1)
+    assert len(rows(text)) == 6  # the heading, too
+    assert float(text.rsplit(" ", 1)[-1]) > 0

@@ -1,11 +1,17 @@
 """bfloat16 where it is faster: everything autocast takes, but for depthwise convolutions."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from tiny_data import tiny_config, write_data
 from torch import nn
 from torch.nn import functional as F
 
-from gmix.training.precision import mixed_precision
+from gmix.training.config import TrainConfig
+from gmix.training.precision import computes_in_bfloat16, mixed_precision
+from gmix.training.run import fit_settings, train
 
 CPU = torch.device("cpu")
 
@@ -62,3 +68,52 @@ def test_switched_off_nothing_changes_and_afterwards_neither() -> None:
     with pytest.raises(RuntimeError, match="inside"), mixed_precision(CPU):
         raise RuntimeError("inside")
     assert layer(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("able", "amp", "expected"),
+    [
+        ({"avx512_bf16": True, "avx512_f": True}, "auto", True),
+        ({"amx_bf16": True}, "auto", True),
+        ({"avx512_bf16": False, "avx512_f": True}, "auto", False),
+        ({}, "auto", False),
+        ({}, "bf16", True),
+        ({"avx512_bf16": True}, "none", False),
+    ],
+)
+def test_bfloat16_is_the_default_where_a_cpu_computes_in_it(
+    monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], amp: Any, expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    config = TrainConfig(amp=amp)
+    assert fit_settings(config, CPU)["amp"] is expected
+    assert TrainConfig().amp == "auto"
+
+
+def test_and_on_nvidias_from_ampere_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    for capability, expected in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        assert computes_in_bfloat16(torch.device("cuda")) is expected
+    assert not computes_in_bfloat16(torch.device("mps"))
+
+
+def test_by_default_a_training_runs_in_bfloat16_and_channels_last(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: set[tuple[torch.dtype, bool]] = set()
+
+    def look(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(module, nn.Conv2d) and module.groups == 1 and module.kernel_size != (1, 1):
+            last = output.is_contiguous(memory_format=torch.channels_last)
+            seen.add((output.dtype, last))
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    data = write_data(tmp_path / "data")
+    settings = vars(tiny_config(data, tmp_path / "run", method="supervised", steps=1))
+    config = TrainConfig(**{**settings, "amp": "auto", "channels_last": True, "val_images": None})
+    handle = nn.modules.module.register_module_forward_hook(look)
+    try:
+        train(config)
+    finally:
+        handle.remove()
+    assert seen == {(torch.bfloat16, True)}

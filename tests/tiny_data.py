@@ -61,6 +61,8 @@ def tiny_config(data: Path, out: Path, /, **changes: Any) -> TrainConfig:
         "workers": 0,
         "threads": 1,
         "device": "cpu",
+        "amp": "none",
+        "channels_last": False,
         "log_every": 1,
         "trackers": "none",
         "eval_every": 0,
@@ -78,6 +80,8 @@ def words(config: TrainConfig) -> list[str]:
         spelled = "--" + name.replace("_", "-")
         if value is True:
             result.append(spelled)
+        elif value is False and TrainConfig.__dataclass_fields__[name].default:
+            result.append(spelled.replace("--", "--no-", 1))
         elif value is not None and value is not False:
             result += [spelled, str(value)]
     return result

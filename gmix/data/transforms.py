@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,12 @@ class TrainTransform:
     mean: Stats
     std: Stats
 
+    @cached_property
+    def stats(self) -> tuple[Tensor, Tensor]:
+        """`mean` and `std` of images in 0..255, `(C, 1, 1)`."""
+        mean, std = (255 * torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
+        return mean, std
+
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Draws one view of an image and its mask."""
         height, width = image.shape[-2:]
@@ -133,8 +140,8 @@ class TrainTransform:
         if self.jitter is not None:
             adjust = adjust_color if len(image) == 3 else adjust_contrast
             view = adjust(view, *_draw_color(image, self.jitter))
-        inside = (grid[..., 0].abs() <= 1) & (grid[..., 1].abs() <= 1)
-        mean, std = (255 * torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
+        inside = (grid.abs() <= 1).all(-1)
+        mean, std = self.stats
         view = view.sub_(mean).div_(std).mul_(inside)
         classes = _sample(mask[None], grid, "nearest")[0].long()
         return view, classes.masked_fill_(~inside, IGNORE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,11 +13,16 @@ from gmix.functional.shapes import per_pixel, same_shape
 __all__ = ["cross_entropy", "ramp_up", "soft_cross_entropy", "squared_error"]
 
 
-def ramp_up(progress: float, length: float = 1.0) -> float:
+@overload
+def ramp_up(progress: float, length: float = 1.0) -> float: ...
+@overload
+def ramp_up(progress: Tensor, length: float = 1.0) -> Tensor: ...
+def ramp_up(progress: float | Tensor, length: float = 1.0) -> float | Tensor:
     r"""The Gaussian ramp of Laine & Aila: $\exp(-5 (1 - t/T)^2)$, 1 from `length` on.
 
     Args:
-        progress: The share of the training that is done, in [0, 1].
+        progress: The share of the training that is done, in [0, 1]. A tensor gives a tensor: `torch.compile` makes
+            one graph for all its values, and one for each number.
         length: The share of the training after which the ramp is 1; 0 switches the ramp off.
 
     Reference:
@@ -25,6 +32,9 @@ def ramp_up(progress: float, length: float = 1.0) -> float:
         >>> [round(ramp_up(t, length=0.5), 4) for t in (0.0, 0.25, 0.5, 1.0)]
         [0.0067, 0.2865, 1.0, 1.0]
     """
+    if isinstance(progress, Tensor):
+        left = 1 - progress / length if length > 0 else torch.zeros_like(progress)
+        return torch.exp(-5 * left.clamp(0, 1).square())
     if length <= 0:
         return 1.0
     return float(torch.e ** (-5 * (1 - min(max(progress / length, 0.0), 1.0)) ** 2))

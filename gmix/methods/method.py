@@ -21,7 +21,7 @@ class Step(NamedTuple):
     x_labeled: Tensor  # (N, C, H, W)
     y_labeled: Tensor  # (N, H, W) int64
     x_unlabeled: Tensor  # (M, C, H, W)
-    progress: float  # in [0, 1]
+    progress: float | Tensor  # in [0, 1]
     valid: Tensor | None  # (M, H, W) bool: False on the padding of unlabeled images
     generator: torch.Generator | None
 
@@ -40,9 +40,11 @@ class Method(nn.Module):
 
     Shape:
         - `x_labeled` `(N, C, H, W)`, `y_labeled` `(N, H, W)` int64, `x_unlabeled` `(M, C, H, W)`: a batch
-        - `progress` in [0, 1]: the share of the training that is done, for ramps
+        - `progress` in [0, 1]: the share of the training that is done, for ramps; a number or, for
+          `torch.compile`, a 0-dimensional tensor
         - `valid_unlabeled` `(M, H, W)` bool: False on padding
-        - `generator`: on the images' device; without it torch's global one is used
+        - `generator`: on the images' device; without it torch's global one is used, the only one that
+          `torch.compile` knows
         - `begun`: whether `begin` has been called for this step, by a loop that goes through its batch in parts
 
     Returns:
@@ -70,7 +72,7 @@ class Method(nn.Module):
         y_labeled: Tensor,
         x_unlabeled: Tensor | None = None,
         *,
-        progress: float = 1.0,
+        progress: float | Tensor = 1.0,
         valid_unlabeled: Tensor | None = None,
         generator: torch.Generator | None = None,
         begun: bool = False,

@@ -168,8 +168,13 @@ class TrainConfig:
     )
 
     device: str = option("auto", MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps")
-    amp: Literal["none", "bf16"] = option("none", MACHINE, "TYPE", "none, or bf16 mixed precision")
-    channels_last: bool = option(False, MACHINE, "", "memory layout, often faster")
+    amp: Literal["auto", "none", "bf16"] = option(
+        "auto",
+        MACHINE,
+        "TYPE",
+        "bf16 mixed precision, none, or auto: bf16 if the device is made for it",
+    )
+    channels_last: bool = option(True, MACHINE, "", "keep torch's own memory layout, often slower")
     sync_norm: bool = option(
         False, MACHINE, "", "BatchNorm over the images of all processes (GPUs only)"
     )

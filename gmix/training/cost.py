@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gmix.data import Batch
 from gmix.network import GuidedMixNet
 from gmix.reference import LabeledReference
 
@@ -51,6 +53,21 @@ def count_first_step(method: nn.Module, tell: Callable[[int], None], *, calls: i
 
     handles = [encoder.register_forward_pre_hook(count) for encoder in encoders(method)]
     handles.append(method.register_forward_hook(finish))
+
+
+def count_passes(method: nn.Module, batch: Batch) -> int:
+    """Count the same on a copy, for a method that is to be compiled: its graph would have the counting in it.
+
+    Args:
+        method: any training method; it is left as it is.
+        batch: of a whole step, on the method's device.
+    """
+    counted, passes = copy.deepcopy(method), list[int]()
+    count_first_step(counted, passes.append)
+    x_labeled, y_labeled, x_unlabeled, valid = batch
+    with torch.no_grad():
+        counted(x_labeled, y_labeled, x_unlabeled, valid_unlabeled=valid)
+    return passes[0]
 
 
 def encoders(method: nn.Module) -> list[nn.Module]:

@@ -46,6 +46,7 @@ def fit(
     seed: int = 0,
     amp: bool = False,
     memory_format: torch.memory_format = torch.contiguous_format,
+    compiled: bool = False,
     average: AveragedModel | None = None,
     accumulate: int = 1,
     processes: Processes = ALONE,
@@ -71,6 +72,8 @@ def fit(
         seed: of the method's random choices.
         amp: bfloat16 where that is faster: `mixed_precision`.
         memory_format: of the images.
+        compiled: the method's call is: it draws from torch's own generator, and hears of its progress in a tensor,
+            so that one graph serves all steps.
         average: updated from `method.net` after each step.
         accumulate: go through a batch in so many parts, one after the other: the memory of a part. Exact
             for losses that are means over images; what looks at a batch as a whole (BatchNorm,
@@ -95,8 +98,10 @@ def fit(
     window: list[dict[str, Tensor]] = []
     reported, began = start, time.perf_counter()
     for step, batch in zip(range(start, steps), batches, strict=False):
-        method.train()
+        if not window:  # whoever read the last report may have evaluated
+            method.train()
         set_lr(optimizer, poly(step, steps))
+        progress = torch.tensor(step / steps) if compiled else step / steps
         optimizer.zero_grad(set_to_none=True)
         if guard is not None:
             guard.remember(method)
@@ -107,10 +112,11 @@ def fit(
         for part, piece in zip(mine, whole.split(len(mine)), strict=True):
             torch.manual_seed(step_seed(seed, step, "torch", part))
             generator.manual_seed(step_seed(seed, step, "method", part))
-            given = {"valid_unlabeled": piece.valid_unlabeled, "generator": generator}
+            draws = None if compiled else generator
+            given = {"valid_unlabeled": piece.valid_unlabeled, "generator": draws}
             with processes.exchange(model, last=part == mine[-1]):
                 with mixed_precision(device, amp):
-                    found = model(*piece[:3], progress=step / steps, begun=True, **given)
+                    found = model(*piece[:3], progress=progress, begun=True, **given)
                 (found["total"] / len(mine)).backward()  # type: ignore[no-untyped-call]
             terms.append({name: term.detach() for name, term in found.items()})
             statistics.end_part()

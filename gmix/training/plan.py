@@ -10,11 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from gmix.training.build import build_data, build_stream, describe_data
+from gmix.training.compiled import compile_call
 from gmix.training.config import TrainConfig
-from gmix.training.cost import count_first_step, peak_memory
+from gmix.training.cost import count_first_step, count_passes, peak_memory
 from gmix.training.fit import fit
 from gmix.training.progress import clock
-from gmix.training.run import Parts, build_parts, layout, load_batches, prepare_device
+from gmix.training.run import Parts, build_parts, fit_settings, load_batches, prepare_device
 from gmix.weights import encoder_stats
 
 WARM_UP, MEASURED = 1, 2
@@ -87,24 +88,23 @@ def plan(config: TrainConfig) -> Plan:
     data = build_data(config)
     parts = build_parts(config, data.classes.channels, device)
     stream = build_stream(config, data, *encoder_stats(config.encoder))
-    passes: list[int] = []
-    count_first_step(parts.method, passes.append, calls=config.accumulate)
-
     began = perf_counter()
     stream[0]
     loading = perf_counter() - began
+    passes: list[int] = []
+    if config.compile:
+        passes.append(count_passes(parts.method, stream[0].to(device)))
+        compile_call(parts.method, device)
+    else:
+        count_first_step(parts.method, passes.append, calls=config.accumulate)
     steps = WARM_UP + MEASURED
     reports = fit(
         parts.method,
         load_batches(config, stream, range(steps), device),
         parts.optimizer,
-        steps=max(config.steps, steps),
-        seed=config.seed,
-        amp=config.amp == "bf16",
-        memory_format=layout(config),
         average=parts.average,
-        accumulate=config.accumulate,
         report_when=lambda step: True,
+        **{**fit_settings(config, device), "steps": max(config.steps, steps)},
     )
     seconds = [next(reports).seconds for _ in range(steps)][WARM_UP:]
     step = sum(seconds) / len(seconds)

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from gmix.data import Batch
 from gmix.training.build import build_data, build_stream, image_stats
 from gmix.training.checkpoint import newest_checkpoint
+from gmix.training.compiled import compile_call
 from gmix.training.config import TrainConfig, read_yaml
 from gmix.training.fit import fit
 from gmix.training.run import build_parts, fit_settings, prepare_device, restore
@@ -44,6 +45,8 @@ def replay(folder: str | Path, device: str | None = None) -> dict[str, float]:
         restore(parts, checkpoint, where)
         start = checkpoint.step
     stream = build_stream(config, data, *image_stats(config))
+    if config.compile:
+        compile_call(parts.method, where)
 
     def batches() -> Iterator[Batch]:
         yield from (stream[earlier] for earlier in range(start, step - 1))
@@ -56,6 +59,6 @@ def replay(folder: str | Path, device: str | None = None) -> dict[str, float]:
         start=start,
         average=parts.average,
         report_when=lambda done: done >= step - 1,
-        **fit_settings(config),
+        **fit_settings(config, where),
     )
     return report.losses

@@ -38,8 +38,9 @@ from gmix.training.checkpoint import (
     remove_old,
     save_checkpoint,
 )
+from gmix.training.compiled import compile_call
 from gmix.training.config import TrainConfig, flag, parse_size, refuse_changes, write_yaml
-from gmix.training.cost import count_first_step, peak_memory
+from gmix.training.cost import count_first_step, count_passes, peak_memory
 from gmix.training.deterministic import deterministic
 from gmix.training.fit import Report, fit
 from gmix.training.interrupts import Interrupted, Interrupts, leave_to_parent
@@ -54,6 +55,7 @@ from gmix.training.nonfinite import (
 )
 from gmix.training.norm import renew_statistics, unlabeled_views
 from gmix.training.optim import build_optimizer
+from gmix.training.precision import computes_in_bfloat16
 from gmix.training.processes import Processes, start_processes
 from gmix.training.progress import SilentProgress, make_progress
 from gmix.training.quality import judge_pseudo_masks
@@ -217,13 +219,18 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
     scores: Scores | None = None
     pseudo: dict[str, Any] | None = None
     tally = parts.tally
+    share = stream.share(processes.rank, processes.count)
     own_parts = len(processes.share(processes.parts(config.accumulate)))
     if start < config.steps:
 
         def tell(images: int) -> None:
             tally.image_passes = images * processes.count
 
-        count_first_step(parts.method, tell, calls=own_parts)
+        if config.compile:
+            tell(count_passes(parts.method, share[start].to(device)))
+            compile_call(parts.method, device)
+        else:
+            count_first_step(parts.method, tell, calls=own_parts)
     stopping = False
 
     def report_when(step: int) -> bool:
@@ -247,7 +254,6 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
             show.note(f"{processes.count} processes share the {parts_of_step} parts of a step")
         if start:
             show.note(f"going on after step {start}")
-        share = stream.share(processes.rank, processes.count)
         reports = fit(
             parts.method,
             load_batches(config, share, range(start, config.steps), device),
@@ -257,7 +263,7 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
             processes=processes,
             guard=guard,
             report_when=report_when,
-            **fit_settings(config),
+            **fit_settings(config, device),
         )
         for report in explained(reports, describe_step):
             last = report.step == config.steps
@@ -313,13 +319,15 @@ def load_batches(
     )
 
 
-def fit_settings(config: TrainConfig) -> dict[str, Any]:
-    """The arguments of `fit` that flags decide."""
+def fit_settings(config: TrainConfig, device: torch.device) -> dict[str, Any]:
+    """The arguments of `fit` that flags decide, and the device where they leave it to that."""
+    native = config.amp == "auto" and computes_in_bfloat16(device)
     return {
         "steps": config.steps,
         "seed": config.seed,
-        "amp": config.amp == "bf16",
+        "amp": native or config.amp == "bf16",
         "memory_format": layout(config),
+        "compiled": config.compile,
         "accumulate": config.accumulate,
     }
 

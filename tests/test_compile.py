@@ -1,0 +1,153 @@
+"""torch.compile takes networks and methods whole, and what they compute stays the same."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_data import tiny_config, words, write_data
+from tiny_nets import tiny_batch, tiny_net
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from gmix.cli import main
+from gmix.methods import (
+    CCT,
+    CPS,
+    ClassMix,
+    CutMixSeg,
+    FixMatch,
+    GuidedMix,
+    MeanTeacher,
+    Method,
+    Supervised,
+    UniMatch,
+)
+from gmix.training.precision import mixed_precision
+from gmix.training.run import train
+
+Capture = pytest.CaptureFixture[str]
+METHODS: dict[str, Callable[[Any], Method]] = {
+    "supervised": Supervised,
+    "mean_teacher": MeanTeacher,
+    "cutmix": CutMixSeg,
+    "classmix": ClassMix,
+    "cps": CPS,
+    "fixmatch": FixMatch,
+    "unimatch": UniMatch,
+    "cct": partial(
+        CCT, decoders=dict.fromkeys(("noise", "feature_drop", "cutout", "adversarial"), 1)
+    ),
+    "guidedmix": GuidedMix,
+    "guidedmix, paper": partial(GuidedMix, variant="paper"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def step(
+    method: nn.Module, call: Callable[..., dict[str, Tensor]], progress: float
+) -> list[Tensor]:
+    """The losses of a step, then the gradients."""
+    method.zero_grad(set_to_none=True)
+    torch.manual_seed(3)
+    losses = call(*tiny_batch(), progress=torch.tensor(progress))
+    losses["total"].backward()
+    return [*losses.values(), *(p.grad for p in method.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_one_graph_that_computes_the_same(name: str) -> None:
+    plain, method = (METHODS[name](tiny_net()).train() for _ in range(2))
+    compiled = torch.compile(method, backend="eager", fullgraph=True)
+    for progress in (0.01, 0.4):
+        expected, found = step(plain, plain, progress), step(method, compiled, progress)
+        assert len(found) == len(expected) > 10
+        assert all(map(torch.equal, found, expected))
+    for ours, theirs in zip(method.buffers(), plain.buffers(), strict=True):
+        assert torch.equal(ours, theirs)  # statistics, teachers, memories
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_backward_is_compiled_as_well() -> None:
+    plain, method = (METHODS["guidedmix, paper"](tiny_net(mitrans=True)).train() for _ in range(2))
+    compiled = torch.compile(method, backend="aot_eager", fullgraph=True)
+    for found, expected in zip(step(method, compiled, 0.3), step(plain, plain, 0.3), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_network_is_one_graph_and_so_is_one_in_bfloat16() -> None:
+    net, x = tiny_net(mitrans=True).train(), tiny_batch().x_labeled
+    plain = net(x)
+    assert torch.equal(torch.compile(net, backend="eager", fullgraph=True)(x), plain)
+    layer = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3, groups=6))
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    with mixed_precision(torch.device("cpu")):
+        assert compiled(x).dtype == torch.float32  # the depthwise one
+        assert torch.equal(compiled(x), layer(x))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("tiny"))
+
+
+QUICK: dict[str, Any] = {
+    "encoder": "tu-test_resnet",
+    "model_args": {"encoder_depth": 3, "decoder_channels": [16, 8, 8]},
+    "method": "fixmatch",
+    "steps": 4,
+    "checkpoint_every": 2,
+}
+
+
+def test_a_compiled_training_is_saved_counted_and_resumed_like_any_other(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = train(tiny_config(data, tmp_path / "plain", **QUICK)).out
+    # Not inductor, which takes minutes.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    config = tiny_config(data, tmp_path / "compiled", compile=True, **QUICK)
+    out = train(config).out
+    assert counters["stats"]["unique_graphs"] == 2  # one is that of the check
+
+    last = "checkpoint-00000004"
+    names = [
+        {path.name: set(load_file(path)) for path in (folder / last).glob("*.safetensors")}
+        for folder in (out, plain)
+    ]
+    assert names[0] == names[1] and names[0]
+    passes = [
+        json.loads((folder / "results.json").read_text("utf-8"))["image_passes_per_step"]
+        for folder in (out, plain)
+    ]
+    assert passes[0] == passes[1] > 0
+
+    weights = (out / "model" / "model.safetensors").read_bytes()
+    shutil.rmtree(out / last)
+    torch._dynamo.reset()
+    train(replace(config, resume=True))
+    assert (out / "model" / "model.safetensors").read_bytes() == weights
+
+
+def test_without_a_compiler_one_line_says_so(
+    capsys: Capture, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_compiler(*_: Any) -> Any:
+        raise RuntimeError("No working C++ compiler found in\n cpp.cxx: None")
+
+    monkeypatch.setattr(torch, "compile", lambda _: no_compiler)
+    config = tiny_config(data, tmp_path / "out", compile=True, **QUICK)
+    assert main(["train", *words(config)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--compile needs a compiler" in line and "No working C++ compiler found" in line
