@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=5, help="steps of one, then of the next")
     parser.add_argument("--repeats", type=int, default=12, help="blocks of each")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--workers", type=int, default=0, help="loader processes of the profile")
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="cpu: of one thread, on a busy machine"
     )
@@ -61,7 +63,7 @@ def main() -> None:
             )
         print("\n| method | ms a step | method | backward | optimizer | loading | the rest |")
         print("|---|---|---|---|---|---|---|")
-        for config in configs:
+        for config in (replace(config, workers=args.workers) for config in configs):
             shares = profile(config, args)
             total = sum(shares.values())
             cells = " | ".join(f"{100 * share / total:.1f} %" for share in shares.values())
