@@ -19,7 +19,7 @@ from gmix.training.checkpoint import list_checkpoints, load_checkpoint
 from gmix.training.fit import step_seed
 from gmix.training.methods import build_method
 from gmix.training.precision import mixed_precision
-from gmix.training.run import layout
+from gmix.training.run import fit_settings, layout
 from gmix.training.score import original_data
 
 
@@ -96,7 +96,11 @@ def replay_last_batch(folder: Path, device: torch.device) -> Replay:
     assert x_unlabeled is not None and valid is not None  # GuidedMix has unlabeled images
     x_labeled, x_unlabeled = (x.to(memory_format=form) for x in (x_labeled, x_unlabeled))
     generator = torch.Generator(device).manual_seed(step_seed(config.seed, step - 1, "method"))
-    with eval_mode(method), torch.no_grad(), mixed_precision(device, config.amp == "bf16"):
+    with (
+        eval_mode(method),
+        torch.no_grad(),
+        mixed_precision(device, fit_settings(config, device)["amp"]),
+    ):
         guidance = method.guide(x_labeled, y_labeled, x_unlabeled, generator)
         net = method.net if method.teacher is None else method.teacher.net
         features = net.encode(torch.cat([x_labeled, x_unlabeled]))
