@@ -45,9 +45,9 @@ def main() -> None:
         before, after = in_turns(
             args.repeats, lambda m=plain: step(m, args), lambda m=compiled: step(m, args)
         )
-        saved = statistics.median(before) - statistics.median(after)
         ratio = statistics.median(b / a for a, b in zip(before, after, strict=True))
-        pays = f"{compiling / saved:.0f} steps" if saved > 0 else "never"
+        saved = statistics.median(before) * (1 - ratio)
+        pays = f"{compiling / saved:,.0f} steps" if saved > 0 else "never"
         print(
             f"| {name} | {statistics.median(before):.3f} | {statistics.median(after):.3f} "
             f"| {ratio:.2f} | {compiling:.0f} s | {pays} |",
