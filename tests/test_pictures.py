@@ -1,0 +1,44 @@
+"""The pictures of the documentation: drawn by code, small, all of them used and described."""
+
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from gmix.demo import run_demo
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+COMMITTED = sorted((DOCS / "pictures").glob("*"))
+
+
+def test_a_finished_demo_gives_the_same_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a demo of two steps: other contents, but all of them, and of the same sizes."""
+    from pictures import draw_all
+
+    for name, number in (("LABELED", 4), ("UNLABELED", 4), ("VALIDATION", 6)):
+        monkeypatch.setattr(f"gmix.demo.run.{name}", number)
+    run_demo(tmp_path / "demo", steps=2)
+    draw_all(tmp_path / "demo", tmp_path / "pictures")
+    drawn = sorted((tmp_path / "pictures").iterdir())
+    assert [path.name for path in drawn] == [path.name for path in COMMITTED]
+    assert [Image.open(path).size for path in drawn] == [Image.open(path).size for path in COMMITTED]
+
+
+def test_pictures_are_small() -> None:
+    sizes = [path.stat().st_size for path in COMMITTED]
+    assert max(sizes) <= 60_000
+    assert sum(sizes) < 1_000_000
+
+
+def test_every_picture_is_shown_and_described() -> None:
+    shown: dict[str, str] = {}
+    for page in [ROOT / "README.md", *DOCS.glob("*.md")]:
+        for alt, link in re.findall(r"!\[([^]]*)\]\(([^)]*)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).is_file(), f"{page.name}: {link}"
+            shown[Path(link).name] = alt
+    assert sorted(shown) == [path.name for path in COMMITTED]
+    assert not [name for name, alt in shown.items() if len(alt) < 20]
