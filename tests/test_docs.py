@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tiny_nets import tiny_batch, tiny_net
 
 import gmix
 from gmix.training.config import (
@@ -26,10 +29,24 @@ from gmix.training.config import (
     TrainConfig,
     flag,
 )
+from gmix.training.cost import count_first_step
 from gmix.training.flags import parse
+from gmix.training.methods import METHODS, build_method
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PARTS = [
+    "Selector",
+    "Mixer",
+    "Decoupler",
+    "MITrans",
+    "Reference",
+    "Teacher",
+    "Views",
+    "ClassPaste",
+    "Adjustment",
+    "Loss",
+]
 COMMANDS: dict[str, type] = {
     "train": TrainConfig,
     "compare": CompareConfig,
@@ -55,15 +72,19 @@ def pages_with(language: str) -> list[Any]:
     return [pytest.param(page, id=page.stem) for page in PAGES if blocks(page, language)]
 
 
+def lines_of_bash(page: Path) -> Iterator[list[str]]:
+    """The words of every command in the bash blocks of a page."""
+    for _, text in blocks(page, "bash"):
+        for line in text.replace("\\\n", " ").splitlines():
+            for part in line.split("&&"):
+                if words := shlex.split(part, comments=True):
+                    yield words
+
+
 def commands(page: Path) -> list[tuple[str, list[str]]]:
-    """Every `gmix ...` command of a page: its name, of two words for `gmix splits`, and flags."""
-    lines = [
-        part.strip()
-        for _, text in blocks(page, "bash")
-        for line in text.replace("\\\n", " ").splitlines()
-        for part in line.split("&&")
-    ]
-    found = [shlex.split(line, comments=True) for line in lines if line.startswith("gmix")]
+    """Every `gmix ...` command of a page, whatever starts it (`srun`, `torchrun -m`): its name, of
+    two words for `gmix splits`, and flags."""
+    found = [words[words.index("gmix") :] for words in lines_of_bash(page) if "gmix" in words]
     sizes = [3 if words[1] == "splits" else 2 for words in found]
     return [
         (" ".join(words[1:size]), words[size:]) for words, size in zip(found, sizes, strict=True)
@@ -160,3 +181,120 @@ def test_readme_links_lead_somewhere() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
     assert links and all((ROOT / link).exists() for link in links), links
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_says_in_which_language_it_is(page: Path) -> None:
+    """Blocks of the first three are run, parsed and loaded here; `text` is what something prints."""
+    fences = re.findall(r"^ *```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(fences[::2]) <= {"python", "bash", "yaml", "text"}
+    assert set(fences[1::2]) <= {""}
+    assert len(fences) == 2 * sum(len(blocks(page, language)) for language in set(fences) - {""})
+
+
+@pytest.mark.parametrize("page", pages_with("bash"))
+def test_scripts_in_commands_exist_and_have_these_flags(page: Path) -> None:
+    for words in lines_of_bash(page):
+        for script in (word for word in words[:2] if word.endswith(".py")):
+            source = (ROOT / script.removeprefix("GMIX/")).read_text(encoding="utf-8")
+            for word in words:
+                if word.startswith("--"):
+                    assert f'"{word.split("=")[0]}"' in source, f"{script} {word}"
+
+
+def test_files_named_in_the_docs_exist() -> None:
+    for page in PAGES:
+        named = re.findall(
+            r"`((?:gmix|tests|benchmarks|examples|docs)/[\w./-]+)`", page.read_text("utf-8")
+        )
+        assert not [name for name in named if not (ROOT / name).exists()], page.name
+
+
+def test_names_linked_to_the_api_exist() -> None:
+    for page in PAGES:
+        for name in re.findall(r"\]\[(gmix[\w.]+)\]", page.read_text(encoding="utf-8")):
+            assert resolve(name) is not None, f"{page.name}: {name}"
+
+
+def resolve(name: str) -> Any:
+    """The object `gmix.a.b`: modules first, then attributes."""
+    first, *rest = name.split(".")
+    found: Any = importlib.import_module(first)
+    path = first
+    for part in rest:
+        path += f".{part}"
+        found = getattr(found, part, None)
+        if found is None:
+            found = importlib.import_module(path)
+    return found
+
+
+def equation_rows() -> list[list[str]]:
+    text = (ROOT / "docs" / "equations.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return [row for row in rows if row[0] not in ("paper", "what")]
+
+
+def test_every_equation_has_a_file_and_a_test() -> None:
+    rows = equation_rows()
+    for row in rows:
+        file = ROOT / row[2].strip("`")
+        source = file.read_text(encoding="utf-8")
+        names = re.findall(r"\]\[gmix[\w.]*\.(\w+)\]", " ".join(row[3:5]))
+        assert not names or any(re.search(rf"(def|class) {name}\b", source) for name in names), row
+        assert "::" in row[-1], row
+    said = " ".join(row[0] for row in rows)
+    numbers = set(map(int, re.findall(r"\d+", " ".join(re.findall(r"Eq\. ([\d\-and ]+)", said)))))
+    assert numbers == set(range(1, 13))
+    tables = re.findall(r"\d", " ".join(re.findall(r"Tables? ([\d, and]+)", said)))
+    assert set(tables) == set("1268")
+    assert "Fig. 4" in said
+
+
+def test_cards_are_complete() -> None:
+    """One for each method and each part, with the same rows."""
+    for name, titles in (("methods", METHODS), ("parts", PARTS)):
+        text = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        cards = {card.split("\n")[0]: card for card in re.split(r"^## ", text, flags=re.MULTILINE)}
+        for title in titles:
+            rows = re.findall(
+                r"^\| (idea|equation|helps|hurts|cost|source) \|", cards[title], re.MULTILINE
+            )
+            wanted = ["idea", "equation", "helps", "hurts", "cost", "source"]
+            assert rows == wanted[: 5 if title == "supervised" else 6], title
+            assert "](pictures/" in cards[title], title
+
+
+@pytest.mark.parametrize("name", ["methods", "parts"])
+def test_scores_on_the_cards_are_measured_ones(name: str) -> None:
+    """Every number with a decimal is one of the pages that say how it was measured."""
+    docs = {page.stem: page.read_text(encoding="utf-8") for page in PAGES}
+    measured = docs["results"] + docs["experiments"] + docs["differences-from-the-paper"]
+    known = set(re.findall(r"\d+\.\d+", measured))
+    rows = re.findall(r"^\| (?:helps|hurts) \| (.*) \|$", docs[name], re.MULTILINE)
+    numbers = {number for row in rows for number in re.findall(r"\d+\.\d+", row)}
+    assert len(numbers) > 15
+    assert numbers <= known, sorted(numbers - known)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_passes_on_the_cards_are_counted(name: str) -> None:
+    n, m = 2, 3
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    in_table = re.search(rf"^\| `{name}` .*$", text, re.MULTILINE)
+    on_card = re.search(
+        rf"^## {name}$.*?^\| cost \| ([\dnm +]+) passes", text, re.MULTILINE | re.DOTALL
+    )
+    assert in_table and on_card
+    method = build_method(TrainConfig(method=name), tiny_net())
+    told: list[int] = []
+    count_first_step(method, told.append)
+    method(*tiny_batch(n, m))
+    for said in (in_table[0].split(" | ")[3].split("(")[0], on_card[1]):
+        assert told == [total(said, n, m)], said
+
+
+def total(said: str, n: int, m: int) -> int:
+    """`3n + 4m` in numbers."""
+    terms = re.findall(r"(\d*)([nm])", said)
+    return sum(int(factor or 1) * (n if letter == "n" else m) for factor, letter in terms)

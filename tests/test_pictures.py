@@ -25,7 +25,9 @@ def test_a_finished_demo_gives_the_same_pictures(
     draw_all(tmp_path / "demo", tmp_path / "pictures")
     drawn = sorted((tmp_path / "pictures").iterdir())
     assert [path.name for path in drawn] == [path.name for path in COMMITTED]
-    assert [Image.open(path).size for path in drawn] == [Image.open(path).size for path in COMMITTED]
+    assert [Image.open(path).size for path in drawn] == [
+        Image.open(path).size for path in COMMITTED
+    ]
 
 
 def test_pictures_are_small() -> None:

@@ -124,7 +124,10 @@ class GuidedMix(Method):
     5. **decouple**: take $\lambda$ times the labeled part out; what remains is a pseudo mask;
     6. **refer**: weigh it by what labeled pixels with similar features are
        ([`LabeledReference`][gmix.LabeledReference]);
-    7. **loss**: train the network towards it.
+    7. **view**: change the unlabeled images strongly, and paste boxes into them and the pseudo masks alike;
+    8. **loss**: train the network towards these, and on the labeled images.
+
+    Before them, [`begin`][gmix.methods.Method.begin] lets the teacher move on and remembers the labeled images.
 
     | step | `variant="default"` | `variant="paper"` |
     |---|---|---|
@@ -132,10 +135,11 @@ class GuidedMix(Method):
     | 3 | $\lambda \le 0.3$ | $\lambda \le 0.5$ |
     | 5 | subtracts the partner's true mask, averages with the direct prediction | its prediction |
     | 6 | yes | no |
-    | 7 | labeled logits adjusted for class frequency | as they are |
-    | 7 | soft cross-entropy, sure pixels first, on a strong view (colour, CutMix) | squared error; $L_{dec}$ |
+    | 7 | colours, CutMix | the image as it is |
+    | 8 | labeled logits adjusted for class frequency | as they are |
+    | 8 | soft cross-entropy, sure pixels first | squared error; $L_{dec}$ |
 
-    `docs/experiments.md` shows what each of these is worth. `paste=ClassPaste(classes)` also pastes a class of the
+    `docs/parts.md` shows what each of these is worth. `paste=ClassPaste(classes)` also pastes a class of the
     labeled partner into the image before the loss, with its true mask ([`ClassPaste`][gmix.ClassPaste]).
 
     Args:
