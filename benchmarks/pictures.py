@@ -184,7 +184,7 @@ def chart(
     draw(axes)
     for label in (axes.xaxis.label, axes.yaxis.label):
         label.set(color=INK, size=10)
-    save(rendered(figure, 120), path)
+    save(rendered(figure, 90), path)
 
 
 def rendered(figure: Figure, dpi: int) -> Image.Image:
