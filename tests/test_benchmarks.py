@@ -99,7 +99,7 @@ def test_a_perfect_pseudo_mask_pulls_exactly_as_the_truth(
     one_hot = torch.nn.functional.one_hot(truth.clamp(max=classes - 1), classes).movedim(3, 1)
 
     def pulled(pseudo: torch.Tensor) -> tuple[float, float, float]:
-        guidance = Guidance(truth, truth, truth, pseudo, None, pseudo)
+        guidance = Guidance(truth, unlabeled.x_labeled, truth, pseudo, None, pseudo)
         monkeypatch.setattr(method, "guide", lambda *_: guidance)
         return gradients.pull(method, labeled, unlabeled, StrongColor(), 0)
 
