@@ -124,9 +124,8 @@ def test_flags_in_the_text_exist(page: Path) -> None:
     known = {flag(item.name) for kind in COMMANDS.values() for item in fields(kind)}
     known |= {"--config", "--help", "--debug", "--version"}
     known |= {flag(f"no_{item.name}") for item in fields(TrainConfig) if item.default is True}
-    mentioned = set(
-        re.findall(r"`(?:gmix [\w ]+ )?(--[a-z][a-z-]*)", page.read_text(encoding="utf-8"))
-    )
+    spans = re.findall(r"`((?:gmix [a-z]|--)[^`\n]*)`", page.read_text(encoding="utf-8"))
+    mentioned = {word for span in spans for word in re.findall(r"(?<!\S)--[a-z][a-z-]*", span)}
     assert mentioned <= known
 
 
