@@ -1,12 +1,14 @@
 """The pictures of the documentation: drawn by code, small, all of them used and described."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from gmix.demo import run_demo
+from gmix.demo.run import demo_config
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -21,6 +23,9 @@ def test_a_finished_demo_gives_the_same_pictures(
 
     for name, number in (("LABELED", 4), ("UNLABELED", 4), ("VALIDATION", 6)):
         monkeypatch.setattr(f"gmix.demo.run.{name}", number)
+    monkeypatch.setattr(
+        "gmix.demo.run.demo_config", lambda *given: replace(demo_config(*given), norm_batches=0)
+    )
     run_demo(tmp_path / "demo", steps=2)
     draw_all(tmp_path / "demo", tmp_path / "pictures")
     drawn = sorted((tmp_path / "pictures").iterdir())
