@@ -116,7 +116,8 @@ def test_help_has_a_line_for_each_flag(capsys: pytest.CaptureFixture[str]) -> No
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 118
     for item in fields(CompareConfig):
-        found = [row for row in text.splitlines() if row.startswith(f"  {flag(item.name)} ")]
+        spelled = flag(f"no_{item.name}" if item.default is True else item.name)
+        found = [row for row in text.splitlines() if row.startswith(f"  {spelled} ")]
         assert len(found) == (item.name not in ("method", "resume", "dry_run")), item.name
         assert all(item.metadata["help"] in line for line in found)
 

@@ -201,7 +201,7 @@ def test_no_step_waits_for_the_gpu_or_mixes_devices(
 ) -> None:
     # Forward only: torch's backward engine wants a real GPU, see test_cuda.py. CCT asks it for a
     # direction in the midst of its forward; here it gets one without a value.
-    monkeypatch.setattr(torch.autograd, "grad", lambda _, x: (torch.empty_like(x),))
+    monkeypatch.setattr(torch.func, "grad", lambda distance: torch.empty_like)
     with fake():
         method = METHODS[name]()
         y = masks(2)
