@@ -12,6 +12,12 @@ settings.register_profile("gmix-long", deadline=None, max_examples=5000)
 settings.load_profile("gmix")
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Tests run side by side, one process a core: more threads would only wait for each other.
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data sets: `GMIX_DATA`, or `../shared/data` beside the checkout."""
