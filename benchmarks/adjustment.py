@@ -19,8 +19,10 @@ from gmix import LogitAdjustment
 from gmix.data import eval_transform
 from gmix.evaluation import evaluate
 from gmix.training.build import build_data
-from gmix.training.config import TrainConfig, parse_size, read_yaml
+from gmix.training.config import TrainConfig
+from gmix.training.options import parse_size
 from gmix.training.saved import load_model
+from gmix.training.yamlfile import read_yaml
 
 
 class TakenOff(nn.Module):

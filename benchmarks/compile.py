@@ -14,7 +14,7 @@ import torch
 from step_cost import build, in_turns
 
 from gmix.methods import Method
-from gmix.training.config import parse_size
+from gmix.training.options import parse_size
 from gmix.training.precision import mixed_precision
 
 

@@ -40,7 +40,8 @@ from gmix.data import (
     train_transform,
 )
 from gmix.training.build import build_data, build_stream
-from gmix.training.config import TrainConfig, parse_size
+from gmix.training.config import TrainConfig
+from gmix.training.options import parse_size
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLASSES, HEIGHT, WIDTH = 21, 375, 500

@@ -19,8 +19,9 @@ from torchvision import tv_tensors
 
 from gmix.data import Classes, Sample, eval_transform
 from gmix.evaluation import evaluate
-from gmix.training.config import EvaluateConfig, parse_size
+from gmix.training.commands import EvaluateConfig
 from gmix.training.cost import peak_memory
+from gmix.training.options import parse_size
 from gmix.training.score import build_predict
 
 CPU = torch.device("cpu")

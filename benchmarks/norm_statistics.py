@@ -23,9 +23,11 @@ from gmix.data import Batch, eval_transform
 from gmix.evaluation import evaluate
 from gmix.training.build import build_data, build_stream
 from gmix.training.checkpoint import list_checkpoints
-from gmix.training.config import TrainConfig, parse_size, read_yaml
+from gmix.training.config import TrainConfig
 from gmix.training.norm import unlabeled_views
+from gmix.training.options import parse_size
 from gmix.training.saved import load_model
+from gmix.training.yamlfile import read_yaml
 
 CPU = torch.device("cpu")
 

@@ -17,8 +17,9 @@ from gmix import FeatureBank, SimilarPairSelector
 from gmix.data import eval_transform
 from gmix.network import GuidedMixNet
 from gmix.training.build import build_data, build_net, image_stats
-from gmix.training.config import TrainConfig, parse_size
+from gmix.training.config import TrainConfig
 from gmix.training.flags import parse
+from gmix.training.options import parse_size
 
 BATCH, DRAWS = 8, 10
 

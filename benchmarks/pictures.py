@@ -38,9 +38,11 @@ from gmix.mitrans import non_local
 from gmix.predict import predict_image
 from gmix.report.sheet import colour_mask
 from gmix.training.checkpoint import list_checkpoints, load_checkpoint
-from gmix.training.config import TrainConfig, parse_size, read_yaml
+from gmix.training.config import TrainConfig
+from gmix.training.options import parse_size
 from gmix.training.run import build_parts
 from gmix.training.saved import SavedModel, load_model
+from gmix.training.yamlfile import read_yaml
 from gmix.weights import encoder_stats
 
 CELL, GAP = 144, 6  # pixels

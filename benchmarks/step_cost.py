@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from gmix import LabeledReference, NonLocalBlock
 from gmix.methods import Method
 from gmix.training.build import build_net
-from gmix.training.config import TrainConfig, parse_size
+from gmix.training.config import TrainConfig
 from gmix.training.cost import encoders, peak_memory
 from gmix.training.methods import METHODS, build_method
+from gmix.training.options import parse_size
 from gmix.training.precision import mixed_precision
 
 CPU = torch.device("cpu")

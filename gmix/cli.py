@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gmix import __version__
-from gmix.training.config import (
-    CompareConfig,
+from gmix.training.commands import (
     DemoConfig,
     EvaluateConfig,
     ExportConfig,
@@ -22,13 +21,11 @@ from gmix.training.config import (
     ReportConfig,
     SplitsAuditConfig,
     SplitsMakeConfig,
-    TrainConfig,
-    flag,
-    parse_size,
-    suggest,
 )
+from gmix.training.config import CompareConfig, TrainConfig
 from gmix.training.flags import UsageError, parse
 from gmix.training.interrupts import Interrupted
+from gmix.training.options import flag, parse_size, suggest
 
 HELP = """\
 usage: gmix COMMAND [flags]

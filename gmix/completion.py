@@ -6,20 +6,21 @@ from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from gmix.recipes import recipe_names
-from gmix.training import config
-from gmix.training.config import flag
+from gmix.training import commands
+from gmix.training.config import CompareConfig, TrainConfig
+from gmix.training.options import DATASETS, flag
 
 FLAGS: dict[str, type[Any]] = {
-    "demo": config.DemoConfig,
-    "train": config.TrainConfig,
-    "compare": config.CompareConfig,
-    "report": config.ReportConfig,
-    "evaluate": config.EvaluateConfig,
-    "predict": config.PredictConfig,
-    "pseudo-label": config.PseudoLabelConfig,
-    "export": config.ExportConfig,
-    "splits make": config.SplitsMakeConfig,
-    "splits audit": config.SplitsAuditConfig,
+    "demo": commands.DemoConfig,
+    "train": TrainConfig,
+    "compare": CompareConfig,
+    "report": commands.ReportConfig,
+    "evaluate": commands.EvaluateConfig,
+    "predict": commands.PredictConfig,
+    "pseudo-label": commands.PseudoLabelConfig,
+    "export": commands.ExportConfig,
+    "splits make": commands.SplitsMakeConfig,
+    "splits audit": commands.SplitsAuditConfig,
 }
 METHODS = "cct classmix cps cutmix fixmatch guidedmix mean_teacher supervised unimatch"
 
@@ -64,7 +65,7 @@ def completion_script() -> str:
         cases.append(f'*\\ {escaped}\\ *) known="{" ".join(names)}" ;;')
     values |= {
         "--recipe": " ".join(recipe_names()),
-        "--dataset": config.DATASETS.replace(",", ""),
+        "--dataset": DATASETS.replace(",", ""),
         "--method": METHODS,
     }
     # A flag that waits for its value comes first.

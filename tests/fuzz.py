@@ -24,8 +24,9 @@ if __name__ == "__main__":  # branches are counted in what reads the input
         import gmix.training.flags  # noqa: F401
 
 from gmix.data import Classes, read_split
-from gmix.training.config import TrainConfig, parse_yaml
+from gmix.training.config import TrainConfig
 from gmix.training.flags import UsageError, parse
+from gmix.training.yamlfile import parse_yaml
 
 
 def split(data: bytes, folder: Path) -> None:

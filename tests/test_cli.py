@@ -16,18 +16,18 @@ from PIL import Image
 from tiny_data import NAMES, tiny_config, words, write_data
 
 from gmix.cli import main
-from gmix.training.config import (
+from gmix.training.commands import (
     DemoConfig,
     EvaluateConfig,
     PredictConfig,
     ReportConfig,
     SplitsAuditConfig,
     SplitsMakeConfig,
-    TrainConfig,
-    flag,
-    write_yaml,
 )
+from gmix.training.config import TrainConfig
 from gmix.training.flags import UsageError, parse
+from gmix.training.options import flag
+from gmix.training.yamlfile import write_yaml
 
 Capture = pytest.CaptureFixture[str]
 

@@ -40,10 +40,12 @@ from gmix.compare.table import classes_table, gain, gap_closed, scores_table
 from gmix.data import eval_transform
 from gmix.methods import CPS, ClassMix, FixMatch, GuidedMix, Method, Supervised, UniMatch
 from gmix.training.build import Data, build_data, held_out_files, training_files
-from gmix.training.config import CompareConfig, TrainConfig, flag, write_yaml
+from gmix.training.config import CompareConfig, TrainConfig
 from gmix.training.cost import count_first_step, encoders, peak_memory
+from gmix.training.options import flag
 from gmix.training.quality import judge_pseudo_masks
 from gmix.training.run import train
+from gmix.training.yamlfile import write_yaml
 
 TINY: dict[str, Any] = {
     "encoder": "tu-test_resnet",

@@ -12,9 +12,9 @@ import pytest
 from gmix import cli
 from gmix.completion import FLAGS, METHODS, completion_script
 from gmix.recipes import recipe_names
-from gmix.training.config import DATASETS
 from gmix.training.flags import parse
 from gmix.training.methods import METHODS as KNOWN_METHODS
+from gmix.training.options import DATASETS
 
 Complete = Callable[[str], list[str]]
 

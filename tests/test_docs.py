@@ -16,8 +16,7 @@ import yaml
 from tiny_nets import tiny_batch, tiny_net
 
 import gmix
-from gmix.training.config import (
-    CompareConfig,
+from gmix.training.commands import (
     DemoConfig,
     EvaluateConfig,
     ExportConfig,
@@ -26,12 +25,12 @@ from gmix.training.config import (
     ReportConfig,
     SplitsAuditConfig,
     SplitsMakeConfig,
-    TrainConfig,
-    flag,
 )
+from gmix.training.config import CompareConfig, TrainConfig
 from gmix.training.cost import count_first_step
 from gmix.training.flags import parse
 from gmix.training.methods import METHODS, build_method
+from gmix.training.options import flag
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -27,7 +27,7 @@ from gmix.evaluation import (
     draw_confusion,
     evaluate,
 )
-from gmix.training.config import EvaluateConfig
+from gmix.training.commands import EvaluateConfig
 from gmix.training.run import train
 from gmix.training.score import build_predict, score_model
 

@@ -36,7 +36,7 @@ from gmix.export import (
 from gmix.network import GuidedMixNet
 from gmix.predict import predict_logits
 from gmix.training.card import model_card
-from gmix.training.config import ExportConfig
+from gmix.training.commands import ExportConfig
 from gmix.training.run import train
 from gmix.training.saved import SavedModel
 from gmix.unet import GuidedMixUnet

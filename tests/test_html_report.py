@@ -37,7 +37,7 @@ from gmix.report.figures import mean_activations, same_size
 from gmix.report.pairs import draw_lambdas, pixel_weights, replay_last_batch
 from gmix.report.pictures import class_picture, compare_errors, describe, heat, photo
 from gmix.report.scenes import choose, look_at_scenes
-from gmix.training.config import ReportConfig
+from gmix.training.commands import ReportConfig
 from gmix.training.run import train
 from gmix.training.saved import load_model
 

@@ -36,9 +36,9 @@ from gmix.methods import (
 )
 from gmix.processes import gather
 from gmix.training.checkpoint import newest_checkpoint
-from gmix.training.config import write_yaml
 from gmix.training.fit import fit
 from gmix.training.processes import ALONE, Processes, start_processes
+from gmix.training.yamlfile import write_yaml
 
 pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="torch without distributed")
 

@@ -11,8 +11,9 @@ import pytest
 
 from gmix.cli import main
 from gmix.recipes import read_recipe, recipe_names
-from gmix.training.config import CompareConfig, TrainConfig, read_yaml
+from gmix.training.config import CompareConfig, TrainConfig
 from gmix.training.flags import UsageError, parse
+from gmix.training.yamlfile import read_yaml
 from tests.tiny_data import write_data
 from tests.true_layouts import WRITERS
 

@@ -30,7 +30,7 @@ from gmix.splits import (
     stratified_order,
 )
 from gmix.training.build import build_data
-from gmix.training.config import SplitsAuditConfig, SplitsMakeConfig
+from gmix.training.commands import SplitsAuditConfig, SplitsMakeConfig
 
 Capture = pytest.CaptureFixture[str]
 ANIMALS = {"classes": 7, "label_map": "0:0,8:1,10:2,12:3,13:4,15:5,17:6"}

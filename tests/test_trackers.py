@@ -10,8 +10,8 @@ import pytest
 from tiny_data import tiny_config, write_data
 
 from gmix.cli import main
-from gmix.training.config import write_yaml
 from gmix.training.trackers import scalars
+from gmix.training.yamlfile import write_yaml
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 

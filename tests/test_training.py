@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from gmix.data import Batch
 from gmix.training.build import build_data, build_stream, training_files, validation_files
-from gmix.training.config import TrainConfig, parse_size, read_yaml, write_yaml
+from gmix.training.config import TrainConfig
 from gmix.training.fit import Report, fit, mean_losses
 from gmix.training.optim import build_optimizer, poly, set_lr
+from gmix.training.options import parse_size
 from gmix.training.progress import LiveProgress, PlainProgress
 from gmix.training.run import train
+from gmix.training.yamlfile import read_yaml, write_yaml
 
 HALF = (0.5, 0.5, 0.5)
 

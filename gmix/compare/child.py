@@ -9,7 +9,7 @@ import sys
 from typing import IO
 
 from gmix.compare.plan import Run
-from gmix.training.config import read_yaml, refuse_changes, write_yaml
+from gmix.training.yamlfile import read_yaml, refuse_changes, write_yaml
 
 
 class Child:

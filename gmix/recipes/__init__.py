@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import Any
 
-from gmix.training.config import parse_yaml, suggest
+from gmix.training.options import suggest
+from gmix.training.yamlfile import parse_yaml
 
 
 def recipe_names() -> list[str]:

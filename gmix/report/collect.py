@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gmix.training.config import read_yaml
+from gmix.training.yamlfile import read_yaml
 
 Points = list[tuple[int, float]]
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from gmix import __version__
 from gmix.report.collect import BASELINE, Group, RunRecord
-from gmix.training.config import TrainConfig, flag
+from gmix.training.config import TrainConfig
+from gmix.training.options import flag
 
 
 @dataclass(frozen=True)

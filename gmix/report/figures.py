@@ -18,7 +18,7 @@ from gmix.report.pairs import Replay, replay_last_batch
 from gmix.report.pictures import Color, Pixels
 from gmix.report.scenes import load_newest, look_at_scenes
 from gmix.report.sheet import INK, PALE, picture_sheet
-from gmix.training.config import ReportConfig
+from gmix.training.commands import ReportConfig
 from gmix.training.run import prepare_device
 
 

@@ -15,7 +15,7 @@ from gmix.data import LAYOUTS, Classes, Entry, Layout, data_names, fingerprint
 from gmix.data.layouts import Finder
 from gmix.splits.pixels import class_pixels
 from gmix.training.build import build_classes, known_layout
-from gmix.training.config import SplitsAuditConfig
+from gmix.training.commands import SplitsAuditConfig
 
 SHOWN = 3  # names in a note
 

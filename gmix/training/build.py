@@ -40,7 +40,8 @@ from gmix.data import (
     train_transform,
 )
 from gmix.network import GuidedMixNet
-from gmix.training.config import TrainConfig, parse_size
+from gmix.training.config import TrainConfig
+from gmix.training.options import parse_size
 from gmix.unet import GuidedMixUnet
 from gmix.weights import encoder_stats, load_encoder_weights
 

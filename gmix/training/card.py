@@ -7,7 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmix.training.config import CLASSES, INPUT, METHOD, MODEL, OPTIM, TrainConfig, flag
+from gmix.training.config import TrainConfig
+from gmix.training.options import CLASSES, INPUT, METHOD, MODEL, OPTIM, flag
 from gmix.training.results import versions
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The one flag vocabulary: every field is a command-line flag, a YAML key and a Python argument.
+"""What a training depends on: every field is a command-line flag, a YAML key and a Python argument.
 
 Importing this file costs nothing (no torch), so that `gmix --help` answers at once.
 """
@@ -6,53 +6,31 @@ Importing this file costs nothing (no torch), so that `gmix --help` answers at o
 # ruff: noqa: RUF009 - `option` is `dataclasses.field` with a help text
 from __future__ import annotations
 
-import difflib
 import math
-import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from gmix.training.whole import write_whole
-
-
-def option(default: Any, group: str, metavar: str, help: str) -> Any:
-    """A dataclass field that knows its own help text: the command line is built from it."""
-    metadata = {"group": group, "metavar": metavar, "help": help}
-    if default is dict:
-        return field(default_factory=dict, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def left_out(default: Any, why: str) -> Any:
-    """An inherited field that a command does without: no flag, and `why` for those who try it."""
-    return field(init=False, default=default, metadata={"help": why})
-
-
-COMPARE = "the comparison"
-RECIPE = "a recipe: voc_1-8_r101, cityscapes_100_r101, cpu, medical, ... (docs/recipes.md)"
-DATA = "your data: plain folders"
-KNOWN = "your data: a known data set (instead of the folders above)"
-CLASSES = "classes and labels"
-MODEL = "the network"
-METHOD = "the method"
-INPUT = "what the network sees"
-OPTIM = "optimisation"
-SAVED = "the trained model"
-IMAGES = "images"
-TEST = "how images are tested"
-MACHINE = "the machine"
-OUTPUT = "output"
-SPLIT = "the split"
-
-WINDOW = ("HxW", "predict overlapping windows and average them (default: whole images)")
-STRIDE = ("HxW", "from window to window (default: two thirds of --window)")
-EDGE = ("HOW", "shift the last windows back into the image, or truncate them")
-
-Edge = Literal["shift", "truncate"]
-
-DATASETS = "voc, sbd, context, cityscapes, ade20k, coco, coco_stuff, camvid"
+from gmix.training.options import (
+    CLASSES,
+    COMPARE,
+    DATA,
+    DATASETS,
+    INPUT,
+    KNOWN,
+    MACHINE,
+    METHOD,
+    MODEL,
+    OPTIM,
+    OUTPUT,
+    RECIPE,
+    at_least,
+    check_threads,
+    flag,
+    left_out,
+    option,
+    parse_range,
+    parse_size,
+)
 
 
 @dataclass
@@ -212,7 +190,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
         for name in ("steps", "batch_labeled", "accumulate", "log_every", "keep_last", "channels"):
-            _at_least(name, getattr(self, name), 1)
+            at_least(name, getattr(self, name), 1)
         for name in (
             "batch_unlabeled",
             "held_out",
@@ -221,11 +199,11 @@ class TrainConfig:
             "checkpoint_every",
             "skip_nonfinite",
         ):
-            _at_least(name, getattr(self, name), 0)
-        _at_least("workers", self.workers, 0, 1024)
+            at_least(name, getattr(self, name), 0)
+        at_least("workers", self.workers, 0, 1024)
         if self.labels is not None:
-            _at_least("labels", self.labels, 1)
-        _check_threads(self.threads)
+            at_least("labels", self.labels, 1)
+        check_threads(self.threads)
         if self.seed.bit_length() > 63:  # what torch takes
             raise ValueError(f"--seed must be below 2^63 either way, got {self.seed}")
         for name in ("lr", "encoder_lr", "weight_decay", "rotate", "jitter"):
@@ -291,7 +269,7 @@ class CompareConfig(TrainConfig):
         """Refuse values that cannot work."""
         super().__post_init__()
         for name in ("seeds", "jobs"):
-            _at_least(name, getattr(self, name), 1)
+            at_least(name, getattr(self, name), 1)
         if not self.method_names():
             raise ValueError("--methods names no method: write e.g. supervised,guidedmix")
         if self.full and self.labels is None:
@@ -305,435 +283,3 @@ class CompareConfig(TrainConfig):
     def all_seeds(self) -> list[int]:
         """The seed of each run of a method."""
         return [self.seed + i for i in range(self.seeds)]
-
-
-@dataclass
-class EvaluateConfig:
-    """What `gmix evaluate` needs; without data flags it takes the validation images of the run."""
-
-    model: str | None = option(None, SAVED, "DIR", "--out folder of a finished `gmix train`")
-    val_images: str | None = option(
-        None, IMAGES, "DIR", "to score (default: the validation images of the run)"
-    )
-    val_masks: str | None = option(None, IMAGES, "DIR", "their masks, named like the images")
-    dataset: str | None = option(None, IMAGES, "NAME", f"instead of folders: {DATASETS}")
-    data: str | None = option(None, IMAGES, "ROOT", "its folder, in its usual layout")
-    voc: str | None = option(None, IMAGES, "ROOT", "short for --dataset voc --data ROOT")
-    val_list: str = option("val", IMAGES, "LIST", "of a known data set: a split, or a file")
-    val_part: Literal["all", "odd", "even"] = option(
-        "all", IMAGES, "PART", "all, odd or even images"
-    )
-    window: str | None = option(None, TEST, *WINDOW)
-    stride: str | None = option(None, TEST, *STRIDE)
-    edge: Edge = option("shift", TEST, *EDGE)
-    scales: str = option("1", TEST, "S,S,..", "average over sizes, e.g. 0.5,0.75,1,1.25,1.5,1.75")
-    flip: bool = option(False, TEST, "", "average with the mirrored image")
-    incomparable_center: str | None = option(
-        None, TEST, "HxW", "score this centre of each image only; compares with nothing else"
-    )
-    batch: int = option(8, TEST, "N", "images at a time, where they have one size")
-    device: str = option("auto", MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps")
-    threads: int | None = option(None, MACHINE, "N", "CPU threads (default: torch decides)")
-    out: str | None = option(None, OUTPUT, "FILE", "also write the scores as JSON")
-    picture: str | None = option(
-        None, OUTPUT, "FILE", "also draw the confusion matrix: png, pdf or svg"
-    )
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
-        _at_least("batch", self.batch, 1)
-        _check_threads(self.threads)
-
-    def center_size(self) -> tuple[int, int] | None:
-        """Height and width of the centre to score; None: all of each image."""
-        if self.incomparable_center is None:
-            return None
-        return parse_size(self.incomparable_center, "incomparable_center")
-
-    def scale_factors(self) -> list[float]:
-        """The sizes to average over."""
-        try:
-            factors = [float(part) for part in self.scales.split(",")]
-        except ValueError:
-            factors = []
-        if not factors or not all(0 < factor < math.inf for factor in factors):
-            raise ValueError(f"--scales must be written like 0.75,1,1.25, got {self.scales!r}")
-        return factors
-
-
-@dataclass
-class PredictConfig:
-    """What `gmix predict` needs."""
-
-    model: str | None = option(None, SAVED, "DIR", "--out folder of a finished `gmix train`")
-    images: str | None = option(None, IMAGES, "DIR", "of any kind and size")
-    window: str | None = option(None, INPUT, *WINDOW)
-    stride: str | None = option(None, INPUT, *STRIDE)
-    edge: Edge = option("shift", INPUT, *EDGE)
-    out: str | None = option(None, OUTPUT, "DIR", "gets masks/NAME.png and overlays/NAME.jpg")
-    masks_only: bool = option(False, OUTPUT, "", "no overlays")
-    device: str = option("auto", MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps")
-    threads: int | None = option(None, MACHINE, "N", "CPU threads (default: torch decides)")
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
-        _check_threads(self.threads)
-
-
-@dataclass
-class ExportConfig:
-    """What `gmix export` needs."""
-
-    model: str | None = option(None, SAVED, "DIR", "--out folder of a finished `gmix train`")
-    out: str | None = option(None, OUTPUT, "FILE", "model.onnx, or model.pt2 for torch.export")
-    format: Literal["onnx", "torch"] | None = option(
-        None, OUTPUT, "NAME", "onnx or torch (default: what the ending of --out says)"
-    )
-    size: str | None = option(
-        None, INPUT, "HxW", "one size of all images (default: any; the batch is free in any case)"
-    )
-
-    def chosen_format(self) -> Literal["onnx", "torch"]:
-        """What `--format` or the ending of `--out` says.
-
-        Examples:
-            >>> ExportConfig(out="model.pt2").chosen_format()
-            'torch'
-        """
-        ending = Path(self.out or "").suffix.lower()
-        if self.format is None and ending in (".onnx", ".pt2"):
-            return "onnx" if ending == ".onnx" else "torch"
-        if self.format is None:
-            raise ValueError(
-                f"--out must end with .onnx or .pt2, or --format say which: {self.out}"
-            )
-        if self.format == "torch" and ending != ".pt2":
-            raise ValueError(f"torch.export wants a file that ends with .pt2, got --out {self.out}")
-        return self.format
-
-
-@dataclass
-class PseudoLabelConfig:
-    """What `gmix pseudo-label` needs."""
-
-    model: str | None = option(None, SAVED, "DIR", "--out folder of a finished `gmix train`")
-    images: str | None = option(None, IMAGES, "DIR", "of any kind and size")
-    window: str | None = option(None, INPUT, *WINDOW)
-    stride: str | None = option(None, INPUT, *STRIDE)
-    edge: Edge = option("shift", INPUT, *EDGE)
-    out: str | None = option(
-        None, OUTPUT, "DIR", "gets masks/NAME.png, confidence/NAME.png and coco.json"
-    )
-    min_confidence: float = option(
-        0.9, OUTPUT, "P", "pixels of less probability become 255, nobody's"
-    )
-    min_area: int = option(0, OUTPUT, "N", "so do regions of fewer pixels")
-    device: str = option("auto", MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps")
-    threads: int | None = option(None, MACHINE, "N", "CPU threads (default: torch decides)")
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
-        if not 0 <= self.min_confidence <= 1:
-            raise ValueError(
-                f"--min-confidence must lie between 0 and 1, got {self.min_confidence}"
-            )
-        _at_least("min_area", self.min_area, 0)
-
-
-@dataclass
-class ReportConfig:
-    """What `gmix report` needs, besides the runs themselves."""
-
-    out: str | None = option(
-        None, OUTPUT, "FILE", "the page (default: report.html where the runs are), or the figure"
-    )
-    images: int = option(
-        6, OUTPUT, "N", "evenly spaced validation images; half as many worst and best ones"
-    )
-    palette: Literal["default", "colorblind"] = option(
-        "default", OUTPUT, "NAME", "colours of the classes: the data set's own, or colorblind"
-    )
-    figure: Literal["activations", "decoupling", "comparison"] | None = option(
-        None,
-        OUTPUT,
-        "NAME",
-        "a paper's figure instead of the page: activations, decoupling or comparison",
-    )
-    device: str = option("auto", MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps")
-    threads: int | None = option(None, MACHINE, "N", "CPU threads (default: torch decides)")
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
-        _at_least("images", self.images, 1, 100)
-        _check_threads(self.threads)
-        if self.figure is not None and Path(self.out or "").suffix not in (".pdf", ".png", ".svg"):
-            raise ValueError(
-                f"--figure needs --out FILE that ends with .pdf, .png or .svg, got {self.out}"
-            )
-
-
-@dataclass
-class DemoConfig:
-    """What `gmix demo` needs."""
-
-    out: str = option(
-        "gmix-demo", OUTPUT, "DIR", "gets the scenes, both runs and the picture sheet"
-    )
-    steps: int | None = option(None, OPTIM, "N", "training steps (default: what takes minutes)")
-    seed: int = option(0, OPTIM, "N", "same seed, same result")
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
-        if self.steps is not None:
-            _at_least("steps", self.steps, 1)
-
-
-@dataclass
-class SplitsMakeConfig:
-    """What `gmix splits make` needs; the data flags are those of `gmix train`."""
-
-    images: str | None = option(None, DATA, "DIR", "images; those without a mask are unlabeled")
-    masks: str | None = option(None, DATA, "DIR", "masks (PNG), named like their images")
-    unlabeled: str | None = option(None, DATA, "DIR", "more images; never need a mask")
-    dataset: str | None = option(None, KNOWN, "NAME", DATASETS)
-    data: str | None = option(None, KNOWN, "ROOT", "its folder, in its usual layout")
-    voc: str | None = option(None, KNOWN, "ROOT", "short for --dataset voc --data ROOT")
-    train_list: str = option("train", KNOWN, "LIST", "to choose from: a split, or a file of names")
-    unlabeled_list: str | None = option(None, KNOWN, "LIST", "more images that stay unlabeled")
-    labels: int | str | None = option(
-        None, SPLIT, "N|A/B,..", "how many: 183, 1/8, or nested ones: 1/16,1/8"
-    )
-    seed: int = option(0, SPLIT, "N", "same seed, same split")
-    stratify: bool = option(False, SPLIT, "", "spread the classes evenly (opens every mask)")
-    classes: int | str | None = option(
-        None, CLASSES, "N|FILE", "how many, or a file: one name a line"
-    )
-    label_map: str | dict[int, int] | None = option(
-        None, CLASSES, "FILE|MAP", 'raw id to class, e.g. "0:0,8:1"; any other id is ignored'
-    )
-    out: str | None = option(None, OUTPUT, "DIR", "gets labeled.txt and unlabeled.txt")
-
-
-@dataclass
-class SplitsAuditConfig:
-    """What `gmix splits audit` needs."""
-
-    root: str | None = option(
-        None, SPLIT, "DIR", "what the lists are relative to: the data set's folder"
-    )
-    dataset: str | None = option(None, SPLIT, "NAME", f"{DATASETS}; default: as voc")
-    labeled: str | None = option(None, SPLIT, "LIST", "a file, or the name of a split")
-    unlabeled: str | None = option(None, SPLIT, "LIST", "unlabeled; no mask of it is looked for")
-    val: str | None = option(None, SPLIT, "LIST", "what is trained on must not be in it")
-    fine: str | None = option(
-        None, SPLIT, "LIST", "finely annotated images (default: ImageSets/Segmentation/train.txt)"
-    )
-    classes: int | str | None = option(
-        None, CLASSES, "N|FILE", "how many, or names: opens the labeled masks and counts"
-    )
-    label_map: str | dict[int, int] | None = option(
-        None, CLASSES, "FILE|MAP", 'raw id to class, e.g. "0:0,8:1"; any other id is ignored'
-    )
-    out: str | None = option(None, OUTPUT, "FILE", "also write what was found as JSON")
-
-
-def parse_size(text: str, name: str = "size") -> tuple[int, int]:
-    """Read `HxW`.
-
-    Raises:
-        ValueError: if the text is not two positive whole numbers joined by `x`.
-    """
-    parts = text.lower().split("x")
-    good = [part for part in parts if part.isdecimal() and len(part) < 6 and int(part) > 0]
-    if len(parts) != 2 or good != parts:
-        raise ValueError(
-            f"{flag(name)} must be written HxW, e.g. 120x160, at most 99999 each, got {text!r}"
-        )
-    return int(parts[0]), int(parts[1])
-
-
-def read_windows(
-    window: str | None, stride: str | None, edge: Edge
-) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """Height and width of a window, and of the step to the next; None: whole images.
-
-    Raises:
-        ValueError: if the flags are not written `HxW`, or do not fit each other.
-
-    Examples:
-        >>> read_windows("513x513", None, "shift")
-        ((513, 513), (342, 342))
-    """
-    if window is None:
-        if stride is not None or edge != "shift":
-            raise ValueError("--stride and --edge are about windows: add --window HxW")
-        return None
-    height, width = parse_size(window, "window")
-    down, right = max(1, height * 2 // 3), max(1, width * 2 // 3)
-    if stride is not None:
-        down, right = parse_size(stride, "stride")
-    if down > height or right > width:
-        raise ValueError(
-            f"--stride {stride} would leave gaps between windows of {window}: "
-            "it must be at most --window"
-        )
-    return (height, width), (down, right)
-
-
-def parse_range(text: str, name: str, example: str) -> tuple[float, float]:
-    """Read `LOW-HIGH`; either may be negative.
-
-    Raises:
-        ValueError: if the text is not two numbers, the first at most as large as the second.
-
-    Examples:
-        >>> parse_range("-1000-400", "value_range", "0-4095")
-        (-1000.0, 400.0)
-    """
-    found = re.fullmatch(r"\s*(-?[\d.]+(?:e-?\d+)?)-(-?[\d.]+(?:e-?\d+)?)\s*", text)
-    try:
-        low, high = (float(part) for part in found.groups()) if found else (1.0, 0.0)
-    except ValueError:
-        low, high = 1.0, 0.0
-    if not -math.inf < low <= high < math.inf:
-        raise ValueError(f"{flag(name)} must be written LOW-HIGH, e.g. {example}: {text!r}")
-    return low, high
-
-
-def suggest(word: str, known: Sequence[str]) -> str:
-    """A hint at what was meant, or nothing.
-
-    Examples:
-        >>> suggest("--crops", ["--crop", "--size"])
-        ', did you mean --crop?'
-    """
-    near = difflib.get_close_matches(word, known, n=1)
-    return f", did you mean {near[0]}?" if near else ""
-
-
-def flag(name: str) -> str:
-    """The command-line spelling of a field."""
-    return "--" + name.replace("_", "-")
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a mapping of flags (`batch-labeled` or `batch_labeled`) from a YAML file.
-
-    Raises:
-        ValueError: if the file cannot be read or is no mapping.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the configuration {path}: {error}") from None
-    return parse_yaml(text, str(path))
-
-
-def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """A mapping of flags from the text of a YAML file; `source` is what errors call it.
-
-    Raises:
-        ValueError: if it is no mapping.
-
-    Examples:
-        >>> parse_yaml("batch-labeled: 4", "mine.yaml")
-        {'batch_labeled': 4}
-    """
-    import yaml
-
-    try:
-        _check_yaml(yaml.compose(text, yaml.SafeLoader))
-        found = yaml.safe_load(text)
-    except Exception as error:  # PyYAML raises nearly anything on what it cannot understand
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{source} is not valid YAML: {reason}") from None
-    found = {} if found is None else found
-    if not isinstance(found, dict):
-        raise ValueError(
-            f"{source} must hold lines like `steps: 100`, got a {type(found).__name__}"
-        )
-    settings: dict[str, Any] = {}
-    for key, value in found.items():
-        name = str(key).replace("-", "_")
-        if name in settings:
-            raise ValueError(f"{source} gives {name} twice: keep one of the lines")
-        settings[name] = value
-    return settings
-
-
-# A few lines of aliases of aliases can stand for more than any memory holds.
-YAML_NODES = 200_000
-
-
-def _check_yaml(root: Any) -> None:
-    """Refuse what PyYAML takes without a word: keys given twice or of another kind, endless aliases."""
-    waiting, count = [root], 0
-    while waiting:
-        node, count = waiting.pop(), count + 1
-        if count > YAML_NODES:
-            raise ValueError(f"it has more than {YAML_NODES} values, or aliases without end")
-        inside = [] if node is None or isinstance(node.value, str) else node.value
-        pairs = [pair for pair in inside if isinstance(pair, tuple)]
-        keys = [key.value for key, _ in pairs if isinstance(key.value, str)]
-        odd = [key.value for key, _ in pairs if key.tag.endswith((":float", ":bool"))]
-        if odd:
-            raise ValueError(f"{odd[0]} is no key: expected a word or a whole number")
-        if len(set(keys)) < len(keys):
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"{twice} is given twice: keep one of the two")
-        waiting += [part for pair in pairs for part in pair] if pairs else inside
-
-
-def write_yaml(config: TrainConfig, path: Path) -> None:
-    """Write the resolved configuration: `gmix train --config FILE` repeats the run."""
-    import yaml
-
-    fresh = replace(config, resume=False, dry_run=False, report="html")
-    write_whole(path, yaml.safe_dump(asdict(fresh), sort_keys=False))
-
-
-# Where a run may go on elsewhere, or report more often, without changing its result.
-FREE_ON_RESUME = {
-    "resume",
-    "out",
-    "held_out",
-    "download",
-    "workers",
-    "cache",
-    "log_every",
-    "trackers",
-    "eval_every",
-    "checkpoint_every",
-    "keep_last",
-    "keep_best",
-    "skip_nonfinite",
-    "report",
-    "dry_run",
-}
-
-
-def refuse_changes(config: TrainConfig, path: Path) -> None:
-    """Refuse to resume a run under other settings than it was started with.
-
-    Raises:
-        ValueError: naming the first flag that differs, both values and the remedy.
-    """
-    before = read_yaml(path)
-    for name, now in asdict(config).items():
-        if name not in FREE_ON_RESUME and name in before and before[name] != now:
-            raise ValueError(
-                f"cannot resume {path.parent}: it was started with {flag(name)} {before[name]}, "
-                f"now {flag(name)} is {now}; use the old value or another --out"
-            )
-
-
-def _at_least(name: str, value: int, least: int, most: int = 2**31 - 1) -> None:
-    if value < least:
-        raise ValueError(f"{flag(name)} must be at least {least}, got {value}")
-    if value > most:
-        raise ValueError(f"{flag(name)} must be at most {most}, got {value}")
-
-
-def _check_threads(threads: int | None) -> None:
-    if threads is not None:
-        _at_least("threads", threads, 1, 1024)

@@ -10,7 +10,8 @@ from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from gmix.recipes import read_recipe
-from gmix.training.config import flag, parse_yaml, read_yaml, suggest
+from gmix.training.options import flag, suggest
+from gmix.training.yamlfile import parse_yaml, read_yaml
 
 C = TypeVar("C")
 
@@ -29,7 +30,7 @@ def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: st
     over the recipe.
 
     Args:
-        kind: dataclass whose fields were made by `gmix.training.config.option`.
+        kind: dataclass whose fields were made by `gmix.training.options.option`.
         prog: the command, for its help text.
         about: one sentence.
         words: the flags.

@@ -11,9 +11,10 @@ from gmix.data import Batch
 from gmix.training.build import build_data, build_stream, image_stats
 from gmix.training.checkpoint import newest_checkpoint
 from gmix.training.compiled import compile_call
-from gmix.training.config import TrainConfig, read_yaml
+from gmix.training.config import TrainConfig
 from gmix.training.fit import fit
 from gmix.training.run import build_parts, fit_settings, prepare_device, restore
+from gmix.training.yamlfile import read_yaml
 
 
 def replay(folder: str | Path, device: str | None = None) -> dict[str, float]:

@@ -39,7 +39,7 @@ from gmix.training.checkpoint import (
     save_checkpoint,
 )
 from gmix.training.compiled import compile_call
-from gmix.training.config import TrainConfig, flag, parse_size, refuse_changes, write_yaml
+from gmix.training.config import TrainConfig
 from gmix.training.cost import count_first_step, count_passes, peak_memory
 from gmix.training.deterministic import deterministic
 from gmix.training.fit import Report, fit
@@ -55,6 +55,7 @@ from gmix.training.nonfinite import (
 )
 from gmix.training.norm import renew_statistics, unlabeled_views
 from gmix.training.optim import build_optimizer
+from gmix.training.options import flag, parse_size
 from gmix.training.precision import computes_in_bfloat16
 from gmix.training.processes import Processes, start_processes
 from gmix.training.progress import SilentProgress, make_progress
@@ -63,6 +64,7 @@ from gmix.training.results import Metrics, Tally, write_results
 from gmix.training.saved import SavedModel
 from gmix.training.trackers import open_trackers
 from gmix.training.whole import refuse_unwritable, sweep, whole_folder
+from gmix.training.yamlfile import refuse_changes, write_yaml
 
 
 class Result(NamedTuple):

@@ -1,0 +1,144 @@
+"""How a flag is declared and checked, and what the flags of several commands share.
+
+Importing this file costs nothing (no torch), so that `gmix --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import field
+from typing import Any, Literal
+
+
+def option(default: Any, group: str, metavar: str, help: str) -> Any:
+    """A dataclass field that knows its own help text: the command line is built from it."""
+    metadata = {"group": group, "metavar": metavar, "help": help}
+    if default is dict:
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def left_out(default: Any, why: str) -> Any:
+    """An inherited field that a command does without: no flag, and `why` for those who try it."""
+    return field(init=False, default=default, metadata={"help": why})
+
+
+COMPARE = "the comparison"
+RECIPE = "a recipe: voc_1-8_r101, cityscapes_100_r101, cpu, medical, ... (docs/recipes.md)"
+DATA = "your data: plain folders"
+KNOWN = "your data: a known data set (instead of the folders above)"
+CLASSES = "classes and labels"
+MODEL = "the network"
+METHOD = "the method"
+INPUT = "what the network sees"
+OPTIM = "optimisation"
+SAVED = "the trained model"
+IMAGES = "images"
+TEST = "how images are tested"
+MACHINE = "the machine"
+OUTPUT = "output"
+SPLIT = "the split"
+
+WINDOW = ("HxW", "predict overlapping windows and average them (default: whole images)")
+STRIDE = ("HxW", "from window to window (default: two thirds of --window)")
+EDGE = ("HOW", "shift the last windows back into the image, or truncate them")
+
+Edge = Literal["shift", "truncate"]
+
+DATASETS = "voc, sbd, context, cityscapes, ade20k, coco, coco_stuff, camvid"
+
+
+def flag(name: str) -> str:
+    """The command-line spelling of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def suggest(word: str, known: Sequence[str]) -> str:
+    """A hint at what was meant, or nothing.
+
+    Examples:
+        >>> suggest("--crops", ["--crop", "--size"])
+        ', did you mean --crop?'
+    """
+    near = difflib.get_close_matches(word, known, n=1)
+    return f", did you mean {near[0]}?" if near else ""
+
+
+def at_least(name: str, value: int, least: int, most: int = 2**31 - 1) -> None:
+    """Refuse a number that is too small or too large for its field."""
+    if value < least:
+        raise ValueError(f"{flag(name)} must be at least {least}, got {value}")
+    if value > most:
+        raise ValueError(f"{flag(name)} must be at most {most}, got {value}")
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of CPU threads that no machine has; None leaves it to torch."""
+    if threads is not None:
+        at_least("threads", threads, 1, 1024)
+
+
+def parse_size(text: str, name: str = "size") -> tuple[int, int]:
+    """Read `HxW`.
+
+    Raises:
+        ValueError: if the text is not two positive whole numbers joined by `x`.
+    """
+    parts = text.lower().split("x")
+    good = [part for part in parts if part.isdecimal() and len(part) < 6 and int(part) > 0]
+    if len(parts) != 2 or good != parts:
+        raise ValueError(
+            f"{flag(name)} must be written HxW, e.g. 120x160, at most 99999 each, got {text!r}"
+        )
+    return int(parts[0]), int(parts[1])
+
+
+def parse_range(text: str, name: str, example: str) -> tuple[float, float]:
+    """Read `LOW-HIGH`; either may be negative.
+
+    Raises:
+        ValueError: if the text is not two numbers, the first at most as large as the second.
+
+    Examples:
+        >>> parse_range("-1000-400", "value_range", "0-4095")
+        (-1000.0, 400.0)
+    """
+    found = re.fullmatch(r"\s*(-?[\d.]+(?:e-?\d+)?)-(-?[\d.]+(?:e-?\d+)?)\s*", text)
+    try:
+        low, high = (float(part) for part in found.groups()) if found else (1.0, 0.0)
+    except ValueError:
+        low, high = 1.0, 0.0
+    if not -math.inf < low <= high < math.inf:
+        raise ValueError(f"{flag(name)} must be written LOW-HIGH, e.g. {example}: {text!r}")
+    return low, high
+
+
+def read_windows(
+    window: str | None, stride: str | None, edge: Edge
+) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Height and width of a window, and of the step to the next; None: whole images.
+
+    Raises:
+        ValueError: if the flags are not written `HxW`, or do not fit each other.
+
+    Examples:
+        >>> read_windows("513x513", None, "shift")
+        ((513, 513), (342, 342))
+    """
+    if window is None:
+        if stride is not None or edge != "shift":
+            raise ValueError("--stride and --edge are about windows: add --window HxW")
+        return None
+    height, width = parse_size(window, "window")
+    down, right = max(1, height * 2 // 3), max(1, width * 2 // 3)
+    if stride is not None:
+        down, right = parse_size(stride, "stride")
+    if down > height or right > width:
+        raise ValueError(
+            f"--stride {stride} would leave gaps between windows of {window}: "
+            "it must be at most --window"
+        )
+    return (height, width), (down, right)

@@ -1,0 +1,122 @@
+"""Settings as YAML: read from a file, written into a run, compared when it is resumed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from gmix.training.config import TrainConfig
+from gmix.training.options import flag
+from gmix.training.whole import write_whole
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a mapping of flags (`batch-labeled` or `batch_labeled`) from a YAML file.
+
+    Raises:
+        ValueError: if the file cannot be read or is no mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the configuration {path}: {error}") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """A mapping of flags from the text of a YAML file; `source` is what errors call it.
+
+    Raises:
+        ValueError: if it is no mapping.
+
+    Examples:
+        >>> parse_yaml("batch-labeled: 4", "mine.yaml")
+        {'batch_labeled': 4}
+    """
+    import yaml
+
+    try:
+        _check_yaml(yaml.compose(text, yaml.SafeLoader))
+        found = yaml.safe_load(text)
+    except Exception as error:  # PyYAML raises nearly anything on what it cannot understand
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{source} is not valid YAML: {reason}") from None
+    found = {} if found is None else found
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{source} must hold lines like `steps: 100`, got a {type(found).__name__}"
+        )
+    settings: dict[str, Any] = {}
+    for key, value in found.items():
+        name = str(key).replace("-", "_")
+        if name in settings:
+            raise ValueError(f"{source} gives {name} twice: keep one of the lines")
+        settings[name] = value
+    return settings
+
+
+# A few lines of aliases of aliases can stand for more than any memory holds.
+YAML_NODES = 200_000
+
+
+def _check_yaml(root: Any) -> None:
+    """Refuse what PyYAML takes without a word: keys given twice or of another kind, endless aliases."""
+    waiting, count = [root], 0
+    while waiting:
+        node, count = waiting.pop(), count + 1
+        if count > YAML_NODES:
+            raise ValueError(f"it has more than {YAML_NODES} values, or aliases without end")
+        inside = [] if node is None or isinstance(node.value, str) else node.value
+        pairs = [pair for pair in inside if isinstance(pair, tuple)]
+        keys = [key.value for key, _ in pairs if isinstance(key.value, str)]
+        odd = [key.value for key, _ in pairs if key.tag.endswith((":float", ":bool"))]
+        if odd:
+            raise ValueError(f"{odd[0]} is no key: expected a word or a whole number")
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"{twice} is given twice: keep one of the two")
+        waiting += [part for pair in pairs for part in pair] if pairs else inside
+
+
+def write_yaml(config: TrainConfig, path: Path) -> None:
+    """Write the resolved configuration: `gmix train --config FILE` repeats the run."""
+    import yaml
+
+    fresh = replace(config, resume=False, dry_run=False, report="html")
+    write_whole(path, yaml.safe_dump(asdict(fresh), sort_keys=False))
+
+
+# Where a run may go on elsewhere, or report more often, without changing its result.
+FREE_ON_RESUME = {
+    "resume",
+    "out",
+    "held_out",
+    "download",
+    "workers",
+    "cache",
+    "log_every",
+    "trackers",
+    "eval_every",
+    "checkpoint_every",
+    "keep_last",
+    "keep_best",
+    "skip_nonfinite",
+    "report",
+    "dry_run",
+}
+
+
+def refuse_changes(config: TrainConfig, path: Path) -> None:
+    """Refuse to resume a run under other settings than it was started with.
+
+    Raises:
+        ValueError: naming the first flag that differs, both values and the remedy.
+    """
+    before = read_yaml(path)
+    for name, now in asdict(config).items():
+        if name not in FREE_ON_RESUME and name in before and before[name] != now:
+            raise ValueError(
+                f"cannot resume {path.parent}: it was started with {flag(name)} {before[name]}, "
+                f"now {flag(name)} is {now}; use the old value or another --out"
+            )
