@@ -40,8 +40,8 @@ from gmix.report.sheet import colour_mask
 from gmix.training.checkpoint import list_checkpoints, load_checkpoint
 from gmix.training.config import TrainConfig
 from gmix.training.options import parse_size
-from gmix.training.run import build_parts
 from gmix.training.saved import SavedModel, load_model
+from gmix.training.state import build_parts
 from gmix.training.yamlfile import read_yaml
 from gmix.weights import encoder_stats
 

@@ -243,7 +243,7 @@ def predict(words: Sequence[str]) -> int:
         raise missing(config, "model", "images", "out")
     from gmix.data import find_images
     from gmix.predict import predict_folder
-    from gmix.training.run import prepare_device
+    from gmix.training.device import prepare_device
     from gmix.training.saved import load_model
     from gmix.training.score import build_windows
 
@@ -264,7 +264,7 @@ def pseudo_label(words: Sequence[str]) -> int:
         raise missing(config, "model", "images", "out")
     from gmix.data import find_images
     from gmix.pseudo_label import pseudo_label_folder
-    from gmix.training.run import prepare_device
+    from gmix.training.device import prepare_device
     from gmix.training.saved import SavedModel
     from gmix.training.score import build_windows
 

@@ -23,7 +23,7 @@ import torch
 import yaml  # noqa: F401
 from tiny_data import tiny_config
 
-from gmix.training import checkpoint, run, saved, whole
+from gmix.training import checkpoint, run, saved, state, whole
 from gmix.training.config import TrainConfig
 
 KINDS = {"call": 3, "write": 3, "save": 3, "clock": 1}
@@ -78,7 +78,7 @@ class Writes:
         self.at = at
         self.phase = phase
         self.saving = False
-        run.save_checkpoint = self.during(run.save_checkpoint)
+        state.save_checkpoint = self.during(state.save_checkpoint)
         for owner, name, half in (
             (checkpoint, "save_file", lambda tensors, path, **rest: cut(path)),
             (saved, "save_file", lambda tensors, path, **rest: cut(path)),

@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from gmix.training.config import TrainConfig
+from gmix.training.device import fit_settings
 from gmix.training.precision import computes_in_bfloat16, mixed_precision
-from gmix.training.run import fit_settings, train
+from gmix.training.run import train
 
 CPU = torch.device("cpu")
 

@@ -19,8 +19,9 @@ from gmix.report.sheet import Pixels, picture_sheet
 from gmix.training.build import Data, build_data
 from gmix.training.checkpoint import list_checkpoints, load_checkpoint
 from gmix.training.config import TrainConfig
-from gmix.training.run import Result, build_parts, find_checkpoint, train
+from gmix.training.run import Result, train
 from gmix.training.saved import load_model
+from gmix.training.state import build_parts, find_checkpoint
 from gmix.weights import encoder_stats
 
 LABELED, UNLABELED, VALIDATION = 48, 400, 80

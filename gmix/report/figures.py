@@ -19,7 +19,7 @@ from gmix.report.pictures import Color, Pixels
 from gmix.report.scenes import load_newest, look_at_scenes
 from gmix.report.sheet import INK, PALE, picture_sheet
 from gmix.training.commands import ReportConfig
-from gmix.training.run import prepare_device
+from gmix.training.device import prepare_device
 
 
 def draw_figure(folders: Sequence[str | Path], config: ReportConfig) -> Path:

@@ -16,10 +16,10 @@ from gmix.modes import eval_mode
 from gmix.pairing import RandomPairSelector
 from gmix.training.build import Stats, build_net, build_stream, find_data, image_stats
 from gmix.training.checkpoint import list_checkpoints, load_checkpoint
+from gmix.training.device import fit_settings, layout
 from gmix.training.fit import step_seed
 from gmix.training.methods import build_method
 from gmix.training.precision import mixed_precision
-from gmix.training.run import fit_settings, layout
 from gmix.training.score import original_data
 
 

@@ -19,7 +19,7 @@ from gmix.report.pairs import draw_lambdas, replay_last_batch
 from gmix.report.scenes import Scenes, load_newest, look_at_scenes
 from gmix.training.build import one_line
 from gmix.training.commands import ReportConfig
-from gmix.training.run import prepare_device
+from gmix.training.device import prepare_device
 from gmix.training.saved import SavedModel
 from gmix.training.whole import write_whole
 

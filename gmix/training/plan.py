@@ -13,9 +13,11 @@ from gmix.training.build import build_data, build_stream, describe_data
 from gmix.training.compiled import compile_call
 from gmix.training.config import TrainConfig
 from gmix.training.cost import count_first_step, count_passes, peak_memory
+from gmix.training.device import fit_settings, prepare_device
 from gmix.training.fit import fit
 from gmix.training.progress import clock
-from gmix.training.run import Parts, build_parts, fit_settings, load_batches, prepare_device
+from gmix.training.run import load_batches
+from gmix.training.state import Parts, build_parts
 from gmix.weights import encoder_stats
 
 WARM_UP, MEASURED = 1, 2

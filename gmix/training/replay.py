@@ -12,8 +12,9 @@ from gmix.training.build import build_data, build_stream, image_stats
 from gmix.training.checkpoint import newest_checkpoint
 from gmix.training.compiled import compile_call
 from gmix.training.config import TrainConfig
+from gmix.training.device import fit_settings, prepare_device
 from gmix.training.fit import fit
-from gmix.training.run import build_parts, fit_settings, prepare_device, restore
+from gmix.training.state import build_parts, restore
 from gmix.training.yamlfile import read_yaml
 
 

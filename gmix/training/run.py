@@ -5,46 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from gmix.data import Batch, TwoStream, eval_transform
 from gmix.evaluation import Scores, add_other_processes, count_pixels
 from gmix.evaluation.scoring import BATCH_SIZE
 from gmix.network import GuidedMixNet
-from gmix.training.build import (
-    build_data,
-    build_net,
-    build_stream,
-    describe_data,
-    image_format,
-    image_stats,
-    one_line,
-)
+from gmix.training.build import build_data, build_stream, describe_data, image_format, image_stats
 from gmix.training.card import training_facts
-from gmix.training.checkpoint import (
-    Checkpoint,
-    list_checkpoints,
-    load_checkpoint,
-    newest_checkpoint,
-    remove_old,
-    save_checkpoint,
-)
+from gmix.training.checkpoint import remove_old
 from gmix.training.compiled import compile_call
 from gmix.training.config import TrainConfig
 from gmix.training.cost import count_first_step, count_passes, peak_memory
 from gmix.training.deterministic import deterministic
+from gmix.training.device import fit_settings, prepare_device
 from gmix.training.fit import Report, fit
 from gmix.training.interrupts import Interrupted, Interrupts, leave_to_parent
-from gmix.training.methods import build_method
 from gmix.training.nonfinite import (
     Guard,
     NonFinite,
@@ -54,17 +36,16 @@ from gmix.training.nonfinite import (
     save_reproduction,
 )
 from gmix.training.norm import renew_statistics, unlabeled_views
-from gmix.training.optim import build_optimizer
-from gmix.training.options import flag, parse_size
-from gmix.training.precision import computes_in_bfloat16
+from gmix.training.options import parse_size
 from gmix.training.processes import Processes, start_processes
 from gmix.training.progress import SilentProgress, make_progress
 from gmix.training.quality import judge_pseudo_masks
-from gmix.training.results import Metrics, Tally, write_results
+from gmix.training.results import Metrics, write_results
 from gmix.training.saved import SavedModel
+from gmix.training.state import build_parts, find_checkpoint, restore
 from gmix.training.trackers import open_trackers
 from gmix.training.whole import refuse_unwritable, sweep, whole_folder
-from gmix.training.yamlfile import refuse_changes, write_yaml
+from gmix.training.yamlfile import write_yaml
 
 
 class Result(NamedTuple):
@@ -80,34 +61,6 @@ class Result(NamedTuple):
     def miou(self) -> float:
         """mIoU of the last weights, 0..1; nan without validation images."""
         return math.nan if self.scores is None else self.scores.miou
-
-
-@dataclass
-class Parts:
-    """Everything that changes while training."""
-
-    method: Any
-    optimizer: torch.optim.Optimizer
-    average: AveragedModel | None
-    tally: Tally
-
-    @property
-    def deployed(self) -> GuidedMixNet:
-        """The network that is evaluated and saved, but for its BatchNorm statistics."""
-        average: Any = self.average
-        net: GuidedMixNet = self.method.net if average is None else average.module
-        return net
-
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        """Whatever holds weights."""
-        average = {} if self.average is None else {"average": self.average}
-        return {"method": self.method, **average}
-
-    def save(self, folder: Path, step: int, keep: int = 2) -> Path:
-        """Write a checkpoint after `step` steps."""
-        state = {"optimizer": self.optimizer.state_dict(), "tally": vars(self.tally)}
-        return save_checkpoint(folder, step, self.modules, state, keep)
 
 
 def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None) -> Result:
@@ -321,19 +274,6 @@ def load_batches(
     )
 
 
-def fit_settings(config: TrainConfig, device: torch.device) -> dict[str, Any]:
-    """The arguments of `fit` that flags decide, and the device where they leave it to that."""
-    native = config.amp == "auto" and computes_in_bfloat16(device)
-    return {
-        "steps": config.steps,
-        "seed": config.seed,
-        "amp": native or config.amp == "bf16",
-        "memory_format": layout(config),
-        "compiled": config.compile,
-        "accumulate": config.accumulate,
-    }
-
-
 def explained(
     reports: Iterable[Report], describe_step: Callable[[NonFinite], str]
 ) -> Iterator[Report]:
@@ -361,94 +301,6 @@ def refuse_uneven(config: TrainConfig, processes: Processes) -> None:
             f"{processes.count} processes share a step's images in {parts} equal parts: --batch-labeled "
             f"{config.batch_labeled} and --batch-unlabeled {unlabeled} must be multiples of {parts}"
         )
-
-
-def find_checkpoint(config: TrainConfig, out: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The checkpoint to go on from, if any, and what there is to say about others.
-
-    Raises:
-        ValueError: if a run would be overwritten, or resumed under other settings.
-    """
-    if not list_checkpoints(out):
-        return None, []
-    if not config.resume:
-        raise ValueError(
-            f"{out} already holds a run: add --resume to go on with it, or choose another --out"
-        )
-    refuse_changes(config, out / "config.yaml")
-    return newest_checkpoint(out)
-
-
-def build_parts(config: TrainConfig, channels: int, device: torch.device) -> Parts:
-    """Method, optimizer and (with `--ema`) averaged network, on their device."""
-    torch.manual_seed(config.seed)
-    net = build_net(config, channels)
-    method = build_method(config, net).to(device).to(memory_format=layout(config))
-    if config.sync_norm:
-        if device.type != "cuda":
-            raise ValueError(
-                f"--sync-norm needs GPUs, torch's SyncBatchNorm does not run on {device}: leave it out"
-            )
-        nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
-    nets = [module for module in method.modules() if isinstance(module, GuidedMixNet)]
-    optimizer = build_optimizer(
-        method.parameters(),
-        nn.ModuleList(net.model.encoder for net in nets),
-        name=config.optimizer,
-        lr=config.lr,
-        encoder_lr=config.encoder_lr,
-        weight_decay=config.weight_decay,
-    )
-    average: AveragedModel | None = None
-    if config.ema is not None:
-        rule: Any = get_ema_multi_avg_fn
-        average = AveragedModel(net, multi_avg_fn=rule(config.ema), use_buffers=True)
-    return Parts(method, optimizer, average, Tally())
-
-
-def restore(parts: Parts, checkpoint: Checkpoint, device: torch.device) -> None:
-    """Load a checkpoint into `parts`.
-
-    Raises:
-        ValueError: if it is that of another training.
-    """
-    state = load_checkpoint(checkpoint.path, parts.modules, device)
-    try:
-        parts.optimizer.load_state_dict(state["optimizer"])
-        parts.tally = Tally(**state["tally"])
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"does not fit this training: {one_line(error)}"
-        raise ValueError(f"the checkpoint {checkpoint.path} {reason}") from error
-
-
-def prepare_device(name: str, threads: int | None = None) -> torch.device:
-    """The device of that name ("auto": a GPU if there is one), and the number of CPU threads.
-
-    Raises:
-        ValueError: if there is no such device.
-
-    Examples:
-        >>> prepare_device("cpu")
-        device(type='cpu')
-    """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"{flag('device')} {name} cannot be used here: {reason}") from None
-    return device
-
-
-def layout(config: TrainConfig) -> torch.memory_format:
-    """Memory format of images and weights."""
-    return torch.channels_last if config.channels_last else torch.contiguous_format
 
 
 def is_due(config: TrainConfig, step: int) -> bool:

@@ -33,10 +33,10 @@ from gmix.evaluation import (
 from gmix.training.build import known_layout, validation_files
 from gmix.training.commands import EvaluateConfig, PredictConfig, PseudoLabelConfig
 from gmix.training.config import TrainConfig
+from gmix.training.device import prepare_device
 from gmix.training.flags import parse
 from gmix.training.options import read_windows
 from gmix.training.processes import start_processes
-from gmix.training.run import prepare_device
 from gmix.training.saved import load_model
 
 

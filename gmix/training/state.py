@@ -1,0 +1,113 @@
+"""What changes while training: made from flags, saved, and taken up again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from gmix.network import GuidedMixNet
+from gmix.training.build import build_net, one_line
+from gmix.training.checkpoint import (
+    Checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from gmix.training.config import TrainConfig
+from gmix.training.device import layout
+from gmix.training.methods import build_method
+from gmix.training.optim import build_optimizer
+from gmix.training.results import Tally
+from gmix.training.yamlfile import refuse_changes
+
+
+@dataclass
+class Parts:
+    """Everything that changes while training."""
+
+    method: Any
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+    tally: Tally
+
+    @property
+    def deployed(self) -> GuidedMixNet:
+        """The network that is evaluated and saved, but for its BatchNorm statistics."""
+        average: Any = self.average
+        net: GuidedMixNet = self.method.net if average is None else average.module
+        return net
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Whatever holds weights."""
+        average = {} if self.average is None else {"average": self.average}
+        return {"method": self.method, **average}
+
+    def save(self, folder: Path, step: int, keep: int = 2) -> Path:
+        """Write a checkpoint after `step` steps."""
+        state = {"optimizer": self.optimizer.state_dict(), "tally": vars(self.tally)}
+        return save_checkpoint(folder, step, self.modules, state, keep)
+
+
+def build_parts(config: TrainConfig, channels: int, device: torch.device) -> Parts:
+    """Method, optimizer and (with `--ema`) averaged network, on their device."""
+    torch.manual_seed(config.seed)
+    net = build_net(config, channels)
+    method = build_method(config, net).to(device).to(memory_format=layout(config))
+    if config.sync_norm:
+        if device.type != "cuda":
+            raise ValueError(
+                f"--sync-norm needs GPUs, torch's SyncBatchNorm does not run on {device}: leave it out"
+            )
+        nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
+    nets = [module for module in method.modules() if isinstance(module, GuidedMixNet)]
+    optimizer = build_optimizer(
+        method.parameters(),
+        nn.ModuleList(net.model.encoder for net in nets),
+        name=config.optimizer,
+        lr=config.lr,
+        encoder_lr=config.encoder_lr,
+        weight_decay=config.weight_decay,
+    )
+    average: AveragedModel | None = None
+    if config.ema is not None:
+        rule: Any = get_ema_multi_avg_fn
+        average = AveragedModel(net, multi_avg_fn=rule(config.ema), use_buffers=True)
+    return Parts(method, optimizer, average, Tally())
+
+
+def restore(parts: Parts, checkpoint: Checkpoint, device: torch.device) -> None:
+    """Load a checkpoint into `parts`.
+
+    Raises:
+        ValueError: if it is that of another training.
+    """
+    state = load_checkpoint(checkpoint.path, parts.modules, device)
+    try:
+        parts.optimizer.load_state_dict(state["optimizer"])
+        parts.tally = Tally(**state["tally"])
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"does not fit this training: {one_line(error)}"
+        raise ValueError(f"the checkpoint {checkpoint.path} {reason}") from error
+
+
+def find_checkpoint(config: TrainConfig, out: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint to go on from, if any, and what there is to say about others.
+
+    Raises:
+        ValueError: if a run would be overwritten, or resumed under other settings.
+    """
+    if not list_checkpoints(out):
+        return None, []
+    if not config.resume:
+        raise ValueError(
+            f"{out} already holds a run: add --resume to go on with it, or choose another --out"
+        )
+    refuse_changes(config, out / "config.yaml")
+    return newest_checkpoint(out)
