@@ -23,12 +23,11 @@ import torch
 from gmix.data import Batch
 from gmix.demo.run import LABELED, SIZE, UNLABELED, VALIDATION, demo_config
 from gmix.demo.scenes import Folders, write_scenes
-from gmix.training.build import build_data, build_stream, image_stats
+from gmix.training.build import build_data, build_stream, image_stats, load_batches
 from gmix.training.config import TrainConfig
 from gmix.training.device import fit_settings
 from gmix.training.fit import fit
 from gmix.training.nonfinite import Guard
-from gmix.training.run import load_batches
 from gmix.training.state import Parts, build_parts
 
 CPU = torch.device("cpu")

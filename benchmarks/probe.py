@@ -9,8 +9,8 @@ from torch import Tensor
 
 from gmix.data import SegmentationDataset, eval_transform, evenly_spaced, pair_masks
 from gmix.network import GuidedMixNet
-from gmix.training.build import training_files
 from gmix.training.config import TrainConfig
+from gmix.training.files import training_files
 from gmix.training.options import parse_size
 from gmix.training.saved import SavedModel, load_model
 from gmix.training.yamlfile import read_yaml

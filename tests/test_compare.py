@@ -39,9 +39,10 @@ from gmix.compare.plan import Run, plan
 from gmix.compare.table import classes_table, gain, gap_closed, scores_table
 from gmix.data import eval_transform
 from gmix.methods import CPS, ClassMix, FixMatch, GuidedMix, Method, Supervised, UniMatch
-from gmix.training.build import Data, build_data, held_out_files, training_files
+from gmix.training.build import Data, build_data
 from gmix.training.config import CompareConfig, TrainConfig
 from gmix.training.cost import count_first_step, encoders, peak_memory
+from gmix.training.files import held_out_files, training_files
 from gmix.training.options import flag
 from gmix.training.quality import judge_pseudo_masks
 from gmix.training.run import train

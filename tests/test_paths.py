@@ -27,7 +27,8 @@ from gmix.data import (
     train_transform,
 )
 from gmix.data.stream import _hash
-from gmix.training.build import build_data, training_files
+from gmix.training.build import build_data
+from gmix.training.files import training_files
 
 names = st.text(st.characters(exclude_characters="/\\\0", exclude_categories=["Cs"]), min_size=1)
 some_paths = st.lists(st.lists(names, min_size=1, max_size=3).map(lambda parts: Path(*parts)))

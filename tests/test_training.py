@@ -17,8 +17,9 @@ from tiny_data import NAMES, tiny_config, write_data, write_scene
 from torch import Tensor, nn
 
 from gmix.data import Batch
-from gmix.training.build import build_data, build_stream, training_files, validation_files
+from gmix.training.build import build_data, build_stream
 from gmix.training.config import TrainConfig
+from gmix.training.files import training_files, validation_files
 from gmix.training.fit import Report, fit, mean_losses
 from gmix.training.optim import build_optimizer, poly, set_lr
 from gmix.training.options import parse_size

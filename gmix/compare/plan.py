@@ -6,15 +6,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gmix.training.build import (
-    build_classes,
-    known_data,
-    lookup,
-    training_files,
-    validation_files,
-)
+from gmix.training.build import build_classes
 from gmix.training.config import CompareConfig, TrainConfig
+from gmix.training.files import known_data, training_files, validation_files
 from gmix.training.methods import METHODS
+from gmix.training.options import lookup
 
 BASELINE = "supervised"
 UPPER = "supervised-full"

@@ -11,7 +11,7 @@ import torch
 from gmix.data import Sample, SegmentationDataset, data_names, evenly_spaced, to_rgb
 from gmix.evaluation import ConfusionMatrix
 from gmix.predict import Pixels, predict_image
-from gmix.training.build import validation_files
+from gmix.training.files import validation_files
 from gmix.training.saved import SavedModel
 from gmix.training.score import fit_masks, original_data
 

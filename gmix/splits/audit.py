@@ -14,8 +14,9 @@ from gmix.compare.table import Table, number
 from gmix.data import LAYOUTS, Classes, Entry, Layout, data_names, fingerprint
 from gmix.data.layouts import Finder
 from gmix.splits.pixels import class_pixels
-from gmix.training.build import build_classes, known_layout
+from gmix.training.build import build_classes
 from gmix.training.commands import SplitsAuditConfig
+from gmix.training.files import known_layout
 
 SHOWN = 3  # names in a note
 

@@ -11,9 +11,10 @@ from gmix.data import Classes, Entry, Paths, data_names
 from gmix.data.splits import format_split, refuse_to_change, whole_path
 from gmix.splits.order import label_counts, seeded_order, stratified_order
 from gmix.splits.pixels import class_pixels
-from gmix.training.build import all_files, build_classes, known_data
+from gmix.training.build import build_classes
 from gmix.training.commands import SplitsMakeConfig
 from gmix.training.config import TrainConfig
+from gmix.training.files import all_files, known_data
 
 # The flags that say where the data is; they mean what they mean to `gmix train`.
 SOURCES = (

@@ -1,4 +1,4 @@
-"""From flags to data sets and network; bad input ends here, in one sentence."""
+"""From flags to data sets, batches and network; bad input ends here, in one sentence."""
 
 from __future__ import annotations
 
@@ -9,44 +9,43 @@ from pathlib import Path
 from typing import Any
 
 import segmentation_models_pytorch as smp
-from torch.utils.data import ConcatDataset, Dataset
+import torch
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torchvision import tv_tensors
 
 from gmix.data import (
     IGNORE,
-    LAYOUTS,
+    Batch,
     Cached,
     Classes,
     ColorJitter,
-    Finder,
     ImageDataset,
     ImageFormat,
-    Layout,
-    Paths,
     Sample,
     SegmentationDataset,
     ShardedImages,
     TwoStream,
     data_names,
-    evenly_spaced,
-    fetch,
-    find_images,
     find_shards,
     fingerprint,
-    folder_images,
     holds_only_0_and_255,
-    match_masks,
-    pair_masks,
     train_transform,
 )
 from gmix.network import GuidedMixNet
 from gmix.training.config import TrainConfig
-from gmix.training.options import parse_size
+from gmix.training.files import (
+    held_out_files,
+    known_finder,
+    known_layout,
+    training_files,
+    validation_files,
+)
+from gmix.training.interrupts import leave_to_parent
+from gmix.training.options import lookup, parse_size
 from gmix.unet import GuidedMixUnet
 from gmix.weights import encoder_stats, load_encoder_weights
 
 Stats = tuple[float, ...]
-Pairs = tuple[list[Path], list[Path]]
 
 ARCHITECTURES = {**smp.MODEL_ARCHITECTURES_MAPPING, "guidedmixunet": GuidedMixUnet}
 
@@ -186,122 +185,6 @@ def image_stats(config: TrainConfig) -> tuple[Stats, Stats]:
     return (sum(mean) / 3,) * config.channels, (sum(std) / 3,) * config.channels
 
 
-def known_layout(config: Any) -> Layout | None:
-    """The data set that `--dataset` (or `--voc`) names."""
-    if config.dataset is not None:
-        layout: Layout = lookup(config.dataset.replace("-", "_"), LAYOUTS, "--dataset")
-        return layout
-    return LAYOUTS["voc"] if getattr(config, "voc", None) is not None else None
-
-
-def known_data(config: Any) -> tuple[Layout, Path] | None:
-    """A known data set and its folder, if the flags say to take the images from one.
-
-    Args:
-        config: anything with `dataset`, `data` and `voc`.
-
-    Raises:
-        ValueError: if they do not make sense together.
-    """
-    layout = known_layout(config)
-    if config.voc is not None:
-        if config.data is not None or config.dataset not in (None, "voc"):
-            raise ValueError("give either --voc ROOT or --dataset NAME and --data ROOT, not both")
-        return LAYOUTS["voc"], Path(config.voc)
-    if config.data is None:
-        return None
-    if layout is None:
-        raise ValueError(f"--data {config.data} needs --dataset NAME: {', '.join(LAYOUTS)}")
-    return layout, Path(config.data)
-
-
-def known_finder(config: Any) -> Finder | None:
-    """Finds the files of the known data set that the flags name; with `--download`, fetches it first."""
-    known = known_data(config)
-    if known is None:
-        return None
-    if any(getattr(config, name, None) is not None for name in ("images", "masks")):
-        raise ValueError("give either --data ROOT (--voc ROOT) or --images and --masks, not both")
-    if getattr(config, "download", False):
-        fetch(*known)
-    return Finder(*known)
-
-
-def training_files(config: TrainConfig, finder: Finder | None = None) -> tuple[Pairs, Paths]:
-    """Labeled images with their masks, and all unlabeled images.
-
-    Args:
-        config: the flags.
-        finder: what `known_finder` made of them, for those who go on to look for other files.
-    """
-    (images, masks), groups = all_files(config, finder)
-    if config.labels is not None:
-        groups = [*groups, images]
-        pairs = evenly_spaced(list(zip(images, masks, strict=True)), config.labels)
-        images, masks = [image for image, _ in pairs], [mask for _, mask in pairs]
-    return (images, masks), Paths.union(*groups).without(images)
-
-
-def held_out_files(config: TrainConfig, unlabeled: Sequence[Path]) -> Pairs | None:
-    """Up to `--held-out` of the unlabeled images whose masks `--labels` left unused, with them.
-
-    Training goes on using the images; the masks are only there to measure by.
-    """
-    if config.held_out == 0:
-        return None
-    (images, masks), _ = all_files(config)
-    free = set(images).intersection(unlabeled)
-    unused = [pair for pair in zip(images, masks, strict=True) if pair[0] in free]
-    if not unused:
-        return None
-    pairs = evenly_spaced(unused, min(config.held_out, len(unused)))
-    return [image for image, _ in pairs], [mask for _, mask in pairs]
-
-
-def all_files(
-    config: TrainConfig, finder: Finder | None = None
-) -> tuple[Pairs, list[Sequence[Path]]]:
-    """All training images with a mask, whatever `--labels` says, and groups of those without."""
-    rest: list[Sequence[Path]] = []
-    finder = finder or known_finder(config)
-    if finder is not None:
-        images, masks = list(finder.images(config.train_list)), finder.masks(config.train_list)
-        if config.unlabeled_list is not None:
-            rest.append(finder.images(config.unlabeled_list))
-    else:
-        if config.images is None or config.masks is None:
-            raise ValueError(
-                "--images DIR and --masks DIR are missing (or --dataset NAME and --data ROOT)"
-            )
-        images, masks, others = match_masks(find_images(config.images), config.masks)
-        rest.append(others)
-    if config.unlabeled is not None:
-        rest.append(folder_images(config.unlabeled))
-    return (images, masks), rest
-
-
-def validation_files(config: Any, finder: Finder | None = None) -> Pairs | None:
-    """Validation images with their masks, or None if there are none.
-
-    Args:
-        config: anything with `val_images`, `val_masks`, `dataset`, `data`, `voc`, `val_list` and `val_part`.
-        finder: as for `training_files`.
-    """
-    if config.val_images is not None:
-        if config.val_masks is None:
-            raise ValueError("--val-images needs --val-masks DIR")
-        images = find_images(config.val_images)
-        masks = pair_masks(images, config.val_masks)
-    elif (finder := finder or known_finder(config)) is not None:
-        images, masks = list(finder.images(config.val_list)), finder.masks(config.val_list)
-    else:
-        return None
-    part = {"all": slice(None), "odd": slice(0, None, 2), "even": slice(1, None, 2)}[
-        config.val_part
-    ]
-    return images[part], masks[part]
-
-
 def read_once(dataset: Any) -> None:
     """Read every item, so that a bad file ends the run now and not after an hour."""
     with ThreadPool(4) as pool:
@@ -340,6 +223,20 @@ def build_stream(config: TrainConfig, data: Data, mean: Stats, std: Stats) -> Tw
     )
 
 
+def load_batches(
+    config: TrainConfig, stream: TwoStream, steps: range, device: torch.device
+) -> DataLoader[Batch]:
+    """These batches of a stream, made by as many processes as the flags say."""
+    return DataLoader(
+        stream,
+        batch_size=None,
+        sampler=steps,
+        num_workers=config.workers,
+        worker_init_fn=leave_to_parent,
+        pin_memory=device.type == "cuda",
+    )
+
+
 def build_net(config: TrainConfig, channels: int) -> GuidedMixNet:
     """The SMP model the flags describe, with its encoder's weights, wrapped for training.
 
@@ -365,13 +262,6 @@ def build_net(config: TrainConfig, channels: int) -> GuidedMixNet:
     if not from_smp and config.encoder_weights != "none":
         load_encoder_weights(model, config.encoder_weights)
     return GuidedMixNet(model, mitrans=config.mitrans)
-
-
-def lookup(name: str, table: dict[str, Any], flag: str) -> Any:
-    """The entry of a table, whatever the case of the name."""
-    if name.lower() not in table:
-        raise ValueError(f"{flag} {name} is unknown: choose one of {', '.join(sorted(table))}")
-    return table[name.lower()]
 
 
 def one_line(error: BaseException) -> str:

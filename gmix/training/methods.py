@@ -27,8 +27,9 @@ from gmix.pairing import RandomPairSelector, SimilarPairSelector
 from gmix.paste import ClassPaste
 from gmix.reference import LabeledReference
 from gmix.teacher import EMATeacher
-from gmix.training.build import image_stats, lookup, one_line
+from gmix.training.build import image_stats, one_line
 from gmix.training.config import TrainConfig
+from gmix.training.options import lookup
 from gmix.views import CutMix, StrongColor
 
 # By what it needs: those that change colours have to know how images were normalised.

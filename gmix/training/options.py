@@ -67,6 +67,13 @@ def suggest(word: str, known: Sequence[str]) -> str:
     return f", did you mean {near[0]}?" if near else ""
 
 
+def lookup(name: str, table: dict[str, Any], what: str) -> Any:
+    """The entry of a table, whatever the case of the name."""
+    if name.lower() not in table:
+        raise ValueError(f"{what} {name} is unknown: choose one of {', '.join(sorted(table))}")
+    return table[name.lower()]
+
+
 def at_least(name: str, value: int, least: int, most: int = 2**31 - 1) -> None:
     """Refuse a number that is too small or too large for its field."""
     if value < least:

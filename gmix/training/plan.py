@@ -9,14 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from gmix.training.build import build_data, build_stream, describe_data
+from gmix.training.build import build_data, build_stream, describe_data, load_batches
 from gmix.training.compiled import compile_call
 from gmix.training.config import TrainConfig
 from gmix.training.cost import count_first_step, count_passes, peak_memory
 from gmix.training.device import fit_settings, prepare_device
 from gmix.training.fit import fit
 from gmix.training.progress import clock
-from gmix.training.run import load_batches
 from gmix.training.state import Parts, build_parts
 from gmix.weights import encoder_stats
 

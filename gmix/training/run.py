@@ -10,14 +10,18 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
-import torch
-from torch.utils.data import DataLoader
-
-from gmix.data import Batch, TwoStream, eval_transform
+from gmix.data import eval_transform
 from gmix.evaluation import Scores, add_other_processes, count_pixels
 from gmix.evaluation.scoring import BATCH_SIZE
 from gmix.network import GuidedMixNet
-from gmix.training.build import build_data, build_stream, describe_data, image_format, image_stats
+from gmix.training.build import (
+    build_data,
+    build_stream,
+    describe_data,
+    image_format,
+    image_stats,
+    load_batches,
+)
 from gmix.training.card import training_facts
 from gmix.training.checkpoint import remove_old
 from gmix.training.compiled import compile_call
@@ -26,7 +30,7 @@ from gmix.training.cost import count_first_step, count_passes, peak_memory
 from gmix.training.deterministic import deterministic
 from gmix.training.device import fit_settings, prepare_device
 from gmix.training.fit import Report, fit
-from gmix.training.interrupts import Interrupted, Interrupts, leave_to_parent
+from gmix.training.interrupts import Interrupted, Interrupts
 from gmix.training.nonfinite import (
     Guard,
     NonFinite,
@@ -258,20 +262,6 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
     if processes.first:
         write_results(path, config, classes, data.counts, tally, scores, pseudo, data.split)
     return Result(scores, tally.best, data.classes.names, tally.seconds / 60, out)
-
-
-def load_batches(
-    config: TrainConfig, stream: TwoStream, steps: range, device: torch.device
-) -> DataLoader[Batch]:
-    """These batches of a stream, made by as many processes as the flags say."""
-    return DataLoader(
-        stream,
-        batch_size=None,
-        sampler=steps,
-        num_workers=config.workers,
-        worker_init_fn=leave_to_parent,
-        pin_memory=device.type == "cuda",
-    )
 
 
 def explained(

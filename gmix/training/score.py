@@ -30,10 +30,10 @@ from gmix.evaluation import (
     predict_sliding,
     sliding_bands,
 )
-from gmix.training.build import known_layout, validation_files
 from gmix.training.commands import EvaluateConfig, PredictConfig, PseudoLabelConfig
 from gmix.training.config import TrainConfig
 from gmix.training.device import prepare_device
+from gmix.training.files import known_layout, validation_files
 from gmix.training.flags import parse
 from gmix.training.options import read_windows
 from gmix.training.processes import start_processes
