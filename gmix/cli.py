@@ -9,9 +9,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from gmix import __version__
+from gmix.cli_splits import splits
+from gmix.say import complain, describe_failures, explain, left_out, print_scores, speaks
 from gmix.training.commands import (
     DemoConfig,
     EvaluateConfig,
@@ -19,13 +20,11 @@ from gmix.training.commands import (
     PredictConfig,
     PseudoLabelConfig,
     ReportConfig,
-    SplitsAuditConfig,
-    SplitsMakeConfig,
 )
 from gmix.training.config import CompareConfig, TrainConfig
-from gmix.training.flags import UsageError, parse
+from gmix.training.flags import UsageError, missing, parse
 from gmix.training.interrupts import Interrupted
-from gmix.training.options import flag, parse_size, suggest
+from gmix.training.options import parse_size, suggest
 
 HELP = """\
 usage: gmix COMMAND [flags]
@@ -57,31 +56,6 @@ examples:
   gmix train --config runs/first/config.yaml --resume
 """
 
-SPLITS_HELP = """\
-usage: gmix splits COMMAND [flags]
-
-Which images are labeled, which are not, and which a model is judged on.
-
-commands:
-  make        choose labeled images at random, by a seed, and write the lists
-  audit       look for overlaps, repetitions, missing files and missing classes
-
-`gmix splits COMMAND --help` lists the flags of a command.
-"""
-
-MAKE_EXAMPLES = """\
-examples:
-  gmix splits make --images photos --masks masks --labels 1/8 --seed 0 --out splits/eighth
-  gmix splits make --voc VOC2012 --unlabeled-list trainaug --labels 1/16,1/8,1/4 \\
-                   --stratify --classes 21 --out splits/voc
-"""
-
-AUDIT_EXAMPLES = """\
-examples:
-  gmix splits audit --root VOC2012 --labeled splits/voc/1_8/labeled.txt \\
-                    --unlabeled splits/voc/1_8/unlabeled.txt --val val --classes 21
-"""
-
 COMPARE_EXAMPLES = """\
 examples:
   gmix compare --methods supervised,unimatch,guidedmix --labels 55 --seeds 3 --steps 1500 \\
@@ -89,7 +63,6 @@ examples:
                --classes names.txt --out runs/compare
   gmix compare --config runs/first/config.yaml --full --labels 20 --out runs/compare
 """
-
 
 REPORT_EXAMPLES = """\
 examples:
@@ -318,51 +291,6 @@ def demo(words: Sequence[str]) -> int:
     return 0
 
 
-def splits(words: Sequence[str]) -> int:
-    """`gmix splits make` and `gmix splits audit`."""
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(SPLITS_HELP, end="")
-        return 0 if words else 2
-    command = SPLITS.get(words[0])
-    if command is None:
-        raise UsageError(f"unknown command splits {words[0]}{suggest(words[0], list(SPLITS))}")
-    return command(words[1:])
-
-
-def make(words: Sequence[str]) -> int:
-    """`gmix splits make`."""
-    about = "Choose labeled images at random, by a seed, and write the lists."
-    config = parse(SplitsMakeConfig, "gmix splits make", about, words, MAKE_EXAMPLES)
-    from gmix.splits import make_splits
-
-    made = make_splits(config)
-    for one in made:
-        print(f"{one.folder}: {one.labeled} labeled, {one.unlabeled} unlabeled images")
-        if one.absent:
-            print(f"  no labeled pixel of {', '.join(one.absent)}")
-    print(f"paths are relative to {one.root}; to train on {one.folder}:")
-    lists = [one.folder / f"{name}.txt" for name in ("labeled", "unlabeled")]
-    print(f"  gmix train --voc {one.root} --train-list {lists[0]} --unlabeled-list {lists[1]} ...")
-    return 0
-
-
-def audit(words: Sequence[str]) -> int:
-    """`gmix splits audit`."""
-    about = "Look for what is wrong with a split; exit code 1 if --val is trained on."
-    config = parse(SplitsAuditConfig, "gmix splits audit", about, words, AUDIT_EXAMPLES)
-    from gmix.compare.board import print_table
-    from gmix.splits import audit_split
-
-    found = audit_split(config)
-    for table in found.tables:
-        print_table(table)
-    print("", *found.notes, sep="\n")
-    if found.leaks:
-        leaks = [f"{len(names)} {name}" for name, names in found.leaks.items()]
-        return complain(f"images to be judged on are trained on: {', '.join(leaks)}", 1)
-    return 0
-
-
 def completion(words: Sequence[str]) -> int:
     """`gmix completion`."""
     if words:
@@ -374,7 +302,6 @@ def completion(words: Sequence[str]) -> int:
     return 0
 
 
-SPLITS: dict[str, Callable[[Sequence[str]], int]] = {"make": make, "audit": audit}
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "train": train,
@@ -387,99 +314,3 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "splits": splits,
     "completion": completion,
 }
-
-
-def print_scores(scores: dict[str, object]) -> None:
-    """A small table: IoU and Dice by class, then their means.
-
-    Examples:
-        >>> print_scores({
-        ...     "miou": 0.5, "iou": {"cat": 0.5, "cow": None}, "pixel_accuracy": 0.75,
-        ...     "mean_dice": 2 / 3, "dice": {"cat": 2 / 3, "cow": None},
-        ... })
-                         IoU   Dice
-        cat             50.0   66.7
-        cow            does not occur
-        mIoU            50.0
-        mean Dice              66.7
-        pixel accuracy  75.0
-    """
-    iou, dice = scores["iou"], scores["dice"]
-    assert isinstance(iou, dict) and isinstance(dice, dict)
-    width = max(map(len, (*iou, "pixel accuracy")))
-    print(f"{'':{width}} {'IoU':>5}  {'Dice':>5}")
-    for name, value in iou.items():
-        absent = "does not occur"
-        both = absent if value is None else f"{100 * value:5.1f}  {100 * dice[name]:5.1f}"
-        print(f"{name:{width}} {both}")
-    for name, key, column in (
-        ("mIoU", "miou", 0),
-        ("mean Dice", "mean_dice", 7),
-        ("pixel accuracy", "pixel_accuracy", 0),
-    ):
-        value = scores[key]
-        shown = f"{100 * value:5.1f}" if isinstance(value, float) else "no pixels"
-        print(f"{name:{width}} {'':{column}}{shown}")
-
-
-def explain(error: Exception) -> str:
-    """One line for an error, whatever raised it.
-
-    Examples:
-        >>> explain(ValueError("two\\nlines"))
-        'two lines'
-        >>> explain(ModuleNotFoundError("No module named 'rich'", name="rich"))
-        'the package rich is missing: run `pip install "gmix[train]"`'
-    """
-    text = str(error)
-    if isinstance(error, ModuleNotFoundError):
-        extras = {"sklearn": "demo", "webdataset": "shards"}
-        extras |= dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export")
-        extra = extras.get(error.name or "", "train")
-        return f'the package {error.name} is missing: run `pip install "gmix[{extra}]"`'
-    if text.startswith("Caught ") and "Original Traceback" in text:  # from a loader process
-        text = text.rstrip().rsplit("\n", 1)[-1].partition(": ")[2] or text
-    elif not isinstance(error, (ValueError, TypeError, ImportError, OSError, ArithmeticError)):
-        text = f"{type(error).__name__}: {text} (--debug shows where)"
-    return " ".join(text.split())
-
-
-def describe_failures(reasons: dict[str, str], runs: int) -> str:
-    """Which runs failed and why, in one line.
-
-    Examples:
-        >>> describe_failures({"cps-0": "no mask", "cps-1": "no mask", "cct-0": "no image"}, 9)
-        '3 of 9 runs failed: cps-0, cps-1: no mask; cct-0: no image'
-    """
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in reasons.items():
-        by_reason.setdefault(reason, []).append(name)
-    parts = [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]
-    return f"{len(reasons)} of {runs} runs failed: {'; '.join(parts)}"
-
-
-def missing(config: Any, *names: str) -> UsageError:
-    """What to say if one of these flags was not given."""
-    name = next(name for name in names if not getattr(config, name))
-    kind = type(config).__dataclass_fields__[name].metadata["metavar"]
-    return UsageError(f"{flag(name)} {kind} is missing")
-
-
-def left_out(reasons: Sequence[str], images: int) -> int:
-    """The exit code of a command that left some images out, after saying which and why."""
-    if not reasons:
-        return 0
-    return complain(f"{len(reasons)} of {images} images were left out: {'; '.join(reasons)}", 1)
-
-
-def speaks() -> bool:
-    """Whether this process prints results: of several that a launcher started, the first."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def complain(text: str, code: int) -> int:
-    """Say on stderr, in one line, why there is no result."""
-    line = " ".join(text.split())  # a file name may hold line ends, and codes that a terminal obeys
-    name = "gmix:" if speaks() else f"gmix, process {os.environ['RANK']}:"
-    print(name, "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr)
-    return code

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from gmix import cli
+from gmix import cli, cli_splits
 from gmix.completion import FLAGS, METHODS, completion_script
 from gmix.recipes import recipe_names
 from gmix.training.flags import parse
@@ -55,7 +55,7 @@ def test_shells_complete_commands_flags_and_values(complete: Complete) -> None:
         name for name in recipe_names() if name.startswith("voc_1-8_d")
     ]
     assert complete("gmix train --dataset coco") == ["coco", "coco_stuff"]
-    assert complete("gmix splits ") == [*cli.SPLITS]
+    assert complete("gmix splits ") == [*cli_splits.SPLITS]
     assert complete("gmix splits audit --lab") == ["--labeled", "--label-map"]
 
 
@@ -68,7 +68,7 @@ def test_shells_are_left_to_complete_names_of_files(complete: Complete) -> None:
 def test_every_command_and_method_is_known() -> None:
     single = {command for command in FLAGS if " " not in command}
     assert single | {"splits", "completion"} == set(cli.COMMANDS)
-    assert {f"splits {name}" for name in cli.SPLITS} == set(FLAGS) - single
+    assert {f"splits {name}" for name in cli_splits.SPLITS} == set(FLAGS) - single
     assert METHODS.split() == KNOWN_METHODS
     assert len(DATASETS.split(", ")) == 8
 

@@ -17,7 +17,7 @@ from tiny_data import NAMES, tiny_config, write_data
 from torch import nn
 from torchvision import tv_tensors
 
-from gmix.cli import main, print_scores
+from gmix.cli import main
 from gmix.data import Classes, Sample, eval_transform
 from gmix.evaluation import (
     ConfusionMatrix,
@@ -27,6 +27,7 @@ from gmix.evaluation import (
     draw_confusion,
     evaluate,
 )
+from gmix.say import print_scores
 from gmix.training.commands import EvaluateConfig
 from gmix.training.run import train
 from gmix.training.score import build_predict, score_model

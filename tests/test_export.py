@@ -22,7 +22,7 @@ from tiny_nets import tiny_net
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gmix.cli import explain, main
+from gmix.cli import main
 from gmix.data import Classes, ImageFormat, find_images, read_image
 from gmix.export import (
     Deployable,
@@ -35,6 +35,7 @@ from gmix.export import (
 )
 from gmix.network import GuidedMixNet
 from gmix.predict import predict_logits
+from gmix.say import explain
 from gmix.training.card import model_card
 from gmix.training.commands import ExportConfig
 from gmix.training.run import train

@@ -17,7 +17,7 @@ from gmix.report.facts import Facts, gather_facts
 from gmix.report.page import Page, render
 from gmix.report.pairs import draw_lambdas, replay_last_batch
 from gmix.report.scenes import Scenes, load_newest, look_at_scenes
-from gmix.training.build import one_line
+from gmix.say import one_line
 from gmix.training.commands import ReportConfig
 from gmix.training.device import prepare_device
 from gmix.training.saved import SavedModel

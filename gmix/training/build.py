@@ -32,6 +32,7 @@ from gmix.data import (
     train_transform,
 )
 from gmix.network import GuidedMixNet
+from gmix.say import one_line
 from gmix.training.config import TrainConfig
 from gmix.training.files import (
     held_out_files,
@@ -262,17 +263,6 @@ def build_net(config: TrainConfig, channels: int) -> GuidedMixNet:
     if not from_smp and config.encoder_weights != "none":
         load_encoder_weights(model, config.encoder_weights)
     return GuidedMixNet(model, mitrans=config.mitrans)
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says, on one line.
-
-    Examples:
-        >>> one_line(RuntimeError("first\\n  second"))
-        'first second'
-    """
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(text).split()) or type(error).__name__
 
 
 def describe_data(data: Data) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from gmix.training.build import one_line
+from gmix.say import one_line
 
 __all__ = ["compile_call"]
 

@@ -180,3 +180,10 @@ def expected(hint: Any) -> str:
     if hint in names:
         return names[hint]
     return " or ".join(expected(part) for part in get_args(hint) if part is not NoneType)
+
+
+def missing(config: Any, *names: str) -> UsageError:
+    """What to say if one of these flags was not given."""
+    name = next(name for name in names if not getattr(config, name))
+    kind = type(config).__dataclass_fields__[name].metadata["metavar"]
+    return UsageError(f"{flag(name)} {kind} is missing")

@@ -26,8 +26,9 @@ from gmix.network import GuidedMixNet
 from gmix.pairing import RandomPairSelector, SimilarPairSelector
 from gmix.paste import ClassPaste
 from gmix.reference import LabeledReference
+from gmix.say import one_line
 from gmix.teacher import EMATeacher
-from gmix.training.build import image_stats, one_line
+from gmix.training.build import image_stats
 from gmix.training.config import TrainConfig
 from gmix.training.options import lookup
 from gmix.views import CutMix, StrongColor

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from gmix.data import RGB, Classes, ImageFormat
 from gmix.network import GuidedMixNet
-from gmix.training.build import ARCHITECTURES, one_line
+from gmix.say import one_line
+from gmix.training.build import ARCHITECTURES
 from gmix.training.card import model_card
 from gmix.training.options import lookup
 

@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gmix.network import GuidedMixNet
-from gmix.training.build import build_net, one_line
+from gmix.say import one_line
+from gmix.training.build import build_net
 from gmix.training.checkpoint import (
     Checkpoint,
     list_checkpoints,

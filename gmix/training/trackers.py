@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gmix.training.build import one_line
+from gmix.say import one_line
 from gmix.training.config import TrainConfig
 
 __all__ = ["Log", "no_log", "open_trackers", "scalars"]
