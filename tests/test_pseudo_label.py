@@ -29,6 +29,7 @@ from gmix.pseudo_label import (
     run_lengths,
     sure_mask,
 )
+from gmix.training.commands import PseudoLabelConfig
 from gmix.training.saved import SavedModel
 
 UNSURE = 255
@@ -269,3 +270,8 @@ def test_the_command(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "--min-confidence must lie between 0 and 1, got 1.5" in capsys.readouterr().err
     assert main(words) == 2
     assert "--out DIR is missing" in capsys.readouterr().err
+
+
+def test_threads_are_checked() -> None:
+    with pytest.raises(ValueError, match="--threads must be at least 1, got 0"):
+        PseudoLabelConfig(threads=0)

@@ -166,6 +166,7 @@ class PseudoLabelConfig:
                 f"--min-confidence must lie between 0 and 1, got {self.min_confidence}"
             )
         at_least("min_area", self.min_area, 0)
+        check_threads(self.threads)
 
 
 @dataclass
