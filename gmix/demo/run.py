@@ -115,7 +115,7 @@ def demo_config(out: Path, folders: Folders, method: str, steps: int, seed: int)
         amp="none",  # the same result on more machines
         cache=True,
         workers=0,
-        eval_every=0,
+        eval_every=100,
         checkpoint_every=100,
         out=str(out / method),
         resume=True,
