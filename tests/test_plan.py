@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tiny_data import tiny_config, words, write_data
 
 from gmix.cli import main
@@ -121,3 +122,11 @@ def test_compare_has_no_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_sizes_are_decimal() -> None:
     assert [human(n) for n in (999_400_000, 1_000_000_000)] == ["999 MB", "1.0 GB"]
+
+
+def test_grey_images_are_planned_as_they_are_trained(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "grey")
+    for name in ("images", "val_images"):
+        for path in (data / name).iterdir():
+            Image.open(path).convert("L").save(path)
+    assert plan(tiny_config(data, tmp_path / "out", channels=1)).image_passes > 0

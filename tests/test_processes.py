@@ -14,26 +14,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_accumulate import BUILDERS
 from tiny_data import tiny_config, write_data
 from tiny_nets import tiny_batch, tiny_net
 from torch import Tensor, distributed, multiprocessing
 
-from gmix import EMATeacher, GuidedMixNet
 from gmix import functional as G
 from gmix.cli import main
 from gmix.data import Batch
-from gmix.methods import (
-    CCT,
-    CPS,
-    ClassMix,
-    CutMixSeg,
-    FixMatch,
-    GuidedMix,
-    MeanTeacher,
-    Method,
-    Supervised,
-    UniMatch,
-)
+from gmix.methods import FixMatch, GuidedMix, Supervised
 from gmix.processes import gather
 from gmix.training.checkpoint import newest_checkpoint
 from gmix.training.fit import fit
@@ -43,18 +32,7 @@ from gmix.training.yamlfile import write_yaml
 pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="torch without distributed")
 
 COUNT, STEPS = 2, 3
-METHODS: dict[str, Callable[[GuidedMixNet], Method]] = {
-    "supervised": Supervised,
-    "mean_teacher": MeanTeacher,
-    "cutmix": CutMixSeg,
-    "classmix": ClassMix,
-    "fixmatch": FixMatch,
-    "unimatch": lambda net: UniMatch(net, teacher=EMATeacher(net)),
-    "guidedmix": GuidedMix,
-    "paper": lambda net: GuidedMix(net, variant="paper"),
-    "cps": CPS,
-    "cct": CCT,
-}
+METHODS = {**BUILDERS, "supervised": Supervised, "fixmatch": FixMatch}
 
 
 def batches() -> Iterator[Batch]:

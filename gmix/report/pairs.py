@@ -91,10 +91,9 @@ def replay_last_batch(folder: Path, device: torch.device) -> Replay:
         raise ValueError(f"--method {config.method} makes no pairs")
     load_checkpoint(path, {"method": method}, device)
     stats = image_stats(config)
-    batch = build_stream(config, data, *stats)[step - 1].split(config.accumulate)[0].to(device)
-    x_labeled, y_labeled, x_unlabeled, valid = batch
+    batch = build_stream(config, data, *stats)[step - 1].split(config.accumulate)[0]
+    x_labeled, y_labeled, x_unlabeled, valid = batch.to(device, form)
     assert x_unlabeled is not None and valid is not None  # GuidedMix has unlabeled images
-    x_labeled, x_unlabeled = (x.to(memory_format=form) for x in (x_labeled, x_unlabeled))
     generator = torch.Generator(device).manual_seed(step_seed(config.seed, step - 1, "method"))
     with (
         eval_mode(method),

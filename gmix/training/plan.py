@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gmix.training.build import build_data, build_stream, describe_data, load_batches
+from gmix.training.build import build_data, build_stream, describe_data, image_stats, load_batches
 from gmix.training.compiled import compile_call
 from gmix.training.config import TrainConfig
 from gmix.training.cost import count_first_step, count_passes, peak_memory
@@ -17,7 +17,6 @@ from gmix.training.device import fit_settings, prepare_device
 from gmix.training.fit import fit
 from gmix.training.progress import clock
 from gmix.training.state import Parts, build_parts
-from gmix.weights import encoder_stats
 
 WARM_UP, MEASURED = 1, 2
 
@@ -88,13 +87,13 @@ def plan(config: TrainConfig) -> Plan:
     device = prepare_device(config.device, config.threads)
     data = build_data(config)
     parts = build_parts(config, data.classes.channels, device)
-    stream = build_stream(config, data, *encoder_stats(config.encoder))
+    stream = build_stream(config, data, *image_stats(config))
     began = perf_counter()
-    stream[0]
+    first = stream[0]
     loading = perf_counter() - began
     passes: list[int] = []
     if config.compile:
-        passes.append(count_passes(parts.method, stream[0].to(device)))
+        passes.append(count_passes(parts.method, first.to(device)))
         compile_call(parts.method, device)
     else:
         count_first_step(parts.method, passes.append, calls=config.accumulate)

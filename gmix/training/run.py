@@ -179,7 +179,7 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
     pseudo: dict[str, Any] | None = None
     tally = parts.tally
     share = stream.share(processes.rank, processes.count)
-    own_parts = len(processes.share(processes.parts(config.accumulate)))
+    parts_of_step = processes.parts(config.accumulate)
     if start < config.steps:
 
         def tell(images: int) -> None:
@@ -189,7 +189,7 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
             tell(count_passes(parts.method, share[start].to(device)))
             compile_call(parts.method, device)
         else:
-            count_first_step(parts.method, tell, calls=own_parts)
+            count_first_step(parts.method, tell, calls=len(processes.share(parts_of_step)))
     stopping = False
 
     def report_when(step: int) -> bool:
@@ -209,7 +209,6 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
         for note in notes:
             show.note(note)
         if processes.count > 1:
-            parts_of_step = processes.parts(config.accumulate)
             show.note(f"{processes.count} processes share the {parts_of_step} parts of a step")
         if start:
             show.note(f"going on after step {start}")
