@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +16,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import FullyShardedDataParallelPlugin
 from tiny_nets import tiny_batch, tiny_net
 
 import gmix
@@ -71,6 +77,11 @@ def pages_with(language: str) -> list[Any]:
     return [pytest.param(page, id=page.stem) for page in PAGES if blocks(page, language)]
 
 
+def offline(code: str) -> str:
+    """The only change before a block is run: tests download nothing."""
+    return code.replace('encoder_weights="imagenet"', "encoder_weights=None")
+
+
 def lines_of_bash(page: Path) -> Iterator[list[str]]:
     """The words of every command in the bash blocks of a page."""
     for _, text in blocks(page, "bash"):
@@ -98,9 +109,33 @@ def test_python_blocks_run_in_order(
     torch.manual_seed(0)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for line, text in blocks(page, "python"):
-        # The only change: tests download nothing.
-        code = text.replace('encoder_weights="imagenet"', "encoder_weights=None")
-        exec(compile("\n" * line + code, str(page), "exec"), namespace)
+        exec(compile("\n" * line + offline(text), str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", pages_with("py"))
+def test_py_blocks_run_in_two_processes(page: Path, tmp_path: Path) -> None:
+    for _, text in blocks(page, "py"):
+        Path(tmp_path, "loop.py").write_text(offline(text), encoding="utf-8")
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "loop.py"]
+        paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        done = subprocess.run(
+            [sys.executable, *launch],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", pages_with("yml"))
+def test_yml_blocks_are_read_by_accelerate(page: Path, tmp_path: Path) -> None:
+    for _, text in blocks(page, "yml"):
+        Path(tmp_path, "config.yml").write_text(text, encoding="utf-8")
+        config = load_config_from_file(str(tmp_path / "config.yml"))
+        known = {action.dest for action in launch_command_parser()._actions}
+        known |= {f"fsdp_{field.name}" for field in fields(FullyShardedDataParallelPlugin)}
+        assert config.fsdp_config.keys() <= known
 
 
 @pytest.mark.parametrize("page", pages_with("bash"))
@@ -183,14 +218,9 @@ def test_readme_links_lead_somewhere() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_says_in_which_language_it_is(page: Path) -> None:
-    """Blocks of the first three are run, parsed and loaded here; `text` is what something prints. What needs
-    several GPUs, and settings of other programs, are `py` and `yml`: only their syntax is checked."""
+    """Blocks of the first five are run, parsed and loaded here; `text` is what something prints."""
     fences = re.findall(r"^ *```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(fences[::2]) <= {"python", "bash", "yaml", "text", "py", "yml"}
-    for _, text in blocks(page, "py"):
-        compile(text, page.name, "exec")
-    for _, text in blocks(page, "yml"):
-        assert yaml.safe_load(text)
+    assert set(fences[::2]) <= {"python", "py", "bash", "yaml", "yml", "text"}
     assert set(fences[1::2]) <= {""}
     assert len(fences) == 2 * sum(len(blocks(page, language)) for language in set(fences) - {""})
 
