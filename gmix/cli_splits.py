@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 
 from gmix.say import complain
@@ -58,8 +59,10 @@ def make(words: Sequence[str]) -> int:
         if one.absent:
             print(f"  no labeled pixel of {', '.join(one.absent)}")
     print(f"paths are relative to {one.root}; to train on {one.folder}:")
-    lists = [one.folder / f"{name}.txt" for name in ("labeled", "unlabeled")]
-    print(f"  gmix train --voc {one.root} --train-list {lists[0]} --unlabeled-list {lists[1]} ...")
+    data = ["--voc"] if config.dataset is None else ["--dataset", config.dataset, "--data"]
+    labeled, unlabeled = (str(one.folder / f"{name}.txt") for name in ("labeled", "unlabeled"))
+    lists = ["--train-list", labeled, "--unlabeled-list", unlabeled]
+    print(f"  {shlex.join(['gmix', 'train', *data, str(one.root), *lists])} ...")
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 import shutil
 from collections.abc import Iterable
 from fractions import Fraction
@@ -308,6 +309,15 @@ def test_make_says_what_it_made(voc: Path, tmp_path: Path, capsys: Capture) -> N
     said = capsys.readouterr().out
     assert f"{tmp_path}: 2 labeled, 4 unlabeled images" in said
     assert "no labeled pixel of class 3\n" in said
+    assert f"  gmix train --voc {voc} --train-list {tmp_path / 'labeled.txt'} --unl" in said
+
+
+def test_make_names_the_data_set_again(voc: Path, tmp_path: Path, capsys: Capture) -> None:
+    root = shutil.copytree(voc, tmp_path / "my voc")
+    argv = ["splits", "make", "--dataset", "voc", "--data", str(root), "--labels", "2"]
+    assert main([*argv, "--out", str(tmp_path / "made")]) == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert command[:6] == ["gmix", "train", "--dataset", "voc", "--data", str(root)]
 
 
 # --- training on what was made ---------------------------------------------------------------

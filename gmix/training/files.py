@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from gmix.data import (
     pair_masks,
 )
 from gmix.training.config import TrainConfig
-from gmix.training.options import lookup
+from gmix.training.options import flag, lookup
 
 Pairs = tuple[list[Path], list[Path]]
 
@@ -57,12 +58,28 @@ def known_finder(config: Any) -> Finder | None:
     """Finds the files of the known data set that the flags name; with `--download`, fetches it first."""
     known = known_data(config)
     if known is None:
+        if config.dataset is None:
+            refuse_lists(config)
         return None
     if any(getattr(config, name, None) is not None for name in ("images", "masks")):
         raise ValueError("give either --data ROOT (--voc ROOT) or --images and --masks, not both")
     if getattr(config, "download", False):
         fetch(*known)
     return Finder(*known)
+
+
+def refuse_lists(config: Any) -> None:
+    """Lists name files below a folder; without one they would be ignored without a word.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    for item in fields(config):
+        given = getattr(config, item.name)
+        if item.name in ("train_list", "unlabeled_list", "val_list") and given != item.default:
+            raise ValueError(
+                f"{flag(item.name)} {given} needs --voc ROOT, the folder that the paths in it start from"
+            )
 
 
 def training_files(config: TrainConfig, finder: Finder | None = None) -> tuple[Pairs, Paths]:
