@@ -118,14 +118,18 @@ def each_image(
 
 
 def output_names(images: Sequence[Path]) -> list[str]:
-    """What to call what is written for each image: its stem, or all of its name if two share a stem.
+    """What to call what is written for each image: its stem, or all of its name if two share a stem; no two alike.
 
     Examples:
         >>> output_names([Path("a.jpg"), Path("b.jpg"), Path("b.png")])
         ['a', 'b.jpg', 'b.png']
+        >>> output_names([Path("b.jpg"), Path("b.png"), Path("b.jpg.jpg")])
+        ['b.jpg', 'b.png', 'b.jpg.jpg']
     """
     stems = Counter(path.stem for path in images)
-    return [path.stem if stems[path.stem] == 1 else path.name for path in images]
+    names = [path.stem if stems[path.stem] == 1 else path.name for path in images]
+    # The stem of one may be all of another's name.
+    return names if len(set(names)) == len(names) else [path.name for path in images]
 
 
 def save_mask(classes: Pixels, palette: Iterable[Color], path: Path) -> None:

@@ -292,6 +292,7 @@ def test_a_broken_unlabeled_image_is_named_even_by_a_loader_process(
         ({"masks": "nowhere"}, "the mask folder nowhere does not exist"),
         ({"unlabeled": "nowhere"}, "the image folder nowhere does not exist"),
         ({"val_masks": None}, "--val-images needs --val-masks DIR"),
+        ({"val_images": None}, "--val-masks needs --val-images DIR"),
         ({"voc": "nowhere"}, "either --data ROOT (--voc ROOT) or --images and --masks"),
         ({"voc": "nowhere", "images": None, "masks": None}, "nowhere is no folder: expected that"),
         ({"data": "nowhere"}, "--data nowhere needs --dataset NAME: voc, sbd"),

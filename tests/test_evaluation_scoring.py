@@ -220,6 +220,11 @@ def test_flags_change_how_images_are_tested(run: Path) -> None:
         ({"picture": "confusion.txt"}, "must end with .png, .pdf or .svg"),
         ({"picture": "nowhere/confusion.png"}, "folder does not exist"),
         ({"out": "nowhere/scores.json"}, "folder does not exist"),
+        ({"val_masks": "masks"}, "--val-masks needs --val-images"),
+        ({"val_images": "images"}, "--val-images needs --val-masks"),
+        ({"val_images": "images", "val_masks": "masks", "voc": "voc"}, "give either"),
+        ({"dataset": "voc"}, "--dataset voc needs --data ROOT"),
+        ({"val_list": "test"}, "--val-list test: the images of .* have no lists"),
     ],
 )
 def test_bad_flags_are_refused_before_anything_is_scored(

@@ -48,6 +48,24 @@ def test_a_training_on_each_known_data_set(name: str, tmp_path: Path) -> None:
     assert main(["evaluate", "--model", str(tmp_path / "run"), *data, "--threads", "1"]) == 0
 
 
+def test_evaluate_takes_another_list_or_part_of_the_run_s_data(tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "run"
+    WRITERS["voc"](data)
+    changes = {**NOTHING, "voc": str(data), "method": "supervised", "val_part": "odd"}
+    assert main(["train", *words(tiny_config(tmp_path, out, **changes))]) == 0
+
+    def split(*flags: str) -> str:
+        argv = ["evaluate", "--model", str(out), "--threads", "1", "--out", str(out / "s.json")]
+        assert main([*argv, *flags]) == 0
+        return str(json.loads((out / "s.json").read_text())["split"])
+
+    whole = ("--voc", str(data))
+    assert split() == split("--val-part", "odd") == split(*whole, "--val-part", "odd")
+    assert split("--val-part", "all") == split(*whole) == split(*whole, "--val-list", "val")
+    assert split("--val-list", "train") == split(*whole, "--val-list=train", "--val-part=odd")
+    assert len({split(), split(*whole), split("--val-list", "train")}) == 3
+
+
 def test_a_model_of_one_kind_of_masks_is_tested_on_the_other(tmp_path: Path) -> None:
     """Cityscapes: trained on raw ids, tested on class ids, with the same result."""
     data = tmp_path / "data"
@@ -145,5 +163,6 @@ def test_masks_of_0_1_and_255_keep_255_as_ignored(tmp_path: Path) -> None:
         with Image.open(path) as file:
             ids = np.array(file)
         Image.fromarray(np.array([0, 1, 255], dtype=np.uint8)[ids]).save(path)
-    config = tiny_config(data, tmp_path, classes=1, method="supervised", val_images=None)
+    changes: dict[str, Any] = {"val_images": None, "val_masks": None}
+    config = tiny_config(data, tmp_path, classes=1, method="supervised", **changes)
     assert build_data(config).classes.label_map is None

@@ -82,7 +82,7 @@ def replay_last_batch(folder: Path, device: torch.device) -> Replay:
         raise ValueError("the run has no checkpoint yet")
     step, path = checkpoints[-1]
     # Its weights are in the checkpoint: none need to be fetched.
-    config = replace(original_data(folder, "all"), encoder_weights="none")
+    config = replace(original_data(folder), encoder_weights="none")
     data, form = find_data(config), layout(config)
     with torch.random.fork_rng(devices=[]):
         method = build_method(config, build_net(config, data.classes.channels))

@@ -80,7 +80,7 @@ def look_at_scenes(folder: Path, models: list[SavedModel], count: int) -> Scenes
     Raises:
         ValueError: if there are no validation images, or they are not where they were.
     """
-    source = original_data(folder, "all")
+    source = original_data(folder)
     files = validation_files(source)
     if files is None:
         raise ValueError("the run has no validation images")

@@ -47,9 +47,11 @@ class EvaluateConfig:
     dataset: str | None = option(None, IMAGES, "NAME", f"instead of folders: {DATASETS}")
     data: str | None = option(None, IMAGES, "ROOT", "its folder, in its usual layout")
     voc: str | None = option(None, IMAGES, "ROOT", "short for --dataset voc --data ROOT")
-    val_list: str = option("val", IMAGES, "LIST", "of a known data set: a split, or a file")
-    val_part: Literal["all", "odd", "even"] = option(
-        "all", IMAGES, "PART", "all, odd or even images"
+    val_list: str | None = option(
+        None, IMAGES, "LIST", "of a known data set: a split, or a file (default: val, or the run's)"
+    )
+    val_part: Literal["all", "odd", "even"] | None = option(
+        None, IMAGES, "PART", "all, odd or even images (default: all, or the run's)"
     )
     window: str | None = option(None, TEST, *WINDOW)
     stride: str | None = option(None, TEST, *STRIDE)

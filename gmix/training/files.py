@@ -147,6 +147,8 @@ def validation_files(config: Any, finder: Finder | None = None) -> Pairs | None:
             raise ValueError("--val-images needs --val-masks DIR")
         images = find_images(config.val_images)
         masks = pair_masks(images, config.val_masks)
+    elif config.val_masks is not None:
+        raise ValueError("--val-masks needs --val-images DIR")
     elif (finder := finder or known_finder(config)) is not None:
         images, masks = list(finder.images(config.val_list)), finder.masks(config.val_list)
     else:

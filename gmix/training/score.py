@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -33,7 +33,7 @@ from gmix.evaluation import (
 from gmix.training.commands import EvaluateConfig, PredictConfig, PseudoLabelConfig
 from gmix.training.config import TrainConfig
 from gmix.training.device import prepare_device
-from gmix.training.files import known_layout, validation_files
+from gmix.training.files import known_data, known_layout, validation_files
 from gmix.training.flags import parse
 from gmix.training.options import read_windows
 from gmix.training.processes import start_processes
@@ -63,11 +63,8 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
     processes = start_processes(config.device)
     device = prepare_device(processes.device or config.device, config.threads)
     saved = load_model(config.model, device)
-    source: EvaluateConfig | TrainConfig = config
+    source = judged_on(config, Path(config.model))
     files = validation_files(source)
-    if files is None:
-        source = original_data(Path(config.model), config.val_part)
-        files = validation_files(source)
     if files is None:
         raise ValueError("--val-images and --val-masks are missing (the run had none of its own)")
     classes = fit_masks(saved.classes, source, files[1])
@@ -141,12 +138,30 @@ def build_windows(
     return partial(sliding_bands, crop=windows[0], stride=windows[1], edge=config.edge)
 
 
-def original_data(run: Path, part: Literal["all", "odd", "even"]) -> TrainConfig:
-    """The data flags of the run; `part` overrides its own unless it is "all"."""
+def judged_on(config: EvaluateConfig, run: Path) -> EvaluateConfig | TrainConfig:
+    """Where the images to score are: what the flags name, or the run's own, of another list or part if they say so."""
+    folders = config.val_images is not None or config.val_masks is not None
+    known = known_data(config) is not None
+    if folders and known:
+        raise ValueError("give either --val-images and --val-masks or --data ROOT (--voc ROOT)")
+    if config.dataset is not None and not (folders or known):
+        raise ValueError(f"--dataset {config.dataset} needs --data ROOT, its folder")
+    source = config if folders or known else original_data(run)
+    chosen: dict[str, Any] = {"val_list": config.val_list, "val_part": config.val_part}
+    default = {"val_list": "val", "val_part": "all"} if source is config else {}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    if "val_list" in given and source.val_images is not None:
+        raise ValueError(
+            f"--val-list {config.val_list}: the images of {source.val_images} have no lists"
+        )
+    return replace(source, **{**default, **given})
+
+
+def original_data(run: Path) -> TrainConfig:
+    """The data flags of the run."""
     path = run / "config.yaml"
     if not path.is_file():  # OUT/model or OUT/best
         path = run.absolute().parent / "config.yaml"
     if not path.is_file():
         raise ValueError(f"--val-images is missing, and {run} has no config.yaml that names them")
-    config = parse(TrainConfig, "gmix train", "", ["--config", str(path)])
-    return config if part == "all" else replace(config, val_part=part)
+    return parse(TrainConfig, "gmix train", "", ["--config", str(path)])
