@@ -166,3 +166,23 @@ def test_masks_of_0_1_and_255_keep_255_as_ignored(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"val_images": None, "val_masks": None}
     config = tiny_config(data, tmp_path, classes=1, method="supervised", **changes)
     assert build_data(config).classes.label_map is None
+
+
+def test_validation_images_are_never_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However their folder is spelled; and nobody is judged on what was taught with its mask."""
+    monkeypatch.chdir(tmp_path)
+    WRITERS["voc"](Path("voc"))
+    Path("link").symlink_to("voc", target_is_directory=True)
+    images = "voc/JPEGImages"
+    counts = []
+    for spelled in (images, f"{tmp_path}/{images}", f"link/../{images}", "link/JPEGImages"):
+        changes: dict[str, Any] = {**NOTHING, "voc": "voc", "unlabeled": spelled, "labels": 1}
+        data = build_data(tiny_config(tmp_path, tmp_path, **changes, held_out=1))
+        counts.append(data.counts)
+        assert data.held_out is not None
+    assert counts == [{"labeled": 1, "unlabeled": 1, "validation": 2, "held_out": 1}] * 4
+    judged = {**NOTHING, "voc": "voc", "train_list": "val"}
+    with pytest.raises(ValueError, match=r"2 labeled images are validation images too, such as"):
+        build_data(tiny_config(tmp_path, tmp_path, **judged))

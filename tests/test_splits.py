@@ -368,7 +368,8 @@ def test_the_split_of_a_run(voc: Path, tmp_path: Path) -> None:
     def split(listing: str, **changes: Any) -> str:
         (tmp_path / "mine.txt").write_text(listing)
         settings = {**voc_flags(voc, tmp_path), "train_list": str(tmp_path / "mine.txt")}
-        settings |= {"unlabeled_list": "trainaug", "val_images": None, "classes": 3, **changes}
+        settings |= {"unlabeled_list": "trainaug", "val_images": None, "val_masks": None}
+        settings |= {"classes": 3, **changes}
         return build_data(tiny_config(tmp_path, tmp_path, **settings)).split
 
     first = split("i00\ni01\n")

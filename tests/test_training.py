@@ -109,7 +109,8 @@ def test_voc_layout_and_lists(tmp_path: Path) -> None:
     (lists / "train.txt").write_text("0\n1\n")
     (lists / "all.txt").write_text("0\r\n1\r\n4\r\n\r\n5")
     (lists / "val.txt").write_text("2\n3")
-    config = tiny_config(tmp_path, tmp_path, images=None, masks=None, val_images=None, classes=3)
+    folders = dict.fromkeys(("images", "masks", "val_images", "val_masks"))
+    config = tiny_config(tmp_path, tmp_path, **folders, classes=3)
     config.voc, config.unlabeled_list, config.val_part = str(root), "all", "even"
     (images, masks), rest = training_files(config)
     assert [p.stem for p in images] == [p.stem for p in masks] == ["0", "1"]

@@ -74,29 +74,53 @@ class Paths(Sequence[Path]):
             yield text[start - ends[0] : end - ends[0]].decode("utf-8", "surrogatepass")
 
     def without(self, others: Iterable[str | Path]) -> Paths:
-        """Those that are not among `others`.
+        """Those that are not among `others`, however either spells the folders.
 
         Examples:
-            >>> [path.name for path in Paths(["a", "b", "c"]).without([Path("b")])]
+            >>> [path.name for path in Paths(["a", "b", "c"]).without([Path("x/../b")])]
             ['a', 'c']
         """
-        out = set(map(os.path.normcase, _texts(others)))
+        alike = Spelling()
+        out = {os.path.normcase(alike(text)) for text in _texts(others)}
         if os.path is posixpath:  # where names have one case, and no time need be spent on it
-            return Paths(text for text in self.texts() if text not in out)
-        return Paths(text for text in self.texts() if os.path.normcase(text) not in out)
+            return Paths(text for text in self.texts() if alike(text) not in out)
+        return Paths(text for text in self.texts() if os.path.normcase(alike(text)) not in out)
 
     @classmethod
     def union(cls, *groups: Iterable[str | Path]) -> Paths:
-        """Each path of any group once, in the order of paths: folder by folder.
+        """Each path of any group once, in the order of paths: folder by folder, each as it was spelled first.
 
         Examples:
-            >>> [path.as_posix() for path in Paths.union(["a-b/x", "a/z"], [Path("a/y"), "a/z"])]
+            >>> [path.as_posix() for path in Paths.union(["a-b/x", "a/z"], [Path("a/y"), "a/b/../z"])]
             ['a/y', 'a/z', 'a-b/x']
         """
+        alike = Spelling()
         # With nothing smaller between folders this is the order of `sorted` over `Path`.
-        keys = [text.replace(os.sep, "\0") for group in groups for text in _texts(group)]
+        keys = [alike(text).replace(os.sep, "\0") for group in groups for text in _texts(group)]
         keys.sort()
         return cls(key.replace("\0", os.sep) for key, _ in groupby(keys))
+
+
+class Spelling:
+    """One spelling of each folder, the first it is met in: absolute or not, through `..` or a link, it is the same.
+
+    Examples:
+        >>> alike = Spelling()
+        >>> alike(os.path.join("a", "1.jpg")) == alike(os.path.abspath(os.path.join("a", "1.jpg")))
+        True
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[str, str] = {}
+        self._known: dict[str, str] = {}
+
+    def __call__(self, path: str) -> str:
+        """The path with its folder in that spelling; a folder is looked up once, for there may be a million paths."""
+        name = path.rpartition(os.sep)[2]
+        folder = path[: len(path) - len(name)]
+        if folder not in self._known:
+            self._known[folder] = self._first.setdefault(os.path.realpath(folder), folder)
+        return self._known[folder] + name
 
 
 def folder_images(folder: str | Path) -> Paths:

@@ -38,6 +38,7 @@ from gmix.training.files import (
     held_out_files,
     known_finder,
     known_layout,
+    refuse_judged,
     training_files,
     validation_files,
 )
@@ -107,6 +108,7 @@ def find_data(config: TrainConfig) -> Data:
     format = image_format(config)
     if validation is not None:
         # Never learn from what the run is judged on, not even without masks.
+        refuse_judged(images, validation[0])
         unlabeled = unlabeled.without(validation[0])
     held_out = held_out_files(config, unlabeled)
     shards = [] if config.unlabeled_shards is None else find_shards(config.unlabeled_shards)

@@ -91,7 +91,7 @@ def training_files(config: TrainConfig, finder: Finder | None = None) -> tuple[P
     """
     (images, masks), groups = all_files(config, finder)
     if config.labels is not None:
-        groups = [*groups, images]
+        groups = [images, *groups]  # first, so that all are spelled as these are
         pairs = evenly_spaced(list(zip(images, masks, strict=True)), config.labels)
         images, masks = [image for image, _ in pairs], [mask for _, mask in pairs]
     return (images, masks), Paths.union(*groups).without(images)
@@ -157,3 +157,17 @@ def validation_files(config: Any, finder: Finder | None = None) -> Pairs | None:
         config.val_part
     ]
     return images[part], masks[part]
+
+
+def refuse_judged(labeled: Sequence[Path], validation: Sequence[Path]) -> None:
+    """A network is not judged on what it was taught.
+
+    Raises:
+        ValueError: if images are both labeled and validation images.
+    """
+    both = set(labeled).difference(Paths(labeled).without(validation))
+    if both:
+        raise ValueError(
+            f"{len(both)} labeled images are validation images too, such as {min(both)}: "
+            "take them out of one, or the scores say nothing"
+        )
