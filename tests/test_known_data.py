@@ -15,7 +15,7 @@ from gmix.cli import main
 from gmix.data import LAYOUTS, read_mask
 from gmix.training.build import build_data
 from gmix.training.saved import load_model
-from tests.tiny_data import tiny_config, words, write_data
+from tests.tiny_data import NAMES, tiny_config, words, write_data
 from tests.true_layouts import WRITERS
 
 NO_FOLDERS = {"images": None, "masks": None, "val_images": None, "val_masks": None}
@@ -186,3 +186,37 @@ def test_validation_images_are_never_learned_from(
     judged = {**NOTHING, "voc": "voc", "train_list": "val"}
     with pytest.raises(ValueError, match=r"2 labeled images are validation images too, such as"):
         build_data(tiny_config(tmp_path, tmp_path, **judged))
+
+
+def test_what_is_odd_about_the_masks_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Masks that no image is called like, and classes that nothing teaches, are not errors, but notes."""
+    data = write_data(tmp_path / "data")
+    first, *others = sorted((data / "masks").iterdir())
+    for path in others[1:]:
+        path.rename(path.with_name(f"{path.stem}_mask.png"))
+    for path in (first, others[0]):
+        with Image.open(path) as file:
+            ids = np.array(file)
+        Image.fromarray(np.where(ids == 2, 255, ids).astype(np.uint8)).save(path)
+    config = tiny_config(data, tmp_path / "run", method="supervised")
+    for cache in (False, True):
+        config.cache = cache
+        stray, absent = build_data(config).notes
+        count = len(others) - 1
+        assert stray.startswith(f"{count} of {count + 2} masks belong to no image, such as ")
+        assert absent == f"no labeled pixel, so nothing is learned, of {NAMES[2]}"
+    assert main(["train", *words(config)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert absent in said and "masks belong to no image" in said
+
+
+def test_masks_of_0_and_128_are_not_those_of_an_editor(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    for path in [*(data / "masks").iterdir(), *(data / "val_masks").iterdir()]:
+        with Image.open(path) as file:
+            ids = np.array(file)
+        Image.fromarray(np.where(ids > 0, 128, 0).astype(np.uint8)).save(path)
+    with pytest.raises(ValueError, match=r"holds the id 128: expected 0\.\.1 or 255"):
+        build_data(tiny_config(data, tmp_path, classes=1, method="supervised"))

@@ -66,6 +66,13 @@ def pair_masks(images: Sequence[Path], mask_folder: str | Path) -> list[Path]:
     return masks
 
 
+def masks_without_image(images: Iterable[Path], mask_folder: str | Path) -> tuple[list[Path], int]:
+    """Masks that `match_masks` leaves aside, because no image has their stem, and how many masks there are."""
+    masks = _list_folder(Path(mask_folder), MASK_SUFFIXES, "mask")
+    stems = {image.stem for image in images}
+    return [mask for mask in masks if mask.stem not in stems], len(masks)
+
+
 def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
     """Keeps `count` items at even distances, the first one always.
 

@@ -190,16 +190,7 @@ def read_mask(path: str | Path, classes: Classes) -> tv_tensors.Mask:
         ValueError: If the file cannot be read, is a colour image, or (without a label map) holds
             an id that is no class; names file and value.
     """
-    try:
-        ids, kind = _ids(Path(path))
-    except Exception as error:  # as above
-        raise ValueError(f"cannot read mask {path}: {error}") from None
-    if ids.ndim != 2 or ids.dtype.kind not in "biu":
-        raise ValueError(
-            f"mask {path} is {kind}: expected a palette or grey image (or an array of whole numbers) "
-            "whose pixel values are class ids"
-        )
-    ids = ids.astype(np.int64)
+    ids = _whole_ids(path)
     if classes.label_map is None:
         bad = ids[(ids != IGNORE) & ((ids < 0) | (ids >= classes.num_classes))]
         if bad.size:
@@ -237,18 +228,31 @@ def to_rgb(image: torch.Tensor) -> npt.NDArray[np.uint8]:
 def holds_only_0_and_255(masks: Sequence[Path]) -> bool:
     """Whether a binary data set has its foreground stored as 255, as most editors do.
 
-    That is so if 255 occurs and no mask has a 1; where some do, 255 is what is ignored.
+    That is so if 255 occurs and nothing but 0 beside it; where a mask has a 1, 255 is what is ignored.
 
     Raises:
         ValueError: If a file cannot be read; names it.
     """
     seen: set[int] = set()
     for path in masks:
-        # The map keeps what is in the file: 1 is a 1, 255 is 255, and anything else is an error later on.
-        seen |= set(read_mask(path, Classes.of(2, {0: 0, 1: 1})).unique().tolist())
-        if 1 in seen:
+        seen |= set(np.unique(_whole_ids(path)).tolist())
+        if not seen <= {0, IGNORE}:
             return False
     return IGNORE in seen
+
+
+def _whole_ids(path: str | Path) -> npt.NDArray[np.int64]:
+    """What a mask file holds, if these are whole numbers, one a pixel."""
+    try:
+        ids, kind = _ids(Path(path))
+    except Exception as error:  # as above
+        raise ValueError(f"cannot read mask {path}: {error}") from None
+    if ids.ndim != 2 or ids.dtype.kind not in "biu":
+        raise ValueError(
+            f"mask {path} is {kind}: expected a palette or grey image (or an array of whole numbers) "
+            "whose pixel values are class ids"
+        )
+    return ids.astype(np.int64)
 
 
 def _ids(path: Path) -> tuple[Pixels, str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import segmentation_models_pytorch as smp
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
@@ -28,9 +30,11 @@ from gmix.data import (
     data_names,
     find_shards,
     fingerprint,
+    folder_images,
     holds_only_0_and_255,
     train_transform,
 )
+from gmix.data.files import masks_without_image
 from gmix.network import GuidedMixNet
 from gmix.say import one_line
 from gmix.training.config import TrainConfig
@@ -63,6 +67,7 @@ class Data:
     counts: dict[str, int]
     held_out: Dataset[Sample] | None = None  # unlabeled images with their masks, never trained on
     split: str = ""  # a hash of which images are used for what
+    notes: tuple[str, ...] = ()  # what a person should know of the data, but need not be an error
 
 
 def build_data(config: TrainConfig) -> Data:
@@ -72,10 +77,9 @@ def build_data(config: TrainConfig) -> Data:
         ValueError: if something is missing or does not fit, naming the file.
     """
     data = find_data(config)
-    labeled: Any = data.labeled
-    validation: Any = data.validation
-    labeled_masks = labeled.masks
-    validation_masks = [] if validation is None else validation.masks
+    masks = {
+        name: getattr(data, name).masks for name in ("labeled", "validation") if getattr(data, name)
+    }
     if config.cache:
         cached: dict[str, Any] = {
             name: Cached(getattr(data, name))
@@ -83,14 +87,16 @@ def build_data(config: TrainConfig) -> Data:
             if getattr(data, name) is not None
         }
         data = replace(data, **cached)
-    else:
-        for dataset in (data.labeled, data.validation, data.held_out):
-            if dataset is not None:
-                read_once(dataset)
-    refuse_blank(data.labeled, labeled_masks, "labeled")
-    if data.validation is not None:
-        refuse_blank(data.validation, validation_masks, "validation")
-    return data
+    elif data.held_out is not None:
+        read_once(data.held_out)
+    ids = {name: read_once(getattr(data, name)) for name in masks}
+    for name, seen in ids.items():
+        if seen <= {IGNORE}:
+            raise ValueError(
+                f"no {name} mask has a pixel of any class, from {masks[name][0]} on all is ignored: "
+                "is the label map (--label-map) the one of these masks?"
+            )
+    return replace(data, notes=(*data.notes, *untaught(data.classes, ids["labeled"])))
 
 
 def find_data(config: TrainConfig) -> Data:
@@ -145,7 +151,16 @@ def find_data(config: TrainConfig) -> Data:
     if held_out is not None:
         counts["held_out"] = len(held_out[0])
     labeled_set = SegmentationDataset(images, masks, classes, size, format)
-    return Data(classes, labeled_set, unlabeled_set, validation_set, counts, held_out_set, split)
+    return Data(
+        classes,
+        labeled_set,
+        unlabeled_set,
+        validation_set,
+        counts,
+        held_out_set,
+        split,
+        tuple(strays(config)),
+    )
 
 
 def build_classes(config: Any, masks: Sequence[Path]) -> Classes:
@@ -188,20 +203,51 @@ def image_stats(config: TrainConfig) -> tuple[Stats, Stats]:
     return (sum(mean) / 3,) * config.channels, (sum(std) / 3,) * config.channels
 
 
-def read_once(dataset: Any) -> None:
-    """Read every item, so that a bad file ends the run now and not after an hour."""
+def read_once(dataset: Any) -> set[int]:
+    """Read every item, so that a bad file ends the run now and not after an hour.
+
+    Returns:
+        The class ids that the masks hold, with 255 if they do.
+    """
+
+    def look(index: int) -> npt.NDArray[np.bool_]:
+        # By numpy: torch would start threads of its own in each of these.
+        counts: npt.NDArray[np.bool_] = np.bincount(dataset[index].mask.numpy().ravel()) > 0
+        return counts
+
+    seen: set[int] = set()
     with ThreadPool(4) as pool:
-        for _ in pool.imap(dataset.__getitem__, range(len(dataset))):
-            pass
+        for present in pool.imap(look, range(len(dataset))):
+            seen.update(present.nonzero()[0].tolist())
+    return seen
 
 
-def refuse_blank(dataset: Any, masks: Sequence[Path], kind: str) -> None:
-    """Refuse masks of which nothing is left, as a wrong label map makes them; mostly reads one item."""
-    if not any(bool((dataset[index].mask != IGNORE).any()) for index in range(len(masks))):
-        raise ValueError(
-            f"no {kind} mask has a pixel of any class, from {masks[0]} on all is ignored: "
-            "is the label map (--label-map) the one of these masks?"
+def strays(config: TrainConfig) -> Iterator[str]:
+    """What to say of masks in the folder that no image has the name of."""
+    if config.images is None or config.masks is None:
+        return
+    unmatched, total = masks_without_image(folder_images(config.images), config.masks)
+    if unmatched:
+        yield (
+            f"{len(unmatched)} of {total} masks belong to no image, such as {unmatched[0]}: "
+            "a mask is called as its image is, but for the ending"
         )
+
+
+def untaught(classes: Classes, seen: set[int]) -> Iterator[str]:
+    """What to say of classes that no labeled mask has.
+
+    Examples:
+        >>> list(untaught(Classes.of(3), {0, 1, 255}))
+        ['no labeled pixel, so nothing is learned, of class 2']
+        >>> list(untaught(Classes.of(2), {0, 255}))
+        ['no labeled pixel, so nothing is learned, of class 1; where 255 is the foreground, say --classes 1']
+    """
+    absent = [name for index, name in enumerate(classes.names) if index not in seen]
+    if absent:
+        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+        hint = "; where 255 is the foreground, say --classes 1" if seen == {0, IGNORE} else ""
+        yield f"no labeled pixel, so nothing is learned, of {', '.join(absent[:5])}{more}{hint}"
 
 
 def build_stream(config: TrainConfig, data: Data, mean: Stats, std: Stats) -> TwoStream:

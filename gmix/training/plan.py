@@ -112,7 +112,7 @@ def plan(config: TrainConfig) -> Plan:
     batch_unlabeled = config.batch_unlabeled if with_unlabeled else 0
     return Plan(
         method=config.method,
-        data=describe_data(data),
+        data="; ".join([describe_data(data), *data.notes]),
         steps=config.steps,
         batch_labeled=config.batch_labeled,
         batch_unlabeled=batch_unlabeled,

@@ -206,7 +206,7 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
         progress(config.steps, start) as show,
     ):
         show.note(f"{config.method}: {describe_data(data)}; writing to {out}")
-        for note in notes:
+        for note in (*data.notes, *notes):
             show.note(note)
         if processes.count > 1:
             show.note(f"{processes.count} processes share the {parts_of_step} parts of a step")
