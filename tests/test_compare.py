@@ -558,6 +558,13 @@ def test_statistics_of_the_table(mious: list[tuple[float, float, float]]) -> Non
         assert closed == pytest.approx(change / gap, rel=1e-3, abs=1e-9)
 
 
+def test_tables_that_cannot_be_written_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "compare.md").mkdir()
+    with pytest.raises(ValueError, match=r"cannot write .*compare\.md: "):
+        Comparison(CompareConfig(out=str(tmp_path)), []).write()
+    assert {path.name for path in tmp_path.iterdir()} == {"compare.jsonl", "compare.md"}
+
+
 def test_only_seeds_both_have_are_compared() -> None:
     records = [record("supervised", s, m) for s, m in [(0, 0.2), (1, 0.8)]]
     records += [record("cps", 0, 0.3), record("supervised-full", 0, 0.4)]

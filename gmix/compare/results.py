@@ -10,6 +10,7 @@ from typing import Any
 from gmix.compare.plan import UPPER, Run, table_rows
 from gmix.compare.table import Record, Table, classes_table, scores_table
 from gmix.training.config import CompareConfig
+from gmix.training.whole import write_whole
 
 
 @dataclass
@@ -59,15 +60,17 @@ class Comparison:
         return found
 
     def write(self) -> None:
-        """`compare.jsonl` and `compare.md`, whole or as they were before."""
+        """`compare.jsonl` and `compare.md`, whole or as they were before.
+
+        Raises:
+            ValueError: if one cannot be written, in one sentence.
+        """
         out = Path(str(self.config.out))
         lines = [json.dumps(record) + "\n" for record in self.records]
         tables = [table.markdown() for table in self.tables]
         texts = ["# Comparison", *self.notes, *tables]
         for name, text in (("jsonl", "".join(lines)), ("md", "\n\n".join(texts) + "\n")):
-            aside = out / f".compare.{name}.part"
-            aside.write_text(text, encoding="utf-8")
-            aside.replace(out / f"compare.{name}")
+            write_whole(out / f"compare.{name}", text)
 
 
 def read_record(run: Run) -> Record:
