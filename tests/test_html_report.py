@@ -25,6 +25,7 @@ from PIL import Image
 from tiny_data import NAMES, tiny_config, words, write_data
 
 from gmix.cli import main
+from gmix.compare.table import gain as compared
 from gmix.data import Classes, find_images, read_image, read_mask
 from gmix.methods import GuidedMix
 from gmix.predict import predict_image
@@ -32,7 +33,8 @@ from gmix.report import try_report, write_report
 from gmix.report.cards import pair_card, palettes
 from gmix.report.charts import SERIES, Line, class_bars, confusion_chart, line_chart
 from gmix.report.collect import RunRecord, find_runs, group_runs
-from gmix.report.curves import curve_charts
+from gmix.report.curves import classes_chart, curve_charts
+from gmix.report.facts import gain, gather_facts
 from gmix.report.figures import mean_activations, same_size
 from gmix.report.pairs import draw_lambdas, pixel_weights, replay_last_batch
 from gmix.report.pictures import class_picture, compare_errors, describe, heat, photo
@@ -229,6 +231,8 @@ def test_another_split_is_said_and_left_out_of_the_pictures(runs: Path, tmp_path
     path.write_text(re.sub('"split": "[^"]*"', '"split": "0ther"', path.read_text()))
     page = Elements(write_report([tmp_path], ReportConfig(images=1)).read_text("utf-8"))
     assert "Supervised was trained or judged on other images (split 0ther)" in page.text
+    for claim in ("with the same masks", "points against", "its change against"):
+        assert claim not in page.text
     assert not [image for image in page.all("img") if "Supervised of" in str(image["alt"])]
     assert [image for image in page.all("img") if "GuidedMix of" in str(image["alt"])]
 
@@ -236,9 +240,17 @@ def test_another_split_is_said_and_left_out_of_the_pictures(runs: Path, tmp_path
 # --- which runs belong together --------------------------------------------------------------
 
 
-def record(folder: str, method: str, seed: int = 0, miou: float | None = None) -> RunRecord:
-    results = {} if miou is None else {"last": {"miou": miou, "iou": {"cat": miou}}}
-    return RunRecord(Path(folder), {"method": method, "seed": seed}, [], results)
+def record(
+    folder: str,
+    method: str,
+    seed: int = 0,
+    miou: float | None = None,
+    split: str | None = None,
+    **settings: Any,
+) -> RunRecord:
+    last = {"last": {"miou": miou, "iou": {"cat": miou}}, "split": split}
+    settings |= {"method": method, "seed": seed}
+    return RunRecord(Path(folder), settings, [], {} if miou is None else last)
 
 
 def test_seeds_are_one_group_with_their_mean() -> None:
@@ -257,11 +269,109 @@ def test_seeds_are_one_group_with_their_mean() -> None:
 
 def test_runs_of_one_method_go_by_their_folders() -> None:
     names = ["supervised-0", "supervised-1", "supervised-full-0", "supervised-full-1"]
-    groups = group_runs([record(name, "supervised", int(name[-1])) for name in names])
+    labels = [None if "full" in name else 9 for name in names]
+    groups = group_runs(
+        [
+            record(name, "supervised", int(name[-1]), labels=kept)
+            for name, kept in zip(names, labels, strict=True)
+        ]
+    )
     assert [(group.label, len(group.runs)) for group in groups] == [
         ("supervised", 2),
         ("supervised-full", 2),
     ]
+
+
+def test_other_settings_are_another_column_and_are_shown() -> None:
+    for seed in (0, 1):
+        groups = group_runs([record("slow", "cps", lr=0.1), record("fast", "cps", seed, lr=0.2)])
+        assert [group.label for group in groups] == ["slow", "fast"]
+        tables = {table.caption: table for table in gather_facts(groups).tables}
+        assert ["--lr", "0.1", "0.2"] in tables["Settings that differ"].rows
+
+
+def test_where_seeds_were_trained_does_not_matter() -> None:
+    runs = [
+        record("a", "cps", 0, device="cpu", out="a", workers=0, eval_every=10),
+        record("b", "cps", 1, device="cuda", out="b", threads=1, keep_best=True),
+    ]
+    group = group_runs(runs)[0]
+    assert (group.label, group.runs) == ("CPS", runs)
+    rows = gather_facts([group]).tables[1].rows
+    assert ["--device", "cpu, cuda"] in rows and ["--seed", "0, 1"] in rows
+
+
+def test_repeated_runs_are_not_seeds() -> None:
+    again = [record(f"{folder}/cps-{seed}", "cps", seed) for folder in "ab" for seed in (0, 1)]
+    groups = group_runs(again)
+    assert [(group.label, len(group.runs)) for group in groups] == [("a/cps", 2), ("b/cps", 2)]
+
+
+place = st.tuples(st.sampled_from("ab"), st.sampled_from(["x", "x-0", "x-1", "CPS", "cct"]))
+
+
+@given(
+    st.dictionaries(
+        place,
+        st.tuples(st.sampled_from(["cps", "cct"]), st.integers(0, 1), st.sampled_from([0.1, 0.2])),
+    )
+)
+def test_a_column_is_one_experiment_under_a_name_of_its_own(
+    found: dict[tuple[str, str], tuple[str, int, float]],
+) -> None:
+    runs = [record("/".join(p), name, seed, lr=lr) for p, (name, seed, lr) in found.items()]
+    groups = group_runs(runs)
+    assert sorted(str(run.folder) for group in groups for run in group.runs) == sorted(
+        str(run.folder) for run in runs
+    )
+    assert len({group.label for group in groups}) == len(groups)
+    for group in groups:
+        assert len({run.seed for run in group.runs}) == len(group.runs)
+        assert len({(run.method, run.settings["lr"]) for run in group.runs}) == 1
+
+
+def test_a_run_given_twice_is_one(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs)
+    first = Path("supervised")
+    assert find_runs([first, runs]) == [first, runs / "guidedmix"]
+    assert find_runs([first, runs / "guidedmix" / ".." / "supervised"]) == [first]
+
+
+# --- what is compared ------------------------------------------------------------------------
+
+
+def test_gains_are_over_the_seeds_both_have_finished() -> None:
+    runs = [record(f"supervised-{s}", "supervised", s, m) for s, m in [(0, 0.2), (1, 0.4)]]
+    runs.append(record("guidedmix-0", "guidedmix", 0, 0.25))
+    rows = [{"step": 1, "validation": {"miou": 0.9, "iou": {"cat": 0.9}}}]
+    runs.append(RunRecord(Path("guidedmix-1"), {"method": "guidedmix", "seed": 1}, rows, {}))
+    groups = group_runs(runs)
+    records = [{"method": r.method, "seed": r.seed, "last": {"miou": r.miou}} for r in runs[:3]]
+    expected = compared(records, "guidedmix")
+    assert expected is not None and gain(groups) == pytest.approx(100 * expected) == 5
+    facts = gather_facts(groups)
+    assert "GuidedMix reaches 25.0 mIoU after" in facts.sentence
+    assert "both have, 5.0 points above Supervised (25.0 and 20.0), with the" in facts.sentence
+    assert ("+5.0", "points against Supervised, seeds both have") in facts.tiles
+    chart = classes_chart(groups)
+    assert chart is not None and "25.0  (+5.0)" in chart.svg
+    assert chart.note.endswith("its change against Supervised over the seeds both have")
+
+
+@pytest.mark.parametrize(("split", "same"), [("1a", True), ("2b", False), (None, True)])
+def test_other_images_are_no_gain(split: str | None, same: bool) -> None:
+    runs = [record("s", "supervised", 0, 0.2, split), record("g", "guidedmix", 0, 0.3, "1a")]
+    groups = group_runs(runs)
+    assert gain(groups) == (pytest.approx(10) if same else None)
+    facts, chart = gather_facts(groups), classes_chart(groups)
+    assert ("with the same masks" in facts.sentence) == same == (len(facts.tiles) == 2)
+    assert chart is not None and ("(+10.0)" in chart.svg) == same == ("change" in chart.note)
+
+
+def test_seeds_that_differ_in_nothing_are_compared_without_ado() -> None:
+    runs = [record(f"{m}-{s}", m, s, 0.5) for m in ("supervised", "guidedmix") for s in (0, 1)]
+    facts = gather_facts(group_runs(runs))
+    assert "(mean of 2 seeds)" in facts.sentence and "both have" not in str(facts)
 
 
 # --- pictures --------------------------------------------------------------------------------
@@ -444,7 +554,9 @@ def test_charts_are_text_in_the_colours_of_the_page() -> None:
     lines = [Line("a & b", [(1, 2.0), (5, 1.0)], SERIES[1]), Line("c", [(1, 1.0)], SERIES[2], True)]
     drawn = [
         line_chart(lines),
-        class_bars(["x<y", "z"], [("a", [0.5, None]), ("b", [0.25, None])], SERIES[:2]),
+        class_bars(
+            ["x<y", "z"], [("a", [0.5, None]), ("b", [0.25, None])], SERIES[:2], [-0.25, None]
+        ),
         confusion_chart(np.array([[3, 1], [0, 0]]), ["x<y", "z"]),
     ]
     for svg in drawn:

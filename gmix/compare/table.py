@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gmix.compare.plan import BASELINE, UPPER
@@ -108,14 +108,24 @@ def gain(records: Sequence[Record], method: str, *others: str) -> float | None:
         >>> gain(records, "cps"), gain(records, "cct")
         (0.25, None)
     """
-    seeds = set.intersection(
-        *({record["seed"] for record in of(records, name)} for name in (BASELINE, method, *others))
-    )
-    both = [
-        mean(r["last"]["miou"] for r in of(records, name) if r["seed"] in seeds)
-        for name in (method, BASELINE)
-    ]
-    return None if both[0] is None or both[1] is None else both[0] - both[1]
+    names = (BASELINE, method, *others)
+    means = shared_means(*({r["seed"]: r["last"]["miou"] for r in of(records, n)} for n in names))
+    return None if means is None else means[1] - means[0]
+
+
+def shared_means(*rows: Mapping[int, float | None]) -> list[float] | None:
+    """The mean of each row, over the seeds that all of them know; None if there is no such seed.
+
+    Args:
+        rows: a number, or None, for each seed.
+
+    Examples:
+        >>> shared_means({0: 0.25, 1: 0.5}, {0: 0.75, 1: None}), shared_means({0: 0.25}, {1: 0.5})
+        ([0.25, 0.75], None)
+    """
+    known = [{seed: value for seed, value in row.items() if value is not None} for row in rows]
+    seeds = set(known[0]).intersection(*known)
+    return [statistics.fmean(row[seed] for seed in seeds) for row in known] if seeds else None
 
 
 def gap_closed(records: Sequence[Record], method: str) -> float | None:

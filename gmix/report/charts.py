@@ -109,14 +109,18 @@ def histogram(values: npt.NDArray[Any], label: str) -> str:
 
 
 def class_bars(
-    names: Sequence[str], groups: Sequence[tuple[str, list[float | None]]], colors: Sequence[str]
+    names: Sequence[str],
+    groups: Sequence[tuple[str, list[float | None]]],
+    colors: Sequence[str],
+    changes: Sequence[float | None],
 ) -> str:
-    """IoU of each class, a bar a group; of the last group also the change against the first.
+    """IoU of each class, a bar a group; of the last group also its number and how it changed.
 
     Args:
         names: of the classes.
         groups: a label and one IoU in 0..1 for each class; None where it does not occur.
         colors: one for each group.
+        changes: of the last group, in each class; None where it has none.
     """
     thick = 0.19 if len(groups) > 1 else 0.26
     rows = thick * len(groups) + 0.14
@@ -124,18 +128,17 @@ def class_bars(
     for place, ((label, values), color) in enumerate(zip(groups, colors, strict=True)):
         middle = [row * rows + (place - (len(groups) - 1) / 2) * thick for row in range(len(names))]
         axes.barh(middle, [100 * (v or 0) for v in values], thick * 0.86, color=color, label=label)
-    first, last = groups[0][1], groups[-1][1]
-    for row, (before, after) in enumerate(zip(first, last, strict=True)):
+    for row, (after, change) in enumerate(zip(groups[-1][1], changes, strict=True)):
         known = [values[row] for _, values in groups if values[row] is not None]
         end = 100 * max((value for value in known if value is not None), default=0)
         if after is None:
             text, color = "does not occur", PALE
-        elif len(groups) == 1 or before is None:
+        elif change is None:
             text, color = f"{100 * after:.1f}", INK
         else:
-            change = round(100 * (after - before), 1)
-            text = f"{100 * after:.1f}  ({change:+.1f})".replace("-", "−")
-            color = GAIN if change > 0 else LOSS if change < 0 else PALE
+            points = round(100 * change, 1)
+            text = f"{100 * after:.1f}  ({points:+.1f})".replace("-", "−")
+            color = GAIN if points > 0 else LOSS if points < 0 else PALE
         axes.text(end + 1.5, row * rows, text, va="center", fontsize=SMALL, color=color)
     axes.set_yticks([row * rows for row in range(len(names))], names, fontsize=SMALL)
     axes.set_ylim(len(names) * rows - rows / 2, -rows / 2)

@@ -6,12 +6,14 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gmix.training.yamlfile import read_yaml
+from gmix.compare.table import shared_means
+from gmix.training.config import TrainConfig
+from gmix.training.yamlfile import FREE_ON_RESUME, read_yaml
 
 Points = list[tuple[int, float]]
 
@@ -27,6 +29,17 @@ NAMES = {
     "fixmatch": "FixMatch",
     "unimatch": "UniMatch",
 }
+# Runs that differ in these alone are one experiment: seeds of it, wherever they were trained.
+FREE = FREE_ON_RESUME | {
+    "seed",
+    "recipe",
+    "device",
+    "channels_last",
+    "compile",
+    "deterministic",
+    "threads",
+}
+DEFAULTS = TrainConfig()
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,21 @@ class RunRecord:
         last = self.results.get("last") or {}
         return last or next((r["validation"] for r in reversed(self.rows) if "validation" in r), {})
 
+    @property
+    def miou(self) -> float | None:
+        """Of these scores, 0..1."""
+        found: float | None = self.scores.get("miou")
+        return found
+
+    def iou(self, name: str) -> float | None:
+        """Of these scores, of one class; None if it never occurs."""
+        found: float | None = self.scores.get("iou", {}).get(name)
+        return found
+
+    def setting(self, name: str) -> Any:
+        """A flag of its training; the default if the run is of a version without it."""
+        return self.settings.get(name, getattr(DEFAULTS, name))
+
     def terms(self) -> list[str]:
         """The loss terms, in the order they were written."""
         return list(dict.fromkeys(name for row in self.rows for name in row.get("losses", {})))
@@ -91,18 +119,33 @@ class Group:
     runs: list[RunRecord]
 
     @property
+    def finished(self) -> list[RunRecord]:
+        """Those with scores of their last weights."""
+        return [run for run in self.runs if run.results.get("last")]
+
+    @property
+    def seeds(self) -> set[int]:
+        """Of the finished ones."""
+        return {run.seed for run in self.finished}
+
+    @property
+    def counted(self) -> list[RunRecord]:
+        """Those the numbers are means of: the finished ones, or without one what was validated."""
+        return self.finished or [run for run in self.runs if run.scores]
+
+    @property
     def first(self) -> RunRecord:
         """The one whose pictures are shown."""
-        return self.runs[0]
+        return (self.counted or self.runs)[0]
 
     @property
     def miou(self) -> float | None:
         """Mean over the seeds, 0..1."""
-        return mean(run.scores.get("miou") for run in self.runs)
+        return mean(run.miou for run in self.counted)
 
     def iou(self, name: str) -> float | None:
         """Of one class, mean over the seeds, 0..1; None if it never occurs."""
-        return mean(run.scores.get("iou", {}).get(name) for run in self.runs)
+        return mean(run.iou(name) for run in self.counted)
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -117,7 +160,7 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Path]:
-    """The runs that folders are or hold, as those of `gmix compare` and `gmix demo` do.
+    """The runs that folders are or hold, each once, as those of `gmix compare` and `gmix demo` do.
 
     Raises:
         ValueError: if one is no run and holds none.
@@ -131,7 +174,10 @@ def find_runs(folders: Sequence[str | Path]) -> list[Path]:
                 f"no run in {folder}: expected the --out folder of `gmix train`, or a folder of such"
             )
         found += runs
-    return list(dict.fromkeys(found))
+    once: dict[Path, Path] = {}
+    for run in found:
+        once.setdefault(run.resolve(), run)
+    return list(once.values())
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -145,24 +191,73 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
-    """Put the seeds of a method together; supervised comes first, GuidedMix last.
+    """Put the seeds of each experiment together; supervised comes first, GuidedMix last.
 
-    Where one method and seed occur twice, its runs go by the names of their folders.
+    An experiment is its settings. Of those repeated under the same seed, only runs whose folders have one name
+    but for the seed are together. Where a method has several groups, they go by their folders.
     """
-    twice = {
-        method
-        for (method, _), count in Counter((run.method, run.seed) for run in runs).items()
-        if count > 1
-    }
-    groups: dict[str, list[RunRecord]] = {}
-    for run in runs:
-        name = NAMES.get(run.method, run.method)
-        if run.method in twice:
-            name = run.folder.absolute().name.removesuffix(f"-{run.seed}")
-        groups.setdefault(name, []).append(run)
+    groups = _divide(runs, lambda run: [run.setting(n) for n in vars(DEFAULTS) if n not in FREE])
+    for key in (_place, lambda run: run.folder):
+        groups = [
+            part
+            for group in groups
+            for part in (_divide(group, key) if _repeats(group) else [group])
+        ]
+    named = [Group(name, group) for name, group in zip(_names(groups), groups, strict=True)]
     place = {BASELINE: 0, FOCUS: 2}
-    found = [Group(name, members) for name, members in groups.items()]
-    return sorted(found, key=lambda group: place.get(group.first.method, 1))
+    return sorted(named, key=lambda group: place.get(group.first.method, 1))
+
+
+def compare_groups(
+    before: Group, after: Group, value: Callable[[RunRecord], float | None]
+) -> list[float] | None:
+    """The mean of a number in each of two groups, over the seeds both have finished.
+
+    Returns:
+        Both means; None if there is no such seed, or the runs learned from, or were judged on, other images.
+    """
+    splits = {run.results.get("split") for group in (before, after) for run in group.finished}
+    if len(splits - {None, ""}) > 1:
+        return None
+    return shared_means(
+        *({run.seed: value(run) for run in group.finished} for group in (before, after))
+    )
+
+
+def _divide(runs: Sequence[RunRecord], key: Callable[[RunRecord], Any]) -> list[list[RunRecord]]:
+    """Lists of runs with equal keys, in their order."""
+    parts: list[list[RunRecord]] = []
+    for run in runs:
+        part = next((part for part in parts if key(part[0]) == key(run)), None)
+        if part is None:
+            parts.append([run])
+        else:
+            part.append(run)
+    return parts
+
+
+def _repeats(runs: Sequence[RunRecord]) -> bool:
+    return len({run.seed for run in runs}) < len(runs)
+
+
+def _place(run: RunRecord) -> Path:
+    """Its folder without the seed, as `gmix compare` calls them."""
+    folder = run.folder.absolute()
+    return folder.parent / folder.name.removesuffix(f"-{run.seed}")
+
+
+def _names(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
+    """The method; of several groups of one, as much of the end of its folder as no other has."""
+    methods = Counter(group[0].method for group in groups)
+    places = [_place(group[0]) if group[1:] else group[0].folder.absolute() for group in groups]
+    choices = []
+    for group, place in zip(groups, places, strict=True):
+        method = group[0].method
+        path = place if places.count(place) == 1 else group[0].folder.absolute()
+        ends = ["/".join(path.parts[-count:]) for count in range(1, len(path.parts) + 1)]
+        choices.append([NAMES.get(method, method)] if methods[method] == 1 else ends)
+    taken = Counter(name for names in choices for name in names)
+    return [next((name for name in names if taken[name] == 1), names[-1]) for names in choices]
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gmix.report.charts import ACCENT, PALE, SERIES, Chart, Line, class_bars, line_chart
-from gmix.report.collect import BASELINE, Group
+from gmix.report.collect import BASELINE, Group, RunRecord, compare_groups
 
 MEANING = {
     "total": "what is minimised: the weighted sum of the terms",
@@ -58,10 +58,25 @@ def classes_chart(groups: Sequence[Group]) -> Chart | None:
     hues = colors(groups)
     shown = [hue for group, hue in zip(groups, hues, strict=True) if group in known]
     bars = [(group.label, [group.iou(name) for name in names]) for group in known]
+    first, last = known[0], known[-1]
+    changes = [_change(first, last, name) for name in names]
     note = "in percent, on all validation images"
     if len(known) > 1:
-        note += f"; numbers: {known[-1].label}, and its change against {known[0].label}"
-    return Chart("IoU of each class", note, class_bars(names, bars, shown))
+        note += f"; numbers: {last.label}"
+    if any(change is not None for change in changes):
+        note += f", and its change against {first.label}"
+        note += "" if first.seeds == last.seeds else " over the seeds both have"
+    return Chart("IoU of each class", note, class_bars(names, bars, shown, changes))
+
+
+def _change(before: Group, after: Group, name: str) -> float | None:
+    """Of the IoU of a class, over the seeds both have."""
+
+    def iou(run: RunRecord) -> float | None:
+        return run.iou(name)
+
+    means = None if before is after else compare_groups(before, after, iou)
+    return None if means is None else means[1] - means[0]
 
 
 def _lines(groups: Sequence[Group], *path: str) -> list[Line]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gmix import __version__
-from gmix.report.collect import BASELINE, Group, RunRecord
-from gmix.training.config import TrainConfig
+from gmix.report.collect import BASELINE, DEFAULTS, Group, RunRecord, compare_groups
 from gmix.training.options import flag
 
 
@@ -68,17 +67,20 @@ def sentence(groups: Sequence[Group]) -> str:
         steps = f"{run.step} steps"
     if focus.miou is None:
         return f"{focus.label} has trained for {steps}{source}; there is no validation yet."
-    seeds = f" (mean of {len(focus.runs)} seeds)" if len(focus.runs) > 1 else ""
+    seeds = f" (mean of {len(focus.counted)} seeds)" if len(focus.counted) > 1 else ""
     reached = f"{focus.label} reaches {points(focus.miou)} mIoU{seeds} after {steps}{source}"
-    change = gain(groups)
-    if change is None:
+    change, means = gain(groups), against_baseline(groups)
+    if change is None or means is None:
         return f"{reached}."
     base = groups[0]
     words = {True: "above", False: "below"}[change >= 0]
-    # Of what is shown, so that the reader's own subtraction agrees.
+    difference = f"{abs(change):.1f} points {words} {base.label}"
+    # What is shown, so that the reader's own subtraction agrees.
+    if base.seeds == focus.seeds:
+        return f"{reached}: {difference} ({points(means[0])}), with the same masks."
     return (
-        f"{reached}: {abs(change):.1f} points {words} {base.label} ({points(base.miou)}), "
-        "with the same masks."
+        f"{reached}; over the seeds both have, {difference} "
+        f"({points(means[1])} and {points(means[0])}), with the same masks."
     )
 
 
@@ -100,10 +102,15 @@ def about(groups: Sequence[Group]) -> str:
 
 def gain(groups: Sequence[Group]) -> float | None:
     """Points of mIoU between the last group and the baseline, as they are shown; None without it."""
-    first, last = groups[0].miou, groups[-1].miou
-    if groups[0].first.method != BASELINE or len(groups) < 2 or first is None or last is None:
+    means = against_baseline(groups)
+    return None if means is None else round(100 * means[1], 1) - round(100 * means[0], 1)
+
+
+def against_baseline(groups: Sequence[Group]) -> list[float] | None:
+    """mIoU of the baseline and of the last group, where they can be compared."""
+    if groups[0].first.method != BASELINE or len(groups) < 2:
         return None
-    return round(100 * last, 1) - round(100 * first, 1)
+    return compare_groups(groups[0], groups[-1], lambda run: run.miou)
 
 
 def tiles(groups: Sequence[Group]) -> list[tuple[str, str]]:
@@ -114,7 +121,9 @@ def tiles(groups: Sequence[Group]) -> list[tuple[str, str]]:
         found.append((points(focus.miou), f"mIoU of {focus.label}"))
     change = gain(groups)
     if change is not None:
-        found.append((f"{change:+.1f}".replace("-", "−"), f"points against {groups[0].label}"))
+        seeds = "" if groups[0].seeds == focus.seeds else ", seeds both have"
+        what = f"points against {groups[0].label}{seeds}"
+        found.append((f"{change:+.1f}".replace("-", "−"), what))
     images = run.results.get("images", {})
     for kind, what in (("labeled", "images with masks"), ("unlabeled", "images without masks")):
         if images.get(kind):
@@ -175,12 +184,10 @@ def run_row(run: RunRecord) -> list[str]:
 
 def settings_tables(groups: Sequence[Group]) -> list[Table]:
     """The settings that differ between runs, and those of all of them that are not the default."""
-    defaults: dict[str, Any] = vars(TrainConfig())
-    runs = [group.first for group in groups]
     differ, alike = [], []
-    for name, default in defaults.items():
-        values = [run.settings.get(name, default) for run in runs]
-        if name == "out" or all(value == default for value in values):
+    for name, default in vars(DEFAULTS).items():
+        values = [different(run.setting(name) for run in group.runs) for group in groups]
+        if name == "out" or all(value == [default] for value in values):
             continue
         if all(value == values[0] for value in values):
             alike.append([flag(name), written(values[0])])
@@ -188,8 +195,22 @@ def settings_tables(groups: Sequence[Group]) -> list[Table]:
             differ.append([flag(name), *map(written, values)])
     head = ["flag", *(group.label for group in groups)]
     tables = [Table("Settings that differ", head, differ)] if differ else []
-    caption = "Settings of all runs" if len(runs) > 1 else "Settings"
+    caption = "Settings of all runs" if len(groups) > 1 else "Settings"
     return [*tables, Table(f"{caption} that are not the default", ["flag", "value"], alike)]
+
+
+def different(values: Iterable[Any]) -> list[Any]:
+    """Each value once.
+
+    Examples:
+        >>> different([{"a": 1}, 2, {"a": 1}])
+        [{'a': 1}, 2]
+    """
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
 
 
 def versions_table(groups: Sequence[Group]) -> Table:
