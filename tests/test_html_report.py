@@ -35,10 +35,10 @@ from gmix.report.charts import SERIES, Line, class_bars, confusion_chart, line_c
 from gmix.report.collect import RunRecord, find_runs, group_runs
 from gmix.report.curves import classes_chart, curve_charts
 from gmix.report.facts import gain, gather_facts
-from gmix.report.figures import mean_activations, same_size
+from gmix.report.figures import draw_figure, mean_activations, same_size
 from gmix.report.pairs import draw_lambdas, pixel_weights, replay_last_batch
 from gmix.report.pictures import class_picture, compare_errors, describe, heat, photo
-from gmix.report.scenes import choose, look_at_scenes
+from gmix.report.scenes import choose, look_at_even_scenes, look_at_scenes
 from gmix.training.commands import ReportConfig
 from gmix.training.run import train
 from gmix.training.saved import load_model
@@ -633,6 +633,34 @@ def test_figures_of_a_paper(runs: Path, tmp_path: Path, name: str, file: str, st
     out = str(tmp_path / file)
     assert main(["report", str(runs), "--figure", name, "--images", "2", "--out", out]) == 0
     assert Path(out).read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize(("images", "names"), [(1, "0"), (3, "024"), (9, "01234")])
+def test_a_comparison_has_as_many_rows_as_were_asked_for(
+    runs: Path, images: int, names: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sheets: list[list[Any]] = []
+    monkeypatch.setattr("gmix.report.figures.picture_sheet", lambda rows, *_: sheets.append(rows))
+    draw_figure([runs], ReportConfig(figure="comparison", out="6.png", images=images))
+    scenes = look_at_even_scenes(runs / "guidedmix", [load_model(runs / "guidedmix")], images)
+    assert [scene.name for scene in scenes] == [f"v{name}.png" for name in names]
+    assert len(sheets[0]) == len(names)
+    for row, scene in zip(sheets[0], scenes, strict=True):
+        for cell, expected in zip(
+            (row[0], row[1], row[3]), (scene.image, scene.truth, *scene.predicted), strict=True
+        ):
+            assert np.array_equal(cell, expected)
+
+
+def test_the_folder_of_a_figure_is_made_before_the_work(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "figures" / "paper" / "5.svg"
+    assert main(["report", str(runs), "--figure", "decoupling", "--out", str(out)]) == 0
+    assert out.is_file()
+    monkeypatch.setattr("gmix.report.figures.replay_last_batch", None)  # the work
+    with pytest.raises(ValueError, match=r"cannot write into .*5\.svg: .* is a file"):
+        draw_figure([runs], ReportConfig(figure="decoupling", out=str(out / "5.svg")))
 
 
 def test_a_figure_needs_a_file_to_go_to(capsys: pytest.CaptureFixture[str], runs: Path) -> None:

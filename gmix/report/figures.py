@@ -16,10 +16,11 @@ from gmix.report.cards import most_likely, palettes
 from gmix.report.collect import find_runs, group_runs, read_run
 from gmix.report.pairs import Replay, replay_last_batch
 from gmix.report.pictures import Color, Pixels
-from gmix.report.scenes import load_newest, look_at_scenes
+from gmix.report.scenes import load_newest, look_at_even_scenes
 from gmix.report.sheet import INK, PALE, picture_sheet
 from gmix.training.commands import ReportConfig
 from gmix.training.device import prepare_device
+from gmix.training.whole import refuse_unwritable
 
 
 def draw_figure(folders: Sequence[str | Path], config: ReportConfig) -> Path:
@@ -38,15 +39,17 @@ def draw_figure(folders: Sequence[str | Path], config: ReportConfig) -> Path:
         The file written.
 
     Raises:
-        ValueError: if the runs do not have what the figure shows.
+        ValueError: if the runs do not have what the figure shows, or it cannot be written.
     """
     path, device = Path(str(config.out)), prepare_device(config.device, config.threads)
     groups = group_runs([read_run(folder) for folder in find_runs(folders)])
+    refuse_unwritable(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
     colors = -1 if config.palette == "colorblind" else 0
     if config.figure == "comparison":
         models = [load_newest(group.first.folder, device) for group in groups]
-        scenes = look_at_scenes(groups[-1].first.folder, models, config.images).chosen
-        rows = [[s.image, s.truth, *s.predicted] for s in scenes if s.why == "even"]
+        scenes = look_at_even_scenes(groups[-1].first.folder, models, config.images)
+        rows = [[scene.image, scene.truth, *scene.predicted] for scene in scenes]
         titles = ["image", "truth", *(group.label for group in groups)]
         classes = models[-1].classes
         palette = palettes(classes)[colors]

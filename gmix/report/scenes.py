@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -80,38 +81,67 @@ def look_at_scenes(folder: Path, models: list[SavedModel], count: int) -> Scenes
     Raises:
         ValueError: if there are no validation images, or they are not where they were.
     """
+    focus = models[-1]
+    dataset, names = open_validation(folder, focus)
+    height, width = focus.size or dataset[0].mask.shape[-2:]
+    scored = evenly_spaced(range(len(dataset)), how_many(len(dataset), height * width, count))
+    confusion = ConfusionMatrix(focus.classes.num_classes)
+    mious: dict[int, float] = {}
+    for index in scored:
+        sample = dataset[index]
+        matrix = count_one(sample, predict_image(focus, sample.image), focus.classes.num_classes)
+        confusion.counts += matrix.counts
+        mious[index] = matrix.scores().miou
+    chosen = [
+        look_at_one(names[index], why, dataset[index], models)
+        for index, why in choose(mious, count)
+    ]
+    return Scenes(chosen, confusion, len(scored), len(dataset))
+
+
+def look_at_even_scenes(folder: Path, models: list[SavedModel], count: int) -> list[Scene]:
+    """Let every model predict evenly spaced validation images of a run, whatever comes out.
+
+    Args:
+        folder: of the run whose validation images are taken.
+        models: of all runs to show.
+        count: how many images; all of them if there are fewer.
+
+    Raises:
+        ValueError: if there are no validation images, or they are not where they were.
+    """
+    dataset, names = open_validation(folder, models[-1])
+    shown = evenly_spaced(range(len(dataset)), min(count, len(dataset)))
+    return [look_at_one(names[index], "even", dataset[index], models) for index in shown]
+
+
+def open_validation(folder: Path, model: SavedModel) -> tuple[SegmentationDataset, list[str]]:
+    """The validation images of a run as a model wants them, and their names.
+
+    Raises:
+        ValueError: if there are none, or they are not where they were.
+    """
     source = original_data(folder)
     files = validation_files(source)
     if files is None:
         raise ValueError("the run has no validation images")
-    focus = models[-1]
-    classes = fit_masks(focus.classes, source, files[1])
-    dataset = SegmentationDataset(*files, classes, format=focus.format)
-    names = data_names(files[0], source.voc or source.data)
-    height, width = focus.size or dataset[0].mask.shape[-2:]
-    scored = evenly_spaced(range(len(dataset)), how_many(len(dataset), height * width, count))
-    confusion = ConfusionMatrix(classes.num_classes)
-    mious: dict[int, float] = {}
-    for index in scored:
-        sample = dataset[index]
-        matrix = count_one(sample, predict_image(focus, sample.image), classes.num_classes)
-        confusion.counts += matrix.counts
-        mious[index] = matrix.scores().miou
-    chosen = []
-    for index, why in choose(mious, count):
-        sample = dataset[index]
-        predicted = [predict_image(model, sample.image) for model in models]
-        matrices = [count_one(sample, classes_, classes.num_classes) for classes_ in predicted]
-        scene = Scene(
-            names[index],
-            why,
-            to_rgb(sample.image.as_subclass(torch.Tensor)),
-            sample.mask.numpy().astype("uint8"),
-            predicted,
-            [matrix.scores().miou for matrix in matrices],
-        )
-        chosen.append(scene)
-    return Scenes(chosen, confusion, len(scored), len(dataset))
+    classes = fit_masks(model.classes, source, files[1])
+    dataset = SegmentationDataset(*files, classes, format=model.format)
+    return dataset, data_names(files[0], source.voc or source.data)
+
+
+def look_at_one(name: str, why: str, sample: Sample, models: Sequence[SavedModel]) -> Scene:
+    """What every model makes of one image."""
+    classes = models[-1].classes.num_classes
+    predicted = [predict_image(model, sample.image) for model in models]
+    return Scene(
+        name,
+        why,
+        to_rgb(sample.image.as_subclass(torch.Tensor)),
+        sample.mask.numpy().astype("uint8"),
+        predicted,
+        [count_one(sample, pixels, classes).scores().miou for pixels in predicted],
+    )
 
 
 def how_many(images: int, pixels: int, count: int) -> int:

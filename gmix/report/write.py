@@ -21,7 +21,7 @@ from gmix.say import one_line
 from gmix.training.commands import ReportConfig
 from gmix.training.device import prepare_device
 from gmix.training.saved import SavedModel
-from gmix.training.whole import write_whole
+from gmix.training.whole import refuse_unwritable, write_whole
 
 T = TypeVar("T")
 PAIRS = 4
@@ -42,9 +42,9 @@ def write_report(folders: Sequence[str | Path], config: ReportConfig) -> Path:
     """
     groups = group_runs([read_run(folder) for folder in find_runs(folders)])
     out = Path(config.out) if config.out is not None else common_folder(folders) / "report.html"
-    page = build_page(groups, config)
+    refuse_unwritable(out.parent)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, render(page))
+    write_whole(out, render(build_page(groups, config)))
     return out
 
 
