@@ -1,12 +1,14 @@
 """The picture sheet: colours, layout, errors."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from matplotlib.figure import Figure
 from PIL import Image
 
 from gmix.report import colour_mask, picture_sheet
@@ -60,6 +62,33 @@ def test_the_sheet_grows_with_rows_and_columns(tmp_path: Path) -> None:
     assert (width3, height4) == (width, height)
     assert height3 > 2 * height - 200
     assert width4 > 1.8 * width
+
+
+@pytest.mark.parametrize("columns", [1, 3, 7])
+@pytest.mark.parametrize("names", [NAMES, ["traffic sign"] * 30, ["a rather long name " * 3, "b"]])
+def test_no_entry_of_the_legend_is_cut_off(
+    tmp_path: Path, columns: int, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(figure: Figure, *arguments: Any, **keywords: Any) -> None:
+        figure.draw_without_rendering()
+        legend, whole = figure.legends[0], figure.bbox
+        shown = [*legend.get_texts(), *legend.get_patches()]
+        assert len(legend.get_texts()) == len(names)
+        for box in (artist.get_window_extent() for artist in shown):
+            assert whole.x0 <= box.x0 < box.x1 <= whole.x1 and whole.y0 <= box.y0
+        lowest = min(axes.bbox.y0 for axes in figure.axes)
+        assert all(artist.get_window_extent().y1 <= lowest for artist in shown)
+        checked.append(legend)
+
+    checked: list[Any] = []
+    monkeypatch.setattr(Figure, "savefig", check)
+    cell = np.zeros((4, 4), int)
+    palette = [(0, 0, 0)] * len(names)
+    picture_sheet([[cell] * columns], ["a"] * columns, names, palette, tmp_path / "a.png")
+    assert checked
+    if columns == 7:  # the room is used
+        lines = {round(text.get_window_extent().y0) for text in checked[0].get_texts()}
+        assert len(lines) < len(names)
 
 
 def test_equal_input_gives_an_equal_picture(tmp_path: Path) -> None:

@@ -12,6 +12,10 @@ Pixels = npt.NDArray[Any]
 
 IGNORED: Colour = (255, 255, 255)
 INK, PALE = "#1b1f24", "#6b7280"
+DPI = 160
+LEGEND = 11  # points
+# Inches of a legend: a square with the space behind it, and the space between two entries.
+SQUARE, BETWEEN = (1.1 + 0.8) * LEGEND / 72, 1.4 * LEGEND / 72
 
 
 def colour_mask(mask: Pixels, palette: Sequence[Colour]) -> npt.NDArray[np.uint8]:
@@ -82,9 +86,11 @@ def picture_sheet(
     height, width = rows[0][0].shape[:2]
     tall = cell * height / width
     top = (0.75 if heading else 0.2) + (0.62 if notes else 0.36)
-    legend_columns = min(len(names), 11)
+    entry = SQUARE + text_width(names, LEGEND)
+    inner = max(len(titles) * cell + (len(titles) - 1) * gap, entry)
+    legend_columns = min(len(names), int((inner + BETWEEN) / (entry + BETWEEN)))
     bottom = 0.3 + 0.3 * -(-len(names) // legend_columns)
-    total_width = 2 * side + len(titles) * cell + (len(titles) - 1) * gap
+    total_width = 2 * side + inner
     total_height = top + bottom + len(rows) * tall + (len(rows) - 1) * gap
 
     figure = Figure(figsize=(total_width, total_height), facecolor="white")
@@ -123,14 +129,31 @@ def picture_sheet(
         borderpad=0,
         ncols=legend_columns,
         frameon=False,
-        fontsize=11,
+        fontsize=LEGEND,
         labelcolor=INK,
         handlelength=1.1,
         handleheight=1.1,
+        handletextpad=0.8,
         columnspacing=1.4,
     )
-    figure.savefig(path, dpi=160)
+    figure.savefig(path, dpi=DPI)
     return path
+
+
+def text_width(texts: Sequence[str], points: float) -> float:
+    """How wide the widest of some lines of text is drawn, in inches.
+
+    Examples:
+        >>> text_width(["m", "mmm"], 11) > text_width(["iii"], 11) > text_width([""], 11)
+        True
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(dpi=DPI)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    drawn = [figure.text(0, 0, text, fontsize=points) for text in texts]
+    return float(max(text.get_window_extent(renderer).width for text in drawn)) / DPI
 
 
 def _check(
