@@ -107,6 +107,7 @@ def test_the_page_says_what_the_runs_came_to(page: Path, runs: Path) -> None:
     assert "from 3 labeled and 5 unlabeled images" in text
     for said in ("--labels", "--held-out", "Loss: supervised", "Loss: unsupervised", "λ"):
         assert said in text
+    assert "Pseudo masks: coverage" in text and "pseudo masks are, the curves below say" in text
 
 
 def test_the_page_is_whole_accessible_and_small(page: Path) -> None:
@@ -170,6 +171,8 @@ def test_an_unfinished_run_is_shown_as_far_as_it_goes(runs: Path, tmp_path: Path
     assert "not finished, 3/4 steps" in text
     assert "Left out" in text and "Pictures of GuidedMix: no trained model" in text
     assert "How pseudo masks come about" in text and "Loss: total" in text
+    assert "Pseudo masks: coverage" not in text and "the curves below say" not in text
+    assert "how right pseudo masks are, a training with --held-out N" in " ".join(text.split())
 
 
 def test_one_run_without_a_model_costs_the_others_nothing(runs: Path, tmp_path: Path) -> None:
@@ -793,8 +796,15 @@ def test_everything_can_be_clicked(browser: Any, colourful: Path, tmp_path: Path
     frame.click()
     words = browser.find_element(By.CSS_SELECTOR, "#zoom p")
     assert words.is_displayed() and words.text.startswith("Image")
-    browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
-    assert browser.find_element(By.CSS_SELECTOR, "#zoom p").text.startswith("Truth")
+    row = frame.find_elements(By.XPATH, "ancestor::figure//button")
+    titles = [str(button.get_attribute("data-title")) for button in row]
+    assert titles[:2] == ["Image", "Truth"] and len(titles) == 5
+    for title in (*titles[1:], titles[0]):
+        browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+        assert browser.find_element(By.CSS_SELECTOR, "#zoom p").text.startswith(title)
+    for title in titles[:2:-1]:
+        browser.switch_to.active_element.send_keys(Keys.ARROW_LEFT)
+        assert browser.find_element(By.CSS_SELECTOR, "#zoom p").text.startswith(title)
     browser.save_screenshot(str(tmp_path / "zoom.png"))
     browser.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert not browser.find_elements(By.CSS_SELECTOR, "#zoom[open]")

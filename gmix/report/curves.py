@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from gmix.report.charts import ACCENT, PALE, SERIES, Chart, Line, class_bars, line_chart
 from gmix.report.collect import BASELINE, Group, RunRecord, compare_groups
 
+PSEUDO = "Pseudo masks"
 MEANING = {
     "total": "what is minimised: the weighted sum of the terms",
     "supervised": "cross-entropy of the labeled images",
@@ -39,7 +40,7 @@ def curve_charts(groups: Sequence[Group]) -> list[Chart]:
     for name, note in quality:
         drawn = _lines(groups, "pseudo", name)
         if drawn:
-            charts.append(Chart(f"Pseudo masks: {name}", note, line_chart(drawn, percent=True)))
+            charts.append(Chart(f"{PSEUDO}: {name}", note, line_chart(drawn, percent=True)))
     terms = dict.fromkeys(term for group in groups for run in group.runs for term in run.terms())
     terms = {"total": None, **terms} if "total" in terms else terms
     for term in terms:

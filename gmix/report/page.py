@@ -24,6 +24,7 @@ class Page:
         pairs: cards of the pair inspector; empty for methods without pairs.
         pair_step: the training step they are from.
         curves: charts over time.
+        judged: whether pseudo masks are among them.
         classes: charts by class.
         focus: the run that chose the scenes.
         safe: start with colours that colour-blind people tell apart.
@@ -39,6 +40,7 @@ class Page:
     pairs: list[PairCard]
     pair_step: int
     curves: list[Chart]
+    judged: bool
     classes: list[Chart]
     focus: str
     safe: bool

@@ -12,7 +12,7 @@ from typing import TypeVar
 from gmix.report.cards import Card, Key, PairCard, change_keys, class_keys, pair_card, scene_card
 from gmix.report.charts import Chart, confusion_chart, histogram
 from gmix.report.collect import FOCUS, Group, find_runs, group_runs, read_run
-from gmix.report.curves import classes_chart, curve_charts
+from gmix.report.curves import PSEUDO, classes_chart, curve_charts
 from gmix.report.facts import Facts, gather_facts
 from gmix.report.page import Page, render
 from gmix.report.pairs import draw_lambdas, replay_last_batch
@@ -141,6 +141,7 @@ def build_page(groups: Sequence[Group], config: ReportConfig) -> Page:
         pairs=[] if paired is None else paired[0],
         pair_step=0 if paired is None else paired[2],
         curves=[*curves, *([] if paired is None else [paired[3]])],
+        judged=any(chart.title.startswith(PSEUDO) for chart in curves),
         classes=[chart for chart in (by_class, confusion) if chart is not None],
         focus=list(models)[-1] if models else "",
         safe=config.palette == "colorblind",
