@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -629,10 +630,10 @@ def steps(demo: Demo, path: Path) -> None:
     ratio = F.interpolate(method.reference.likelihood(x), size=x.shape[2:], mode="bilinear")[0]
     vectors = [heat(v[: 5 * (len(v) // 5)].view(5, -1)) for v in embedded]
 
-    figure = Figure(figsize=(11.2, 5.5), facecolor="white")
+    figure = Figure(figsize=(11.2, 5.95), facecolor="white")
     FigureCanvasAgg(figure)
     side, left, top = 1.12, 0.12, 0.95
-    across, down = 1.4, 1.5
+    across, down = 1.4, 1.65
     width, height = figure.get_size_inches()
 
     def corner(column: float, row: float) -> tuple[float, float]:
@@ -645,7 +646,8 @@ def steps(demo: Demo, path: Path) -> None:
         )
         axes.imshow(paint(pixels), interpolation="nearest", aspect="auto")
         axes.set_axis_off()
-        figure.text(x0 / width, (y0 - 0.13) / height, caption, size=8.5, color=INK, va="center")
+        text = textwrap.fill(caption, 15)
+        figure.text(x0 / width, (y0 - 0.04) / height, text, size=11, color=INK, va="top")
 
     def arrow(start: tuple[float, float], end: tuple[float, float], bend: float = 0.0) -> None:
         """From a point to another, in columns and rows: (0.5, 0.5) is the middle of the first cell."""
@@ -666,12 +668,12 @@ def steps(demo: Demo, path: Path) -> None:
     names = ["1 embed", "2 pair", "3 mix", "4 predict", "5 decouple", "6 refer", "7 view", "8 loss"]
     for column, name in enumerate(names):
         x0 = left + column * across
-        figure.text(x0 / width, 1 - 0.42 / height, name, size=12, weight="bold", color=INK)
+        figure.text(x0 / width, 1 - 0.42 / height, name, size=13.5, weight="bold", color=INK)
     figure.text(
         left / width,
         1 - 0.7 / height,
         "the EMA teacher, in eval mode, without a gradient: steps 1 to 6 make the pseudo mask",
-        size=8.5,
+        size=11,
         color=PALE,
     )
     put(0, 0, demo.pixels(x[0]), "unlabeled image")
@@ -690,7 +692,7 @@ def steps(demo: Demo, path: Path) -> None:
         classes(torch.lerp(guidance.mix.decoupled[i], guidance.direct[i], 0.5)),
         "rest, averaged",
     )
-    put(4, 2, guidance.y_partner[i].numpy(), "minus lambda x mask")
+    put(4, 2, guidance.y_partner[i].numpy(), "minus lambda times its mask")
     put(5, 1, classes(guidance.pseudo[i]), "pseudo mask")
     put(5, 2, classes(ratio), "what alike pixels are")
     put(6, 0, demo.pixels(pasted.apply(view)[i]), "strong view")
@@ -715,7 +717,7 @@ def steps(demo: Demo, path: Path) -> None:
     arrow((5.82, 1 + centre), (5.99, 1 + centre))
     arrow((0.5, -0.02), (6.3, -0.02), -0.04)
     arrow((6.82, centre), (6.99, centre))
-    arrow((6.82, 1.2), (6.99, 0.7))
+    arrow((6.82, 1.2), (6.99, 0.6))
     save(rendered(figure, 110), path)
 
 
