@@ -62,7 +62,8 @@ def make(words: Sequence[str]) -> int:
     data = ["--voc"] if config.dataset is None else ["--dataset", config.dataset, "--data"]
     labeled, unlabeled = (str(one.folder / f"{name}.txt") for name in ("labeled", "unlabeled"))
     lists = ["--train-list", labeled, "--unlabeled-list", unlabeled]
-    print(f"  {shlex.join(['gmix', 'train', *data, str(one.root), *lists])} ...")
+    folders = "" if config.images is None else " --val-images DIR --val-masks DIR --classes N"
+    print(f"  {shlex.join(['gmix', 'train', *data, str(one.root), *lists])}{folders} ...")
     return 0
 
 

@@ -312,6 +312,12 @@ def test_make_says_what_it_made(voc: Path, tmp_path: Path, capsys: Capture) -> N
     assert f"  gmix train --voc {voc} --train-list {tmp_path / 'labeled.txt'} --unl" in said
 
 
+def test_make_says_what_else_folders_need(folders: Path, tmp_path: Path, capsys: Capture) -> None:
+    data = ["--images", str(folders / "images"), "--masks", str(folders / "masks")]
+    assert main(["splits", "make", *data, "--labels", "2", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.endswith(" --val-images DIR --val-masks DIR --classes N ...\n")
+
+
 def test_make_names_the_data_set_again(voc: Path, tmp_path: Path, capsys: Capture) -> None:
     root = shutil.copytree(voc, tmp_path / "my voc")
     argv = ["splits", "make", "--dataset", "voc", "--data", str(root), "--labels", "2"]
