@@ -41,7 +41,10 @@ def endless(loader):
 
 accelerator = Accelerator(
     cpu=not torch.cuda.is_available(),  # else processes on a CPU would not know of each other
-    # Each process keeps a memory of the labeled images it saw, which no other is to overwrite.
+    # Teacher and memory of labeled images are the same in all processes; only BatchNorm's statistics
+    # are each one's own, and those of any will do. So no buffer has to be sent.
+    # A network of which some layers are not used (PSPNet, DPT, a ResNet of encoder_depth=3) needs
+    # find_unused_parameters=True as well: without it the second step ends in an error that says so.
     kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
 )
 set_seed(0)

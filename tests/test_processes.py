@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from test_accumulate import BUILDERS
 from tiny_data import tiny_config, write_data
-from tiny_nets import tiny_batch, tiny_net
+from tiny_nets import tiny_batch, tiny_net, unused_layers_net
 from torch import Tensor, distributed, multiprocessing
 
 from gmix import functional as G
@@ -32,7 +32,7 @@ from gmix.training.yamlfile import write_yaml
 pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="torch without distributed")
 
 COUNT, STEPS = 2, 3
-METHODS = {**BUILDERS, "supervised": Supervised, "fixmatch": FixMatch}
+METHODS = {**BUILDERS, "supervised": Supervised, "fixmatch": FixMatch, "unused layers": Supervised}
 
 
 def batches() -> Iterator[Batch]:
@@ -46,7 +46,8 @@ def after(
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """State and losses after some steps of a method; each process sees its share of a batch."""
     torch.manual_seed(0)
-    method = change(METHODS[name](tiny_net(mitrans=True)))
+    net = unused_layers_net() if name == "unused layers" else tiny_net(mitrans=True)
+    method = change(METHODS[name](net))
     parameters = [p for p in method.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD([{"params": parameters, "initial_lr": 0.05}], lr=0.05)
     reports = fit(
@@ -213,6 +214,7 @@ def test_torchrun_trains_and_one_process_goes_on(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     assert "2 processes share the 2 parts of a step" in ran.stdout
     assert ran.stdout.count("best mIoU") == ran.stdout.count("step 6/6") == 1
+    assert "find_unused_parameters" not in ran.stderr  # what torch warns of where all are used
     assert main(["train", "--config", str(flags), "--out", str(tmp_path / "one")]) == 0
 
     def rows(name: str) -> list[dict[str, Any]]:

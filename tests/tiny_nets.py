@@ -36,6 +36,20 @@ def tiny_net(classes: int = 3, *, mitrans: bool = False, seed: int = 0) -> Guide
     return net
 
 
+def unused_layers_net() -> GuidedMixNet:
+    """Its encoder has blocks that this decoder does not look at: they get no gradient."""
+    torch.manual_seed(0)
+    return GuidedMixNet(
+        smp.Unet(
+            "tu-test_efficientnet",
+            encoder_weights=None,
+            encoder_depth=3,
+            decoder_channels=(16, 8, 8),
+            classes=3,
+        )
+    )
+
+
 def tiny_batch(
     labeled: int = 3, unlabeled: int = 4, classes: int = 3, *, size: int = 32, seed: int = 0
 ) -> Labeled:

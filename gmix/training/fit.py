@@ -92,7 +92,7 @@ def fit(
     net: Any = method.net
     device = next(method.parameters()).device
     generator = torch.Generator(device)
-    model = processes.wrap(method)
+    model: Callable[..., dict[str, Tensor]] = method
     parts = processes.parts(accumulate)
     mine = processes.share(parts)
     window: list[dict[str, Tensor]] = []
@@ -121,6 +121,8 @@ def fit(
             terms.append({name: term.detach() for name, term in found.items()})
             statistics.end_part()
         statistics.end_step(processes.mean)
+        if step == start:
+            model = processes.wrap(method)
         means = [torch.stack([found[name] for found in terms]).mean(0) for name in terms[0]]
         losses = dict(zip(terms[0], processes.mean(means), strict=True))
         if guard is None or guard.passes(step + 1, losses, method):

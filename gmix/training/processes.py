@@ -55,7 +55,10 @@ class Processes:
         return range(block * first, min(block * end, length))
 
     def wrap(self, method: nn.Module) -> Callable[..., dict[str, Tensor]]:
-        """What to call in place of the method, so that all learn from everybody's gradients."""
+        """After the backward pass of the first step: what to call from then on in place of the method.
+
+        All learn from everybody's gradients, those of that step included.
+        """
         return method
 
     def exchange(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
@@ -97,6 +100,13 @@ class Joined(Processes):
     def wrap(self, method: nn.Module) -> Callable[..., dict[str, Tensor]]:
         if hasattr(method, "set_requires_gradient_sync"):  # torch's `fully_shard` has been there
             return method
+        learned = [p for p in method.parameters() if p.requires_grad]
+        gradients = [p.grad for p in learned if p.grad is not None]
+        for gradient, mean in zip(gradients, self.mean(gradients), strict=True):
+            gradient.copy_(mean)
+        # Encoders may have layers that a decoder leaves aside. To look for such where there are none costs time
+        # and brings a warning that Python cannot filter, so a first step tells.
+        self.accelerator.ddp_handler.find_unused_parameters = len(gradients) < len(learned)
         with warnings.catch_warnings():
             # Older versions of torch do not know what is to be used instead.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
@@ -106,7 +116,8 @@ class Joined(Processes):
     def exchange(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
         if isinstance(model, DistributedDataParallel):
             return nullcontext() if last else model.no_sync()
-        model.set_requires_gradient_sync(last)
+        if hasattr(model, "set_requires_gradient_sync"):
+            model.set_requires_gradient_sync(last)
         return nullcontext()
 
     def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
