@@ -10,7 +10,8 @@ import pytest
 from tiny_data import tiny_config, write_data
 
 from gmix.cli import main
-from gmix.training.trackers import scalars
+from gmix.training.config import TrainConfig
+from gmix.training.trackers import open_trackers, scalars
 from gmix.training.yamlfile import write_yaml
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -45,6 +46,35 @@ def test_tensorboard_shows_the_metrics_also_after_a_restart(tmp_path: Path) -> N
     for name, series in expected.items():
         assert found[name] == pytest.approx(series, rel=1e-5)
     assert [path for path in (out / "tensorboard").iterdir() if path.is_dir()] == []
+
+
+def test_a_tracker_whose_server_is_gone_does_not_end_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracking = pytest.importorskip("accelerate.tracking")
+    asked: list[int] = []
+
+    class Gone(tracking.TensorBoardTracker):  # type: ignore[misc, name-defined]
+        """Its server answers at the first step only; what was sent cannot be closed, either."""
+
+        def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
+            asked.append(step or 0)
+            if step != 1:
+                raise ConnectionError("the server\nis gone")
+
+        def finish(self) -> None:
+            raise ConnectionError("nobody answers")
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Gone)
+    with open_trackers("tensorboard", TrainConfig(), tmp_path) as log:
+        for step in (1, 2, 3):
+            log({"step": step, "lr": 0.1})
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and asked == [1, 2]
+    assert "--trackers tensorboard failed, no more is sent there: the server is gone" in said
+    with open_trackers("tensorboard", TrainConfig(), tmp_path) as log:
+        log({"step": 1, "lr": 0.1})
+    assert "nobody answers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

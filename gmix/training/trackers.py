@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,6 +25,8 @@ def no_log(row: dict[str, Any]) -> None:
 @contextmanager
 def open_trackers(names: str, config: TrainConfig, out: Path, start: int = 0) -> Iterator[Log]:
     """Show what is logged within by accelerate's trackers.
+
+    One that fails while it runs, as its server may, is left out from then on, with a warning: the training goes on.
 
     Args:
         names: as `--trackers`: one or several, with commas between, or "none".
@@ -59,30 +62,42 @@ def open_trackers(names: str, config: TrainConfig, out: Path, start: int = 0) ->
         "wandb": {"name": out.name, "dir": str(out)},
         "mlflow": {"run_name": out.name},
     }
-    keepers = []
+    keepers: dict[str, Accelerator] = {}
     for name in wanted:
         # The processes were joined before; these only keep a tracker each.
-        keepers.append(Accelerator(mixed_precision="no", log_with=name, project_dir=out))
+        keepers[name] = Accelerator(mixed_precision="no", log_with=name, project_dir=out)
         alone = name == "tensorboard"
         # TensorBoard would open a run of its own for the flags at every start; they are in config.yaml.
         flags = None if alone else {k: str(v) for k, v in asdict(config).items()}
         try:
-            keepers[-1].init_trackers(
+            keepers[name].init_trackers(
                 "tensorboard" if alone else "gmix", flags, {name: settings.get(name, {})}
             )
         except Exception as error:  # whatever a client of a service raises
             raise ValueError(f"--trackers {name} cannot start: {one_line(error)}") from error
 
+    def ask_all(act: Callable[[Any], None]) -> None:
+        for name, keeper in list(keepers.items()):
+            try:
+                act(keeper)
+            except Exception as error:  # as above
+                del keepers[name]
+                print(
+                    f"gmix: warning: --trackers {name} failed, no more is sent there: {one_line(error)}",
+                    file=sys.stderr,
+                )
+
     def log(row: dict[str, Any]) -> None:
-        for keeper in keepers:
-            keeper.log(scalars(row), step=row["step"])
+        ask_all(lambda keeper: keeper.log(scalars(row), step=row["step"]))
+
+    def finish(keeper: Any) -> None:
+        for tracker in keeper.trackers:
+            tracker.finish()
 
     try:
         yield log
     finally:
-        for keeper in keepers:
-            for tracker in keeper.trackers:
-                tracker.finish()
+        ask_all(finish)
 
 
 def scalars(row: dict[str, Any], name: str = "") -> dict[str, float]:
