@@ -14,7 +14,12 @@ from torch import nn
 
 from gmix.training import checkpoint as module
 from gmix.training import whole
-from gmix.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from gmix.training.checkpoint import (
+    list_checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from gmix.training.fit import Report
 from gmix.training.interrupts import Interrupted
 from gmix.training.run import train
@@ -186,3 +191,16 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not fit this network") as caught:
         load_checkpoint(path, {"method": nn.Linear(2, 2)})
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_may_be_damaged_more_than_once(tmp_path: Path) -> None:
+    modules: dict[str, nn.Module] = {"method": nn.Linear(2, 2)}
+    save_checkpoint(tmp_path, 1, modules, {})
+    for spoiled in (b"first", b"second"):
+        path = save_checkpoint(tmp_path, 2, modules, {})
+        (path / "state.pt").write_bytes(spoiled)
+        found, notes = newest_checkpoint(tmp_path)
+        assert found is not None and found.step == 1 and len(notes) == 1
+    kept = tmp_path / "damaged-checkpoint-00000002"
+    assert (kept / "state.pt").read_bytes() == b"second"
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["checkpoint-00000001", kept.name]

@@ -108,7 +108,10 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         reason = damage(found.path)
         if reason is None:
             for path, _ in damaged:
-                path.rename(path.with_name(f"damaged-{path.name}"))
+                aside = path.with_name(f"damaged-{path.name}")
+                if aside.exists():  # the checkpoint of that step was damaged before
+                    remove_whole(aside)
+                path.rename(aside)
             notes = [f"{path.name} is damaged ({why}) and set aside" for path, why in damaged]
             return found, notes
         damaged.append((found.path, reason))
