@@ -621,6 +621,8 @@ def test_spoiled_weights_are_not_saved(
     assert [c.step for c in list_checkpoints(tmp_path / "out")] == [2]
     train(replace(config, resume=True, skip_nonfinite=1))
     assert all(tensor.isfinite().all() for tensor in state_of(tmp_path / "out")[0].values())
+    with pytest.raises(NonFinite, match=r"step 4 \(.*gradient = (nan|inf)"):
+        replay(tmp_path / "out" / "nonfinite-00000004")
 
 
 def test_images_are_named_wherever_they_come_from(data: Path, tmp_path: Path) -> None:

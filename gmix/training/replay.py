@@ -14,6 +14,7 @@ from gmix.training.compiled import compile_call
 from gmix.training.config import TrainConfig
 from gmix.training.device import fit_settings, prepare_device
 from gmix.training.fit import fit
+from gmix.training.nonfinite import Guard
 from gmix.training.state import build_parts, restore
 from gmix.training.yamlfile import read_yaml
 
@@ -54,12 +55,15 @@ def replay(folder: str | Path, device: str | None = None) -> dict[str, float]:
         yield from (stream[earlier] for earlier in range(start, step - 1))
         yield last
 
+    # Where the training looked at gradients, too, one of them may be all that is not finite.
+    guard = Guard(0, [], lambda bad: None) if config.skip_nonfinite > 0 else None
     *_, report = fit(
         parts.method,
         batches(),
         parts.optimizer,
         start=start,
         average=parts.average,
+        guard=guard,
         report_when=lambda done: done >= step - 1,
         **fit_settings(config, where),
     )
