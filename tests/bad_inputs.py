@@ -908,6 +908,11 @@ group(
         flags("--labels", 5),
         "cannot keep 5 of 4 labeled images: ask for 1 to 4",
     ),
+    Case(
+        "`--download` with plain folders",
+        flags("--download"),
+        "--download fetches known data sets: add --dataset NAME and --data ROOT, or leave it out",
+    ),
 )
 
 # --- lists -----------------------------------------------------------------------------------
@@ -1168,6 +1173,17 @@ group(
         "`--batch-labeled -1`",
         flags("--batch-labeled", -1),
         "--batch-labeled must be at least 1, got -1",
+    ),
+    Case(
+        "`--batch-unlabeled 0` with a method that learns from such images",
+        flags(method="guidedmix", batch_unlabeled=0),
+        "--method guidedmix learns from unlabeled images: --batch-unlabeled must be at least 1, got 0 …",
+    ),
+    Case(
+        "one labeled image in each part of a step, where pairs are taken apart",
+        flags("--accumulate", 2, method="guidedmix", variant="paper"),
+        "the decoupling loss of --method guidedmix needs two labeled images in each part of a step …: "
+        "--batch-labeled must be at least 4, got 2",
     ),
     Case(
         "`--threads 1000000`",

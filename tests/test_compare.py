@@ -710,6 +710,13 @@ def test_held_out_masks_are_those_that_labels_left_unused(data: Path, tmp_path: 
         build_data(config)
 
 
+def test_held_out_of_nothing_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_data(tmp_path / "data", validation=0)
+    settings: dict[str, Any] = {"method": "supervised", "val_images": None, "val_masks": None}
+    train(tiny_config(data, tmp_path / "out", **settings, steps=1, held_out=3))
+    assert "--held-out 3 judges nothing: --labels leaves no mask" in capsys.readouterr().out
+
+
 def test_a_broken_held_out_mask_is_named_before_training(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data")
     (data / "masks" / "01.png").write_bytes(b"no picture")

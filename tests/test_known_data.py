@@ -12,8 +12,8 @@ import tifffile
 from PIL import Image
 
 from gmix.cli import main
-from gmix.data import LAYOUTS, read_mask
-from gmix.training.build import build_data
+from gmix.data import LAYOUTS, Classes, Finder, Layout, read_mask
+from gmix.training.build import build_data, find_data
 from gmix.training.saved import load_model
 from tests.tiny_data import NAMES, tiny_config, words, write_data
 from tests.true_layouts import WRITERS
@@ -46,6 +46,26 @@ def test_a_training_on_each_known_data_set(name: str, tmp_path: Path) -> None:
     assert main(["evaluate", "--model", str(tmp_path / "run"), "--threads", "1"]) == 0
     data = ["--dataset", name, "--data", str(tmp_path / "data"), "--val-list", "train"]
     assert main(["evaluate", "--model", str(tmp_path / "run"), *data, "--threads", "1"]) == 0
+
+
+def test_a_label_map_keeps_the_data_set_s_colours_and_lists_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, made = tmp_path / "data", list[Path]()
+    WRITERS["voc"](root)
+
+    class Counted(Finder):
+        def __init__(self, layout: Layout, root: Path) -> None:
+            made.append(root)
+            super().__init__(layout, root)
+
+    monkeypatch.setattr("gmix.training.files.Finder", Counted)
+    changes = {**NOTHING, "voc": str(root), "label_map": "0:0,1:15", "labels": 1, "held_out": 1}
+    data = find_data(tiny_config(tmp_path, tmp_path / "run", **changes))
+    assert data.classes.label_map == {0: 0, 1: 15} and data.held_out is not None
+    assert data.classes.palette == LAYOUTS["voc"].classes().palette
+    assert data.classes.palette != Classes.of(data.classes.names).palette
+    assert made == [root]
 
 
 def test_evaluate_takes_another_list_or_part_of_the_run_s_data(tmp_path: Path) -> None:

@@ -70,6 +70,12 @@ def test_values_that_cannot_work_are_refused(changes: dict[str, Any], message: s
         TrainConfig(**changes)
 
 
+def test_a_method_has_one_name_whatever_its_case(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, tmp_path, method="Supervised", batch_unlabeled=3, accumulate=2)
+    assert config.method == "supervised"
+    assert build_data(config).counts["unlabeled"] == 0  # as supervised training has it
+
+
 # --- files -----------------------------------------------------------------------------------
 
 

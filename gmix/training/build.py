@@ -107,16 +107,20 @@ def find_data(config: TrainConfig) -> Data:
     """
     size = None if config.size is None else parse_size(config.size)
     finder = known_finder(config)  # one for all lists: it may know a million files by now
+    if config.download and finder is None:
+        raise ValueError(
+            "--download fetches known data sets: add --dataset NAME and --data ROOT, or leave it out"
+        )
     (images, masks), unlabeled = training_files(config, finder)
     validation = validation_files(config, finder)
-    del finder
     classes = build_classes(config, masks + (validation[1] if validation is not None else []))
     format = image_format(config)
     if validation is not None:
         # Never learn from what the run is judged on, not even without masks.
         refuse_judged(images, validation[0])
         unlabeled = unlabeled.without(validation[0])
-    held_out = held_out_files(config, unlabeled)
+    held_out = held_out_files(config, unlabeled, finder)
+    del finder
     shards = [] if config.unlabeled_shards is None else find_shards(config.unlabeled_shards)
     # Before supervised training leaves the unlabeled ones aside: it is compared on the same split.
     groups = (images, unlabeled, [] if validation is None else validation[0])
@@ -180,7 +184,9 @@ def build_classes(config: Any, masks: Sequence[Path]) -> Classes:
                 "--classes is missing: a number of classes, or a file with a name per line"
             )
         own = layout.classes(masks)
-        return own if config.label_map is None else Classes.of(own.names, config.label_map)
+        if config.label_map is None:
+            return own
+        return replace(Classes.of(own.names, config.label_map), colors=own.colors)
     classes = Classes.of(config.classes, config.label_map)
     if classes.binary and classes.label_map is None and holds_only_0_and_255(masks):
         return replace(classes, label_map={0: 0, 1: 1, 255: 1})

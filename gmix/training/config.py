@@ -189,6 +189,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
+        self.method = self.method.lower()
         for name in ("steps", "batch_labeled", "accumulate", "log_every", "keep_last", "channels"):
             at_least(name, getattr(self, name), 1)
         for name in (

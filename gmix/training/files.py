@@ -97,14 +97,16 @@ def training_files(config: TrainConfig, finder: Finder | None = None) -> tuple[P
     return (images, masks), Paths.union(*groups).without(images)
 
 
-def held_out_files(config: TrainConfig, unlabeled: Sequence[Path]) -> Pairs | None:
+def held_out_files(
+    config: TrainConfig, unlabeled: Sequence[Path], finder: Finder | None = None
+) -> Pairs | None:
     """Up to `--held-out` of the unlabeled images whose masks `--labels` left unused, with them.
 
     Training goes on using the images; the masks are only there to measure by.
     """
     if config.held_out == 0:
         return None
-    (images, masks), _ = all_files(config)
+    (images, masks), _ = all_files(config, finder)
     free = set(images).intersection(unlabeled)
     unused = [pair for pair in zip(images, masks, strict=True) if pair[0] in free]
     if not unused:

@@ -63,12 +63,31 @@ def build_method(config: TrainConfig, net: GuidedMixNet) -> Method:
     }
     build = lookup(config.method, builders, "--method")
     try:
-        if config.variant != "default" and config.method.lower() != "guidedmix":
+        if config.variant != "default" and config.method != "guidedmix":
             raise ValueError(f"it has no --variant {config.variant}")
         method: Method = build(net, **config.method_args)
     except (TypeError, ValueError) as error:
         raise ValueError(f"--method {config.method}: {one_line(error)}") from error
     return method
+
+
+def refuse_few(config: TrainConfig, method: Method, parts: int) -> None:
+    """Make sure that a method finds the images it needs in each part of a step.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    if method.needs_unlabeled and config.batch_unlabeled == 0:
+        raise ValueError(
+            f"--method {config.method} learns from unlabeled images: --batch-unlabeled must be at least 1, "
+            "got 0 (--method supervised needs none)"
+        )
+    pairs = isinstance(method, GuidedMix) and method.criterion.decoupling > 0
+    if pairs and config.batch_labeled < 2 * parts:
+        raise ValueError(
+            f"the decoupling loss of --method {config.method} needs two labeled images in each part of a step "
+            f"(--accumulate, processes): --batch-labeled must be at least {2 * parts}, got {config.batch_labeled}"
+        )
 
 
 def published(build: Callable[..., Method], net: GuidedMixNet, **given: Any) -> Method:

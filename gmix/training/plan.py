@@ -15,6 +15,7 @@ from gmix.training.config import TrainConfig
 from gmix.training.cost import count_first_step, count_passes, peak_memory
 from gmix.training.device import fit_settings, prepare_device
 from gmix.training.fit import fit
+from gmix.training.methods import refuse_few
 from gmix.training.progress import clock
 from gmix.training.state import Parts, build_parts
 
@@ -87,6 +88,7 @@ def plan(config: TrainConfig) -> Plan:
     device = prepare_device(config.device, config.threads)
     data = build_data(config)
     parts = build_parts(config, data.classes.channels, device)
+    refuse_few(config, parts.method, config.accumulate)
     stream = build_stream(config, data, *image_stats(config))
     began = perf_counter()
     first = stream[0]

@@ -31,6 +31,7 @@ from gmix.training.deterministic import deterministic
 from gmix.training.device import fit_settings, prepare_device
 from gmix.training.fit import Report, fit
 from gmix.training.interrupts import Interrupted, Interrupts
+from gmix.training.methods import refuse_few
 from gmix.training.nonfinite import (
     Guard,
     NonFinite,
@@ -97,11 +98,16 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
     if config.keep_best and data.validation is None:
         raise ValueError("--keep-best needs validation images: add some, or leave the flag out")
     parts = build_parts(config, data.classes.channels, device)
+    refuse_few(config, parts.method, processes.parts(config.accumulate))
     start = 0
     if checkpoint is not None:
         start = checkpoint.step
         restore(parts, checkpoint, device)
     before = parts.tally.seconds
+    if config.held_out > 0 and data.held_out is None:
+        notes.append(
+            f"--held-out {config.held_out} judges nothing: --labels leaves no mask of an unlabeled image unused"
+        )
 
     mean, std = image_stats(config)
     size = None if config.size is None else parse_size(config.size)
