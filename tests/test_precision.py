@@ -18,16 +18,19 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("as_keyword", [True, False])
-def test_a_depthwise_convolution_is_the_float32_one(stride: int, as_keyword: bool) -> None:
+@pytest.mark.parametrize("by_name", ["none", "settings", "weight", "all"])
+def test_a_depthwise_convolution_is_the_float32_one(stride: int, by_name: str) -> None:
     x = torch.randn(2, 6, 9, 11, requires_grad=True)
     weight = torch.randn(12, 1, 3, 3, requires_grad=True)  # two filters a channel
     expected = F.conv2d(x, weight, None, stride, 1, 1, 6)
     with mixed_precision(CPU):
-        if as_keyword:
-            found = F.conv2d(x, weight, bias=None, stride=stride, padding=1, groups=6)
-        else:
+        if by_name == "none":
             found = F.conv2d(x, weight, None, stride, 1, 1, 6)
+        else:
+            first = {"settings": [x, weight], "weight": [x], "all": []}[by_name]
+            named: dict[str, Any] = {"bias": None, "stride": stride, "padding": 1, "groups": 6}
+            named |= dict(list({"input": x, "weight": weight}.items())[len(first) :])
+            found = F.conv2d(*first, **named)
     assert torch.equal(found, expected)
     pull = torch.randn_like(expected)
     for ours, theirs in zip(

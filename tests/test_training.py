@@ -25,7 +25,7 @@ from gmix.training.optim import build_optimizer, poly, set_lr
 from gmix.training.options import parse_size
 from gmix.training.progress import LiveProgress, PlainProgress
 from gmix.training.run import train
-from gmix.training.yamlfile import read_yaml, write_yaml
+from gmix.training.yamlfile import read_yaml, refuse_changes, write_yaml
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -42,6 +42,15 @@ def test_configuration_survives_yaml(tmp_path: Path) -> None:
     config = TrainConfig(images="a", label_map={0: 0, 8: 1}, method_args={"x": [1]}, ema=0.9)
     write_yaml(config, tmp_path / "c.yaml")
     assert TrainConfig(**read_yaml(tmp_path / "c.yaml")) == config
+
+
+def test_a_tuple_given_in_python_is_no_change_on_resume(tmp_path: Path) -> None:
+    config = TrainConfig(model_args={"decoder_channels": (64, 32)}, label_map={0: 0, 8: 1})
+    write_yaml(config, tmp_path / "config.yaml")
+    refuse_changes(config, tmp_path / "config.yaml")
+    config.model_args = {"decoder_channels": (64, 16)}
+    with pytest.raises(ValueError, match=r"--model-args .*\[64, 32\].*, now .*\[64, 16\]"):
+        refuse_changes(config, tmp_path / "config.yaml")
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000))

@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 __all__ = ["computes_in_bfloat16", "mixed_precision"]
@@ -65,12 +66,16 @@ class Float32Depthwise(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is not torch.conv2d or not _is_depthwise(*args[:2]):
+        if func is not torch.conv2d or not _is_depthwise(*args, **kwargs):
             return func(*args, **kwargs)
         with torch.autocast("cpu", enabled=False):
-            x, weight, *rest = args
-            return func(x.float(), weight.float(), *rest, **kwargs)
+            return _in_float32(*args, **kwargs)
 
 
-def _is_depthwise(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    return weight.shape[1] == 1 and x.shape[-3] > 1
+# Their arguments are called as torch calls them: they may come by name.
+def _is_depthwise(input: Tensor, weight: Tensor, *_: Any, **__: Any) -> bool:
+    return weight.shape[1] == 1 and input.shape[-3] > 1
+
+
+def _in_float32(input: Tensor, weight: Tensor, *rest: Any, **named: Any) -> Tensor:
+    return torch.conv2d(input.float(), weight.float(), *rest, **named)

@@ -113,8 +113,11 @@ def refuse_changes(config: TrainConfig, path: Path) -> None:
     Raises:
         ValueError: naming the first flag that differs, both values and the remedy.
     """
+    import yaml
+
     before = read_yaml(path)
-    for name, now in asdict(config).items():
+    written = parse_yaml(yaml.safe_dump(asdict(config)), "the flags")  # there a tuple is a list
+    for name, now in written.items():
         if name not in FREE_ON_RESUME and name in before and before[name] != now:
             raise ValueError(
                 f"cannot resume {path.parent}: it was started with {flag(name)} {before[name]}, "
