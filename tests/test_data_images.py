@@ -1,6 +1,8 @@
 """Class names and label maps, reading images and masks, the data sets."""
 
 import json
+import pickle
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -339,6 +341,30 @@ def test_real_folders_resize_and_cache(shared_data: Path) -> None:
         assert torch.equal(plain_sample.image, Cached(ImageDataset(images, (120, 160)))[index])
     # A third of the size: nearest is the middle pixel of each 3x3 block.
     assert torch.equal(small[0].mask, own[0].mask[1::3, 1::3])
+
+
+def test_cached_images_are_shared_by_processes_not_copied(tmp_path: Path) -> None:
+    """8 bits and more in one data set, with masks; what is changed in an item is not changed in memory."""
+    rng = np.random.default_rng(0)
+    images, masks = [], []
+    for i, kind in enumerate((np.uint8, np.uint16, np.uint8)):
+        high, size = np.iinfo(kind).max, (151 + i, 141)
+        np.save(tmp_path / f"{i}.npy", rng.integers(0, high, size).astype(kind))
+        masks.append(save(tmp_path / f"m{i}.png", rng.integers(0, 2, size)))
+        images.append(tmp_path / f"{i}.npy")
+    plain = SegmentationDataset(images, masks, Classes.of(2), format=ImageFormat(1))
+    cached = Cached(plain)
+    cached[1].image.zero_()
+    sent = bytes(ForkingPickler.dumps(cached))  # what a process that is not forked is started with
+    assert len(sent) < 8000 < plain[0].image.nbytes
+    for again in (cached, pickle.loads(sent)):
+        assert again[1].image.dtype == torch.float32
+        for index in (0, 1, 2, -1):
+            assert torch.equal(again[index].image, plain[index].image)
+            assert torch.equal(again[index].mask, plain[index].mask)
+            assert again[index].mask.dtype == torch.int64
+    with pytest.raises(IndexError):
+        cached[3]
 
 
 def test_cached_shows_a_broken_file_at_once(tmp_path: Path) -> None:

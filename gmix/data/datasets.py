@@ -1,5 +1,7 @@
 """Map-style data sets of images with and without masks."""
 
+import math
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +20,8 @@ from gmix.data.paths import Paths
 
 T = TypeVar("T")
 Size = tuple[int, int]
+
+_TYPES = (np.dtype(np.uint8), np.dtype(np.float32))
 
 
 class Sample(NamedTuple):
@@ -123,37 +127,58 @@ class ImageDataset(Dataset[tv_tensors.Image]):
 
 
 class Cached(Dataset[T]):
-    """Reads every item of a data set once, now, and serves it from memory as arrays.
+    """Reads every item of a data set once, now, and serves copies of it from memory.
 
     For data sets that fit into memory: `4 * H * W` bytes per labeled image of 8 bits and 3 channels. Items are equal to
-    those of the wrapped data set. A broken file shows up here, before any training.
+    those of the wrapped data set. A broken file shows up here, before any training. All items are in one tensor,
+    which loader processes share however they were started.
 
     Args:
         dataset: A `SegmentationDataset` or `ImageDataset` (or one with the same items).
+
+    Examples:
+        >>> image = tv_tensors.Image(torch.full((3, 2, 2), 7, dtype=torch.uint8))
+        >>> Cached([Sample(image, tv_tensors.Mask(torch.zeros(2, 2).long()))])[0].image.unique().tolist()
+        [7]
     """
 
-    def __init__(self, dataset: Dataset[T]) -> None:
+    def __init__(self, dataset: Dataset[T] | Sequence[T]) -> None:
         self.dataset = dataset  # which knows what its items are called
         length = len(dataset)  # type: ignore[arg-type]
-        # Decoding frees the GIL. The arrays are numpy's, because each tensor handed to a loader
-        # worker would cost a file descriptor.
-        with ThreadPoolExecutor() as pool:
-            self._items = list(pool.map(lambda index: _pack(dataset[index]), range(length)))
+        with ThreadPoolExecutor() as pool:  # decoding frees the GIL
+            packed = deque(pool.map(lambda index: _pack(dataset[index]), range(length)))
+        # By numpy: torch would start threads, which a process forked later on waits for in vain.
+        block, places = np.empty(sum(len(one) for one, _ in packed), np.uint8), list[list[int]]()
+        start = 0
+        while packed:  # each is freed before the next is copied
+            one, described = packed.popleft()
+            block[start : start + len(one)] = one
+            places.append([start, *described])
+            start += len(one)
+        self._block = torch.from_numpy(block)
+        self._places = torch.tensor(places, dtype=torch.int64).view(-1, 6)
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._places)
 
     def __getitem__(self, index: int) -> T:
-        image, mask = self._items[index]
-        item: Any = tv_tensors.Image(torch.from_numpy(image))
-        if mask is not None:
-            item = Sample(item, tv_tensors.Mask(torch.from_numpy(mask).long()))
+        start, kind, masked, *shape = self._places[range(len(self))[index]].tolist()
+        block = self._block.numpy()
+        image = np.frombuffer(block, _TYPES[kind], math.prod(shape), start).reshape(shape)
+        item: Any = tv_tensors.Image(torch.from_numpy(image.copy()))
+        if masked:
+            ids = np.frombuffer(block, np.uint8, math.prod(shape[1:]), start + image.nbytes)
+            ids = ids.reshape(shape[1:]).astype(np.int64)
+            item = Sample(item, tv_tensors.Mask(torch.from_numpy(ids)))
         result: T = item
         return result
 
 
-def _pack(item: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8] | None]:
-    if isinstance(item, tuple):
-        image, mask = item
-        return image.numpy(), mask.to(torch.uint8).numpy()
-    return item.numpy(), None
+def _pack(item: Any) -> tuple[npt.NDArray[np.uint8], list[int]]:
+    """The bytes of image and mask; the image's type, whether there is a mask, and their shape."""
+    masked = isinstance(item, tuple)
+    image = (item[0] if masked else item).numpy()
+    parts = [image.ravel().view(np.uint8)]
+    if masked:
+        parts.append(item[1].to(torch.uint8).numpy().ravel())
+    return np.concatenate(parts), [_TYPES.index(image.dtype), masked, *image.shape]
