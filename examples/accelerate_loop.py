@@ -41,8 +41,8 @@ def endless(loader):
 
 accelerator = Accelerator(
     cpu=not torch.cuda.is_available(),  # else processes on a CPU would not know of each other
-    # Teacher and memory of labeled images are the same in all processes; only BatchNorm's statistics
-    # are each one's own, and those of any will do. So no buffer has to be sent.
+    # BatchNorm's statistics are each process's own; all other buffers, the memory of labeled images
+    # among them, are the same in all: nothing that the first would have to send before every step.
     # A network of which some layers are not used (PSPNet, DPT, a ResNet of encoder_depth=3) needs
     # find_unused_parameters=True as well: without it the second step ends in an error that says so.
     kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
