@@ -43,9 +43,11 @@ accelerator = Accelerator(
     cpu=not torch.cuda.is_available(),  # else processes on a CPU would not know of each other
     # BatchNorm's statistics are each process's own; all other buffers, the memory of labeled images
     # among them, are the same in all: nothing that the first would have to send before every step.
-    # A network of which some layers are not used (PSPNet, DPT, a ResNet of encoder_depth=3) needs
-    # find_unused_parameters=True as well: without it the second step ends in an error that says so.
-    kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    # With encoder_depth=3 the encoder's last blocks are not used, which torch has to be told; where all
+    # are used it warns that there was no need.
+    kwargs_handlers=[
+        DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
+    ],
 )
 set_seed(0)
 source, new_source = load_sources()

@@ -65,7 +65,7 @@ def shape(text: str) -> str:
 def test_two_processes_share_the_work(tmp_path: Path) -> None:
     require("accelerate_loop")
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    printed = run(tmp_path, *launcher, str(ROOT / "examples" / "accelerate_loop.py"), "1")
+    printed = run(tmp_path, *launcher, str(ROOT / "examples" / "accelerate_loop.py"), "2")
     assert printed.count("step   0") == 1, "only one process is to print"
     assert "mIoU on 32 new scenes, 2 process(es)" in printed  # none counted twice
 
