@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,8 +38,9 @@ class LabeledReference(nn.Module):
     never go stale in the memory. It is the non-local block's idea (Eq. 4) with keys and values from other images,
     and values that are known to be right.
 
-    Its maps are coarse, so it sees small images enlarged. And of each labeled image it keeps rare classes more often
-    than by chance, a position with the weight $\sum_k v_k / \sqrt{n_k}$ ($v_k$: the class's share of the position,
+    Its maps are coarse, so it sees small images enlarged, unless it takes images of one size only: where timm says which
+    (`strict_img_size`) it sees them at that size, where timm says no more than that (`fixed_input_size`), as they are.
+    And of each labeled image it keeps rare classes more often than by chance, a position with the weight $\sum_k v_k / \sqrt{n_k}$ ($v_k$: the class's share of the position,
     $n_k$: of the image): the few positions a sign has say more than one more piece of road.
 
     Args:
@@ -59,7 +61,7 @@ class LabeledReference(nn.Module):
         - `forward(probs (N, K, H, W), x (N, C, H, W))`: `(N, K, H, W)` guided probabilities, float32
 
     Raises:
-        ValueError: Options out of range, an encoder of unusual output, or shapes that do not fit.
+        ValueError: Options out of range, an encoder that does not say what its maps are, or shapes that do not fit.
 
     Examples:
         >>> import segmentation_models_pytorch as smp
@@ -95,18 +97,25 @@ class LabeledReference(nn.Module):
             raise ValueError(f"`strength` must be at least 0, got {strength}")
         if not 0 < tolerance <= 1:
             raise ValueError(f"`tolerance` is a share in (0, 1], got {tolerance}")
+        channels = getattr(encoder, "out_channels", None)
+        if not (isinstance(channels, Sequence) and len(channels) > 1):
+            raise ValueError(
+                "`encoder` must declare the `out_channels` of two maps or more, as SMP's do "
+                f"(`net.model.encoder`), got {type(encoder).__name__} with {channels}"
+            )
         copied: Any = copy.deepcopy(encoder).requires_grad_(False)
         self.encoder = copied
         self.classes = classes
         self.capacity = capacity
         self.positions = positions
-        self.shorter_side = shorter_side
+        self._only_size, fixed = fixed_size(encoder)
+        self.shorter_side = 1 if fixed else shorter_side
         self.temperature = temperature
         self.tolerance = tolerance
         self.strength = strength
         self.floor = floor
         self._stride = int(getattr(encoder, "output_stride", 1))
-        self._widths = [int(width) for width in copied.out_channels[-2:]]
+        self._widths = [int(width) for width in channels[-2:]]
         self.keys: Tensor
         self.values: Tensor
         self.written: Tensor
@@ -187,8 +196,10 @@ class LabeledReference(nn.Module):
         height, width, stride = x.shape[2], x.shape[3], self._stride
         shorter = min(height, width)
         side = max(shorter, min(self.shorter_side, 2 * shorter))
-        size = [-(-length * side // (shorter * stride)) * stride for length in (height, width)]
-        if size != [height, width]:
+        size = self._only_size or tuple(
+            -(-length * side // (shorter * stride)) * stride for length in (height, width)
+        )
+        if size != (height, width):
             x = F.interpolate(x, size=size, mode="bilinear")
         maps = self.encoder(x)
         if isinstance(maps, tuple):  # a vision transformer's comes with its prefix tokens
@@ -209,16 +220,35 @@ class LabeledReference(nn.Module):
         )
 
 
+def fixed_size(encoder: nn.Module) -> tuple[tuple[int, int] | None, bool]:
+    """The one size of images that an encoder takes, if timm tells it, and whether there is one at all.
+
+    Examples:
+        >>> fixed_size(nn.Conv2d(3, 8, 3))
+        (None, False)
+    """
+    strict = [module for module in encoder.modules() if hasattr(module, "strict_img_size")]
+    if strict:
+        sizes: list[Any] = [module.img_size for module in strict if module.strict_img_size]
+        size = next(filter(None, sizes), None)
+        return size, size is not None
+    settings: Any = getattr(getattr(encoder, "model", None), "pretrained_cfg", None) or {}
+    return None, bool(settings.get("fixed_input_size", False))
+
+
 def class_shares(y: Tensor, classes: int, size: tuple[int, int], ignore_index: int = 255) -> Tensor:
     """The share of each class in each cell of a grid: `(N, H, W)` -> `(N, classes, *size)`.
+
+    Values outside of the classes count for none.
 
     Examples:
         >>> class_shares(torch.tensor([[[0, 1], [255, 1]]]), classes=2, size=(1, 1)).flatten()
         tensor([0.2500, 0.5000])
     """
-    slots = torch.where(y == ignore_index, classes, y)
-    one_hot = F.one_hot(slots, classes + 1)[..., :classes].permute(0, 3, 1, 2).float()
-    return F.adaptive_avg_pool2d(one_hot, size)
+    y = torch.where(y == ignore_index, -1, y)
+    each = torch.arange(classes, device=y.device)[:, None, None]
+    # Image by image: all at once would fill memory, and class by class makes a large graph to compile.
+    return torch.stack([F.adaptive_avg_pool2d((mask == each).float(), size) for mask in y])
 
 
 def spread(shares: Tensor, keep: int) -> Tensor:

@@ -161,6 +161,17 @@ def test_class_shares_count_pixels(seed: int, size: tuple[int, int]) -> None:
         assert shares[n, k, r, c].item() == pytest.approx((cell == k).float().mean().item())
 
 
+@given(st.integers(0, 999), st.sampled_from([255, -1, 1, 9]))
+def test_class_shares_are_pooled_one_hot_masks_without_what_is_ignored(
+    seed: int, ignore_index: int
+) -> None:
+    y = torch.randint(-1, 7, (2, 9, 14), generator=seeded(seed))  # classes 0 to 4, and others
+    slots = torch.where((y < 0) | (y > 4) | (y == ignore_index), 5, y)
+    one_hot = F.one_hot(slots, 6)[..., :5].permute(0, 3, 1, 2).float()
+    expected = F.adaptive_avg_pool2d(one_hot, (2, 5))
+    assert torch.equal(class_shares(y, 5, (2, 5), ignore_index), expected)
+
+
 def test_the_oldest_are_overwritten() -> None:
     reference = averages(3, capacity=10, positions=4)
     for label in (0, 1, 2):  # one image of one class each time
@@ -388,6 +399,28 @@ def test_a_vision_transformer_can_serve_as_well() -> None:
     assert guided.std() > 0.01
 
 
+@pytest.mark.parametrize(
+    ("build", "settings", "seen"),
+    [
+        (smp.DPT, {"encoder_name": "tu-test_vit", "dynamic_img_size": False}, (64, 64)),
+        (smp.DPT, {"encoder_name": "tu-test_vit", "dynamic_img_size": True}, (80, 96)),
+        (smp.Unet, {"encoder_name": "tu-test_coatnet"}, (64, 64)),  # has no strict_img_size
+    ],
+)
+def test_an_encoder_of_one_size_sees_images_at_that_size(
+    build: Any, settings: dict[str, Any], seen: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    encoder = build(**settings, encoder_weights=None, img_size=64).encoder
+    reference = LabeledReference(encoder, 3)
+    sizes = set()
+    reference.encoder.register_forward_pre_hook(lambda _, args: sizes.add(args[0].shape[2:]))
+    x, y, x_u = tiny_batch(size=48)
+    reference.add(x[..., :40, :], y[..., :40, :])
+    guided = reference(torch.full((4, 3, 40, 48), 1 / 3), x_u[..., :40, :])
+    assert sizes == {seen} and guided.shape == (4, 3, 40, 48)
+
+
 @pytest.mark.parametrize("name", ["capacity", "positions", "shorter_side", "temperature", "floor"])
 def test_settings_of_nothing_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="`temperature` and `floor` must be above 0, got"):
@@ -406,6 +439,8 @@ def test_a_tolerance_that_is_no_share_is_refused(tolerance: float) -> None:
 
 
 def test_what_does_not_fit_is_refused_in_one_sentence() -> None:
+    with pytest.raises(ValueError, match="must declare the `out_channels`.*got Conv2d with 8"):
+        LabeledReference(nn.Conv2d(3, 8, 3), 2)
     reference = averages(2)
     x = torch.zeros(2, 3, 8, 8)
     with pytest.raises(ValueError, match=r"`y` must have shape \(N, H, W\).*got \(2, 4, 8\)"):
