@@ -135,6 +135,10 @@ class NonLocalBlock(nn.Module):
         self.key = nn.Conv2d(channels, half, 1)
         self.value = nn.Conv2d(channels, 2 * half, 1)
         self.out = nn.Conv2d(2 * half, channels, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start without effect: `W_out` is zero. The other maps are left as they are."""
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
@@ -176,6 +180,10 @@ class PixelShuffleBlock(nn.Module):
         self.fuse = nn.Sequential(
             _conv(out_channels + skip_channels, out_channels), _conv(out_channels, out_channels)
         )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start as nearest upsampling. The convolutions that fuse are left as they are."""
         icnr_(self.expand.weight)
         nn.init.zeros_(self.expand.bias)  # type: ignore[arg-type]
 

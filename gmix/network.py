@@ -15,7 +15,7 @@ from segmentation_models_pytorch.base.modules import Activation
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from gmix.mitrans import NonLocalBlock
+from gmix.mitrans import NonLocalBlock, PixelShuffleBlock
 
 __all__ = ["GuidedMixNet"]
 
@@ -165,13 +165,19 @@ class GuidedMixNet(nn.Module):
         return self.pool(self.encode(x))
 
     def reset_decoder(self) -> None:
-        """Draw the decoder and the head anew, as SMP does; the encoder keeps its weights."""
+        """Draw the decoder and the head anew, as SMP does; the encoder keeps its weights.
+
+        Attention starts without effect and PixelShuffles as nearest upsampling, as they do when they are built.
+        """
         for part in (self.model.decoder, self.model.segmentation_head):
             for module in part.modules():  # what SMP leaves as torch made it
                 if hasattr(module, "reset_parameters"):
                     module.reset_parameters()
         initialize_decoder(self.model.decoder)
         initialize_head(self.model.segmentation_head)
+        for module in self.model.decoder.modules():  # whose start SMP does not know
+            if isinstance(module, NonLocalBlock | PixelShuffleBlock):
+                module.reset_parameters()
 
     def export(self) -> nn.Module:
         """Copy out what deployment needs, in eval mode: no classifier, no gmix wrapper.

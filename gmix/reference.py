@@ -38,10 +38,11 @@ class LabeledReference(nn.Module):
     never go stale in the memory. It is the non-local block's idea (Eq. 4) with keys and values from other images,
     and values that are known to be right.
 
-    Its maps are coarse, so it sees small images enlarged, unless it takes images of one size only: where timm says which
-    (`strict_img_size`) it sees them at that size, where timm says no more than that (`fixed_input_size`), as they are.
-    And of each labeled image it keeps rare classes more often than by chance, a position with the weight $\sum_k v_k / \sqrt{n_k}$ ($v_k$: the class's share of the position,
-    $n_k$: of the image): the few positions a sign has say more than one more piece of road.
+    Its maps are coarse, so it sees small images enlarged; but one that takes images of a single size sees them at that
+    size where timm says which (`strict_img_size`), and as they are where timm says only that (`fixed_input_size`).
+    Of each labeled image it keeps rare classes more often than by chance, a position with the weight
+    $\sum_k v_k / \sqrt{n_k}$ ($v_k$: the class's share of the position, $n_k$: of the image): the few positions a sign
+    has say more than one more piece of road.
 
     Args:
         encoder: An SMP encoder (`net.model.encoder`): images to feature maps, deepest last. Deep-copied and frozen.
