@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmix import functional as G
+from gmix.functional.shapes import per_pixel
 
-__all__ = ["GuidedMixLoss"]
+__all__ = ["GuidedMixLoss", "check_unit_interval"]
 
 OBJECTIVES = ("squared_error", "soft_cross_entropy", "cross_entropy")
 Objective = Literal["squared_error", "soft_cross_entropy", "cross_entropy"]
@@ -35,7 +36,8 @@ class GuidedMixLoss(nn.Module):
     `"soft_cross_entropy"` towards the same, or `"cross_entropy"` towards its most probable class (FixMatch). The two
     cross-entropies count pixels whose most probable class has at least `threshold`, weigh them by their
     [`certainty`][gmix.functional.certainty] to the power of `certainty`, and their mean is over all pixels: pseudo
-    masks that are not sure yet give a small loss.
+    masks that are not sure yet give a small loss. Padding is never learned. It is not among the pixels the mean is over
+    either, but with `"soft_cross_entropy"`, where it counts as pixels that are not sure.
 
     Args:
         objective: Of the unsupervised term, one of the three above.
@@ -88,8 +90,7 @@ class GuidedMixLoss(nn.Module):
         super().__init__()
         if objective not in OBJECTIVES:
             raise ValueError(f"`objective` must be one of {OBJECTIVES}, got {objective!r}")
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"`threshold` is a probability in [0, 1], got {threshold}")
+        check_unit_interval("threshold", threshold)
         if certainty < 0:
             raise ValueError(f"`certainty` must be at least 0, got {certainty}")
         if min(classification, unsupervised, decoupling) < 0:
@@ -97,10 +98,7 @@ class GuidedMixLoss(nn.Module):
                 "the weights `classification`, `unsupervised` and `decoupling` must be at least 0, "
                 f"got {classification}, {unsupervised} and {decoupling}"
             )
-        if not 0 <= ramp_length <= 1:
-            raise ValueError(
-                f"`ramp_length` is a share of the training in [0, 1], got {ramp_length}"
-            )
+        check_unit_interval("ramp_length", ramp_length)
         self.objective = objective
         self.threshold = threshold
         self.certainty = certainty
@@ -151,6 +149,8 @@ class GuidedMixLoss(nn.Module):
         return losses
 
     def _unsupervised(self, logits: Tensor, pseudo: Tensor, valid: Tensor | None) -> Tensor:
+        if valid is not None:
+            per_pixel(valid, logits, "valid")
         if self.objective == "squared_error":
             return G.squared_error(G.probabilities(logits), pseudo, valid=valid)
         confidence, labels = G.most_probable(pseudo)
@@ -171,6 +171,12 @@ class GuidedMixLoss(nn.Module):
             f"certainty={self.certainty}, classification={self.classification}, unsupervised={self.unsupervised}, "
             f"decoupling={self.decoupling}, ramp_length={self.ramp_length}"
         )
+
+
+def check_unit_interval(name: str, value: float) -> None:
+    """Refuse a probability or a share outside [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"`{name}` must be in [0, 1], got {value}")
 
 
 def _together(name_a: str, a: object, name_b: str, b: object) -> None:

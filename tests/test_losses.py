@@ -292,6 +292,35 @@ def test_supervised_is_torchs_own_cross_entropy() -> None:
     torch.testing.assert_close(losses["total"], expected)
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_padding_is_left_out_of_the_mean_but_that_of_soft_cross_entropy(objective: Any) -> None:
+    logits = torch.randn(2, 3, 1, 1).expand(2, 3, 4, 4)  # each pixel of an image alike
+    valid = torch.ones(2, 4, 4, dtype=torch.bool)
+    valid[:, :1] = False
+    whole, inside = (
+        GuidedMixLoss(objective=objective)(
+            logits,
+            torch.zeros(2, 4, 4, dtype=torch.long),
+            logits_unlabeled=logits,
+            pseudo=logits.softmax(1),
+            valid=v,
+        )["unsupervised"]
+        for v in (None, valid)
+    )
+    counted = 0.75 if objective == "soft_cross_entropy" else 1.0
+    expected = counted * whole
+    torch.testing.assert_close(inside, expected)
+    for shape in ((1, 4, 4), (4, 4), (2, 1, 4, 4)):  # all of which would broadcast
+        with pytest.raises(ValueError, match=r"`valid` must have shape \(2, 4, 4\)"):
+            GuidedMixLoss(objective=objective)(
+                logits,
+                torch.zeros(2, 4, 4, dtype=torch.long),
+                logits_unlabeled=logits,
+                pseudo=logits.softmax(1),
+                valid=torch.ones(shape, dtype=torch.bool),
+            )
+
+
 some, y = torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
 
 
@@ -299,10 +328,10 @@ some, y = torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
     ("call", "words"),
     [
         (lambda: GuidedMixLoss(objective="focal"), "`objective` must be one of"),  # type: ignore[arg-type]
-        (lambda: GuidedMixLoss(threshold=1.5), "`threshold` is a probability in [0, 1], got 1.5"),
+        (lambda: GuidedMixLoss(threshold=1.5), "`threshold` must be in [0, 1], got 1.5"),
         (lambda: GuidedMixLoss(certainty=-1.0), "`certainty` must be at least 0, got -1.0"),
         (lambda: GuidedMixLoss(unsupervised=-1.0), "must be at least 0"),
-        (lambda: GuidedMixLoss(ramp_length=2.0), "`ramp_length` is a share"),
+        (lambda: GuidedMixLoss(ramp_length=2.0), "`ramp_length` must be in [0, 1], got 2.0"),
         (lambda: GuidedMixLoss()(some, y, pseudo=some), "`logits_unlabeled` and `pseudo` belong"),
         (lambda: GuidedMixLoss()(some, y, logits_unlabeled=some), "pass both or neither"),
         (lambda: GuidedMixLoss()(some, y, probs_decoupled=some), "`decoupled_target` belong"),

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmix import functional as G
+from gmix.losses import check_unit_interval
 from gmix.methods.method import Method, Step
 from gmix.network import GuidedMixNet
 from gmix.views import drop_channels
@@ -90,6 +91,7 @@ class CCT(Method):
             auxiliary_decoder(net.embedding_dim, net.classes) for _ in self.kinds
         )
         self.weight = unsupervised
+        check_unit_interval("ramp_length", ramp_length)
         self.ramp_length = ramp_length
 
     def losses(self, step: Step) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gmix import functional as G
+from gmix.losses import check_unit_interval
 from gmix.methods.method import Method, Step
 from gmix.network import GuidedMixNet
 from gmix.pseudo import PseudoMask
@@ -63,6 +64,7 @@ class ClassMix(Method):
         self.teacher = EMATeacher(net, decay)
         self.color = StrongColor(strength=0.25, grey=0.0, hue=0.25, mean=mean, std=std)
         self.blur = GaussianBlur(sigma=(0.15, 1.15))
+        check_unit_interval("threshold", threshold)
         self.threshold = threshold
         self.weight = unsupervised
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gmix import functional as G
+from gmix.losses import check_unit_interval
 from gmix.methods.method import Method, Step
 from gmix.network import GuidedMixNet
 from gmix.pseudo import PseudoMask
@@ -65,6 +66,7 @@ class CutMixSeg(Method):
         self.teacher = EMATeacher(net, decay)
         self.color = StrongColor(strength=0.4, mean=mean, std=std)
         self.cutmix = CutMix(p=1.0, area=(0.5, 0.5), aspect=2.0)
+        check_unit_interval("threshold", threshold)
         self.threshold = threshold
         self.weight = unsupervised
 

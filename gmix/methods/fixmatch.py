@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gmix.losses import check_unit_interval
 from gmix.methods.method import Method, Step
 from gmix.network import GuidedMixNet
 from gmix.pseudo import PseudoMask
@@ -65,6 +66,7 @@ class FixMatch(Method):
         super().__init__(net, ignore_index=ignore_index)
         self.teacher = teacher
         self.strong = StrongView(mean=mean, std=std)
+        check_unit_interval("threshold", threshold)
         self.threshold = threshold
         self.weight = unsupervised
 

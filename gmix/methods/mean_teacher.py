@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gmix import functional as G
+from gmix.losses import check_unit_interval
 from gmix.methods.method import Method, Step
 from gmix.network import GuidedMixNet
 from gmix.teacher import EMATeacher
@@ -62,6 +63,7 @@ class MeanTeacher(Method):
         self.teacher = EMATeacher(net, decay)
         self.color = StrongColor(mean=mean, std=std)
         self.weight = unsupervised
+        check_unit_interval("ramp_length", ramp_length)
         self.ramp_length = ramp_length
 
     def losses(self, step: Step) -> dict[str, Tensor]:
