@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny_nets import seeded, tiny_batch, tiny_net
 from torch import Tensor
 
-from gmix import LogitAdjustment
+from gmix import GuidedMixLoss, LogitAdjustment
 from gmix import functional as G
 from gmix.methods import GuidedMix, Supervised
 from gmix.training.config import TrainConfig
@@ -60,6 +60,21 @@ def test_binary_is_the_case_of_two_classes() -> None:
 def test_without_masks_nothing_is_added() -> None:
     logits = torch.randn(1, 3, 4, 4)
     assert torch.equal(LogitAdjustment(3)(logits, torch.full((1, 4, 4), 255)), logits)
+
+
+@pytest.mark.parametrize("build", ["supervised", "guidedmix"])
+def test_what_is_ignored_is_not_counted_whatever_its_value(build: str) -> None:
+    x, y, x_u = tiny_batch()
+    adjust = LogitAdjustment(3)
+    if build == "supervised":
+        method: Any = Supervised(tiny_net(), adjustment=adjust, ignore_index=1)
+    else:
+        method = GuidedMix(
+            tiny_net(), adjustment=adjust, criterion=GuidedMixLoss(ignore_index=1), reference=None
+        )
+    method(x, torch.where(y == 255, 0, y), x_u)
+    zeros = (y == 0).sum() + (y == 255).sum()
+    assert adjust.pixels.tolist() == [zeros, 0, (y == 2).sum()]
 
 
 def test_who_knows_nothing_calls_all_classes_equally_likely() -> None:

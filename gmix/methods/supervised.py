@@ -47,7 +47,7 @@ class Supervised(Method):
     def begin(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
         """Count the classes of the labeled images."""
         if self.adjustment is not None:
-            self.adjustment.add(y_labeled)
+            self.adjustment.add(y_labeled, ignore_index=self.ignore_index)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         logits = self.net(step.x_labeled)
