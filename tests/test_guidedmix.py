@@ -2,6 +2,7 @@
 
 import copy
 import math
+import weakref
 from typing import Any
 
 import pytest
@@ -426,8 +427,12 @@ def test_batches_of_any_sizes(make: Any, classes: int, labeled: int, unlabeled: 
 
 def test_one_labeled_image_is_enough_for_the_default() -> None:
     assert default()(*tiny_batch(1, 2))["total"].isfinite()
-    with pytest.raises(ValueError, match="two or more images, got 1 and 1"):
-        paper()(*tiny_batch(1, 2))
+    method = paper(teacher=gmix.EMATeacher(tiny_net()))
+    with pytest.raises(ValueError, match=r"^L_dec needs two labeled images or more, got 1$"):
+        method(*tiny_batch(1, 2))
+    assert method.teacher is not None and method.teacher.step == 0
+    method.criterion.decoupling = 0.0
+    assert method(*tiny_batch(1, 2))["total"].isfinite()
 
 
 @VARIANTS
@@ -441,9 +446,9 @@ def test_images_that_no_stride_divides(make: Any) -> None:
 def test_the_ignore_index_reaches_every_part(make: Any) -> None:
     x_l, y, x_u = tiny_batch()
     expected = make()(x_l, y, x_u, generator=seeded(0))
-    method = make()
-    method.criterion = copy.deepcopy(method.criterion)
-    method.criterion.ignore_index = 77
+    criterion = copy.deepcopy(make().criterion)
+    criterion.ignore_index = 77
+    method = make(criterion=criterion)
     losses = method(x_l, torch.where(y == 255, 77, y), x_u, generator=seeded(0))
     for name, value in losses.items():
         assert torch.equal(value, expected[name])
@@ -510,12 +515,56 @@ images, y, _ = tiny_batch(2, 2)
         (lambda: GuidedMix(tiny_net(), variant="official"), "['default', 'paper'], got 'official'"),  # type: ignore[arg-type]
         (lambda: default(direct=1.2), "`direct` is a weight in [0, 1], got 1.2"),
         (lambda: default(techer=None), "no part 'techer': choose from ['adjustment', "),
+        (
+            lambda: default(ignore_index=0),
+            "criterion=GuidedMixLoss(objective='soft_cross_entropy', threshold=0.0, certainty=1.0",
+        ),
+        (lambda: default(mixer=None), "`mixer` cannot be None"),
+        (lambda: default(selector=None), "`selector` cannot be None"),
+        (lambda: paper(decoupler=None), "`decoupler` cannot be None"),
+        (lambda: paper(criterion=None), "`criterion` cannot be None"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_in_one_sentence(call: Any, words: str) -> None:
     with pytest.raises(ValueError) as error:
         call()
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_only_parts_that_are_not_given_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, copied, deepcopy = tiny_net(), [], copy.deepcopy
+    own = gmix.EMATeacher(net)
+
+    def counted(x: Any, *memo: Any) -> Any:
+        copied.extend([x] * isinstance(x, nn.Module) * (not memo))
+        return deepcopy(x, *memo)
+
+    monkeypatch.setattr(copy, "deepcopy", counted)
+    GuidedMix(net)
+    assert copied == [net, net.model.encoder]
+    copied.clear()
+    assert GuidedMix(net, teacher=own, reference=None).teacher is own
+    GuidedMix(net, variant="paper")
+    assert not copied
+
+
+def test_what_led_to_the_pseudo_masks_is_free_before_the_student_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    method = default()
+    seen: list[weakref.ref[Tensor]] = []
+    alive: list[bool] = []
+    guide = method.guide
+
+    def watched(*args: Any) -> Any:
+        guidance = guide(*args)
+        seen.extend(weakref.ref(value) for value in (guidance.direct, *guidance.mix))
+        return guidance
+
+    monkeypatch.setattr(method, "guide", watched)
+    method.color.register_forward_pre_hook(lambda *_: alive.extend(r() is not None for r in seen))
+    method(*tiny_batch(), generator=seeded(0))
+    assert alive == [False] * 5
 
 
 # --- it learns --------------------------------------------------------------------------------

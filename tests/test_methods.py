@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_nets import Labeled, seeded, tiny_batch, tiny_net
 from torch import Tensor, nn
 
+from gmix import GuidedMixNet, GuidedMixUnet, LogitAdjustment
 from gmix.methods import (
     CCT,
     CPS,
@@ -28,6 +30,7 @@ from gmix.methods import (
 from gmix.methods import cct as cct_file
 from gmix.methods.cct import DECODERS, adversarial, auxiliary_decoder, box_in, disturb
 from gmix.methods.classmix import half_of_classes
+from gmix.mitrans import NonLocalBlock, PixelShuffleBlock
 from gmix.teacher import EMATeacher
 from gmix.training.config import TrainConfig
 from gmix.training.methods import build_method
@@ -42,6 +45,10 @@ def with_teacher(method: Any) -> Callable[..., Method]:
         return built
 
     return build
+
+
+def counting(net: Any) -> Method:
+    return Supervised(net, adjustment=LogitAdjustment(3))
 
 
 ONE_OF_EACH = dict.fromkeys(DECODERS, 1)
@@ -742,6 +749,71 @@ def test_validity_of_another_shape_is_refused_in_one_sentence(
     assert "\n" not in str(refused.value)
 
 
+EVERYTHING = {**METHODS, "supervised": counting, "guidedmix": GuidedMix}
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_masks_that_cannot_be_learned_are_refused_before_anything_has_changed(name: str) -> None:
+    x_l, y, x_u = batch_of()
+    method = EVERYTHING[name](tiny_net())
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    for bad, words in (
+        (y.byte(), r"type torch.int64.* got \(3, 32, 24\) and torch.uint8"),
+        (y.bool(), "and torch.bool"),
+        (y[:2], r"shape \(3, 32, 24\).* got \(2, 32, 24\)"),
+        (y[:, None], r"got \(3, 1, 32, 24\)"),
+        (torch.where(y == 2, 3, y), r"classes 0 to 2, or 255 .* got 3"),
+        (torch.where(y == 2, -1, y), "got -1"),
+    ):
+        with pytest.raises(ValueError, match=f"^`y_labeled` must .*{words}") as refused:
+            method(x_l, bad, x_u)
+        assert "\n" not in str(refused.value)
+    for images in (x_l[:0], x_l[0]):
+        with pytest.raises(ValueError, match=r"^`x_labeled` must be one image or more, shape"):
+            method(images, y[:0], x_u)
+    if name != "supervised":
+        with pytest.raises(ValueError, match=r"type torch.bool, .* and torch.uint8"):
+            method(x_l, y, x_u, valid_unlabeled=torch.ones(4, 32, 24, dtype=torch.uint8))
+    assert all(torch.equal(before[key], value) for key, value in method.state_dict().items())
+    assert method(x_l, y, x_u)["total"].isfinite()
+
+
+def test_a_binary_mask_holds_0_and_1_and_what_is_ignored() -> None:
+    x, y, _ = batch_of(2)
+    y = torch.where(y == 255, 7, y)
+    assert {0, 1, 7} == set(y.unique().tolist())
+    method = Supervised(tiny_net(1), ignore_index=7)
+    assert method(x, y)["total"].isfinite()
+    with pytest.raises(ValueError, match=r"classes 0 to 1, or 7 \(`ignore_index`\).* got 255"):
+        method(x, torch.where(y == 1, 255, y))
+
+
+def test_other_devices_are_asked_for_their_masks_once() -> None:
+    # Values on a GPU have to be waited for; the "meta" device has none at all.
+    method = Supervised(tiny_net()).to("meta")
+    x, y, _ = (value.to("meta") for value in batch_of())
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        method._check_labeled(x, y)
+    method._check_labeled(x, y)
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_a_model_that_is_not_wrapped_is_refused_by_name(name: str) -> None:
+    with pytest.raises(TypeError, match=r"got Unet: wrap the model, GuidedMixNet\(model\)$"):
+        EVERYTHING[name](tiny_net().model)
+
+
+@pytest.mark.parametrize(
+    ("build", "option"),
+    [(METHODS[name], "threshold") for name in sorted(THRESHOLD)]
+    + [(MeanTeacher, "ramp_length"), (CCT, "ramp_length")],
+)
+def test_shares_out_of_range_are_refused(build: Any, option: str) -> None:
+    for value in (-0.1, 2.0):
+        with pytest.raises(ValueError, match=rf"`{option}` must be in \[0, 1\], got {value}"):
+            build(tiny_net(), **{option: value})
+
+
 # --- it learns ----------------------------------------------------------------------------------
 
 
@@ -816,6 +888,25 @@ def test_a_decoder_drawn_anew_is_as_smp_draws_it() -> None:
             assert 0.8 * bound < p.abs().max() <= bound, key
         else:
             assert torch.equal(p, torch.full_like(p, float(key.endswith("weight")))), key
+
+
+def test_attention_and_pixel_shuffles_drawn_anew_start_as_they_are_built() -> None:
+    torch.manual_seed(0)
+    net = GuidedMixNet(
+        GuidedMixUnet("resnet18", 3, None, decoder_channels=(8, 8, 8), pyramid_channels=16)
+    )
+    for p in net.parameters():
+        nn.init.normal_(p)
+    first = CPS(net).other.model.decoder
+    (attention,) = (m for m in first.modules() if isinstance(m, NonLocalBlock))
+    assert not attention.out.weight.any() and not attention.out.bias.any()
+    assert attention.query.weight.any()
+    blocks = [m for m in first.modules() if isinstance(m, PixelShuffleBlock)]
+    assert len(blocks) == 3
+    for block in blocks:
+        x = torch.randn(1, block.expand.in_channels, 4, 4)
+        up = block.shuffle(block.expand(x))
+        assert up.any() and torch.equal(up, F.interpolate(up[..., ::2, ::2], scale_factor=2))
 
 
 # --- ClassMix -----------------------------------------------------------------------------------

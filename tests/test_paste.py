@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tiny_nets import seeded, tiny_batch, tiny_net
 from torch import Tensor
 
-from gmix import ClassPaste
+from gmix import ClassPaste, GuidedMixLoss
 from gmix.methods import GuidedMix
 
 seeds = st.integers(0, 2**31 - 1)
@@ -49,6 +49,20 @@ def test_rare_classes_are_pasted_about_as_much_as_frequent_ones() -> None:
     assert share[0] > 0.7 and 0.5 < share[1] / share[2] < 2
     often = sum(bool((y[:2][paste(y, g)[:2]] == 0).any()) for _ in range(400))
     assert often < 100  # where there is a choice, the frequent class is seldom chosen
+
+
+def test_pixels_that_are_ignored_are_never_pasted_whatever_their_value() -> None:
+    x_l, y, x_u = tiny_batch()
+    seen = {}
+    criterion = GuidedMixLoss(objective="soft_cross_entropy", decoupling=0.0, ignore_index=0)
+    method = GuidedMix(
+        tiny_net(), paste=ClassPaste(3, p=1.0), criterion=criterion, color=None, cutmix=None
+    )
+    method.net.model.encoder.register_forward_pre_hook(lambda _, args: seen.update(x=args[0][3:]))
+    method(x_l, torch.zeros_like(y), x_u, generator=seeded(0))
+    assert torch.equal(seen["x"], x_u)
+    method(x_l, torch.full_like(y, 2), x_u, generator=seeded(0))
+    assert not torch.equal(seen["x"], x_u)
 
 
 def test_masks_without_a_class_and_p_0_paste_nothing() -> None:

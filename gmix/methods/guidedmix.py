@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -67,49 +67,55 @@ class Guidance(NamedTuple):
     pseudo: Tensor  # (N, K, H, W) the target of the student
 
 
+Recipe = dict[str, Callable[[], Any]]
+
+
 def default_parts(
     net: GuidedMixNet, mean: Sequence[float] | float, std: Sequence[float] | float
-) -> GuidedMixParts:
-    """The parts of `variant="default"`: the settings measured in `docs/results.md`."""
+) -> Recipe:
+    """How the parts of `variant="default"` are made: the settings measured in `docs/results.md`."""
     return {
-        "selector": SimilarPairSelector(),
-        "mixer": LabeledUnlabeledMixer(max_lambda=0.3),
-        "decoupler": SoftDecoupler(),
-        "adjustment": LogitAdjustment(net.classes),
-        "criterion": GuidedMixLoss(objective="soft_cross_entropy", decoupling=0.0, certainty=1.0),
-        "teacher": EMATeacher(net, decay=0.99),
-        "reference": LabeledReference(net.model.encoder, net.classes),
-        "color": StrongColor(mean=mean, std=std),
-        "paste": None,
-        "cutmix": CutMix(),
-        "direct": 0.5,
-        "true_masks": True,
-        "pair_across": False,
+        "selector": SimilarPairSelector,
+        "mixer": lambda: LabeledUnlabeledMixer(max_lambda=0.3),
+        "decoupler": SoftDecoupler,
+        "adjustment": lambda: LogitAdjustment(net.classes),
+        "criterion": lambda: GuidedMixLoss(
+            objective="soft_cross_entropy", decoupling=0.0, certainty=1.0
+        ),
+        "teacher": lambda: EMATeacher(net, decay=0.99),
+        "reference": lambda: LabeledReference(net.model.encoder, net.classes),
+        "color": lambda: StrongColor(mean=mean, std=std),
+        "paste": lambda: None,
+        "cutmix": CutMix,
+        "direct": lambda: 0.5,
+        "true_masks": lambda: True,
+        "pair_across": lambda: False,
     }
 
 
 def paper_parts(
     net: GuidedMixNet, mean: Sequence[float] | float, std: Sequence[float] | float
-) -> GuidedMixParts:
-    """The parts of `variant="paper"`: one network, squared error, every equation as printed."""
+) -> Recipe:
+    """How the parts of `variant="paper"` are made: one network, squared error, every equation as printed."""
     return {
-        "selector": SimilarPairSelector(),
-        "mixer": LabeledUnlabeledMixer(),
-        "decoupler": SoftDecoupler(),
-        "adjustment": None,
-        "criterion": GuidedMixLoss(),
-        "teacher": None,
-        "reference": None,
-        "color": None,
-        "paste": None,
-        "cutmix": None,
-        "direct": 0.0,
-        "true_masks": False,
-        "pair_across": False,
+        "selector": SimilarPairSelector,
+        "mixer": LabeledUnlabeledMixer,
+        "decoupler": SoftDecoupler,
+        "adjustment": lambda: None,
+        "criterion": GuidedMixLoss,
+        "teacher": lambda: None,
+        "reference": lambda: None,
+        "color": lambda: None,
+        "paste": lambda: None,
+        "cutmix": lambda: None,
+        "direct": lambda: 0.0,
+        "true_masks": lambda: False,
+        "pair_across": lambda: False,
     }
 
 
 RECIPES = {"default": default_parts, "paper": paper_parts}
+REQUIRED = ("selector", "mixer", "decoupler", "criterion")
 
 
 class GuidedMix(Method):
@@ -157,7 +163,7 @@ class GuidedMix(Method):
         `decoupling`, and `total`.
 
     Raises:
-        ValueError: An unknown part.
+        ValueError: An unknown part, or None for one that no step can do without.
 
     Reference:
         Tu et al., "GuidedMix-Net: Learning to Improve Pseudo Masks Using Labeled Images as Reference", 2022.
@@ -187,11 +193,22 @@ class GuidedMix(Method):
             raise ValueError(f"`variant` must be one of {sorted(RECIPES)}, got {variant!r}")
         recipe = RECIPES[variant](net, mean, std)
         if unknown := sorted(parts.keys() - recipe.keys()):
+            if unknown[0] == "ignore_index":
+                loss = repr(recipe["criterion"]())[:-1]
+                raise ValueError(
+                    f"`ignore_index` is the loss's: criterion={loss}, ignore_index=...)"
+                )
             raise ValueError(f"GuidedMix has no part {unknown[0]!r}: choose from {sorted(recipe)}")
-        chosen: GuidedMixParts = {**recipe, **parts}
+        super().__init__(net)
+        given: dict[str, Any] = {**parts}
+        if missing := [name for name in REQUIRED if name in given and given[name] is None]:
+            raise ValueError(f"`{missing[0]}` cannot be None: no step does without it")
+        # Only what is not given: a teacher and a reference copy a network.
+        made = {name: given[name] if name in given else make() for name, make in recipe.items()}
+        chosen = cast(GuidedMixParts, made)
         if not 0 <= chosen["direct"] <= 1:
             raise ValueError(f"`direct` is a weight in [0, 1], got {chosen['direct']}")
-        super().__init__(net, ignore_index=chosen["criterion"].ignore_index)
+        self.ignore_index = chosen["criterion"].ignore_index
         net.classifier.requires_grad_(True)
         self.selector = chosen["selector"]
         self.mixer = chosen["mixer"]
@@ -216,19 +233,19 @@ class GuidedMix(Method):
         """The teacher moves on; the labeled images are remembered, and the pixels of their classes counted."""
         super().begin(x_labeled, y_labeled)
         if self.reference is not None:
-            self.reference.add(x_labeled, y_labeled, ignore_index=self.criterion.ignore_index)
+            self.reference.add(x_labeled, y_labeled, ignore_index=self.ignore_index)
         if self.adjustment is not None:
-            self.adjustment.add(y_labeled)
+            self.adjustment.add(y_labeled, ignore_index=self.ignore_index)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         x_labeled, y_labeled, x_unlabeled, progress, valid, generator = step
         guidance = self.guide(x_labeled, y_labeled, x_unlabeled, generator)
-        _, x_partner, y_partner, _, _, pseudo = guidance
+        x_partner, y_partner, pseudo = guidance.x_partner, guidance.y_partner, guidance.pseudo
         x_student = x_unlabeled
         del guidance  # what else it holds is three times as large as the pseudo masks
         if self.paste is not None:
-            region = self.paste(y_partner, generator)
-            known = G.fill_in(pseudo, y_partner, self.criterion.ignore_index)
+            region = self.paste(y_partner, generator) & (y_partner != self.ignore_index)
+            known = G.fill_in(pseudo, y_partner, self.ignore_index)
             pseudo = torch.where(region[:, None], known, pseudo)
             x_student = torch.where(region[:, None], x_partner, x_student)
             valid = None if valid is None else valid | region
@@ -297,13 +314,18 @@ class GuidedMix(Method):
             predicted = G.probabilities(predictor(mixed.image))
             labeled = labeled[partner]
             if self.true_masks:
-                labeled = G.fill_in(labeled, y_partner, self.criterion.ignore_index)
+                labeled = G.fill_in(labeled, y_partner, self.ignore_index)
             decoupled = self.decoupler(predicted, labeled, mixed.lam)
             mix = Mix(mixed.image, mixed.lam, predicted, decoupled)
             pseudo = torch.lerp(decoupled, direct, self.direct)
         if self.reference is not None:
             pseudo = self.reference(pseudo, x_unlabeled)
         return Guidance(partner, x_partner, y_partner, direct, mix, pseudo)
+
+    def _check_labeled(self, x: Tensor, y: Tensor) -> None:
+        super()._check_labeled(x, y)
+        if self.criterion.decoupling > 0 and len(x) < 2:
+            raise ValueError("L_dec needs two labeled images or more, got 1")
 
     def _decouple_labeled(
         self,

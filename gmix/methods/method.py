@@ -12,6 +12,8 @@ from gmix import functional as G
 from gmix.modes import eval_mode
 from gmix.network import GuidedMixNet
 
+NEEDED = ("encode", "decode", "classifier", "classes")
+
 __all__ = ["Method", "Step"]
 
 
@@ -51,7 +53,10 @@ class Method(nn.Module):
         Named float32 scalars, each unweighted, and `total`, what is to be minimised.
 
     Raises:
-        ValueError: No unlabeled images for a method that needs them, or shapes that do not fit.
+        TypeError: A network that is not wrapped.
+        ValueError: No labeled images, no unlabeled ones for a method that needs them, shapes or types that do not fit,
+            or masks with other values than classes and `ignore_index`. Where these would have to be waited for, on a
+            GPU, only the first masks are looked at; a compiled call looks at none.
     """
 
     __call__: Callable[..., dict[str, Tensor]]
@@ -61,8 +66,14 @@ class Method(nn.Module):
 
     def __init__(self, net: GuidedMixNet, *, ignore_index: int = 255) -> None:
         super().__init__()
+        if not all(hasattr(net, name) for name in NEEDED):
+            raise TypeError(
+                f"`net` must be a GuidedMixNet, got {type(net).__name__}: "
+                "wrap the model, GuidedMixNet(model)"
+            )
         self.net = net
         self.ignore_index = ignore_index
+        self.masks_seen = False
         # Only GuidedMix trains it, and a parameter without a gradient must not be trained.
         net.classifier.requires_grad_(False)
 
@@ -77,6 +88,7 @@ class Method(nn.Module):
         generator: torch.Generator | None = None,
         begun: bool = False,
     ) -> dict[str, Tensor]:
+        self._check_labeled(x_labeled, y_labeled)
         x_unlabeled = self._unlabeled(x_labeled, x_unlabeled, valid_unlabeled)
         if self.training and not begun:
             self.begin(x_labeled, y_labeled)
@@ -120,6 +132,29 @@ class Method(nn.Module):
         """Cross-entropy of the labeled images, the one term all methods have."""
         return G.cross_entropy(logits, y, ignore_index=self.ignore_index)
 
+    def _check_labeled(self, x: Tensor, y: Tensor) -> None:
+        """Refuse what cannot be learned, before a teacher or a memory has changed."""
+        if x.dim() != 4 or not len(x):
+            raise ValueError(
+                f"`x_labeled` must be one image or more, shape (N, C, H, W), got {tuple(x.shape)}"
+            )
+        pixels = (len(x), *x.shape[2:])
+        if y.shape != pixels or y.dtype != torch.int64:
+            raise ValueError(
+                f"`y_labeled` must have shape {pixels} and type torch.int64, one class per pixel of "
+                f"`x_labeled`, got {tuple(y.shape)} and {y.dtype}"
+            )
+        if torch.compiler.is_compiling() or (self.masks_seen and y.device.type != "cpu"):
+            return
+        self.masks_seen = True
+        classes = max(self.net.classes, 2)
+        wrong = y[((y < 0) | (y >= classes)) & (y != self.ignore_index)]
+        if len(wrong):
+            raise ValueError(
+                f"`y_labeled` must hold classes 0 to {classes - 1}, or {self.ignore_index} "
+                f"(`ignore_index`) where there is none, got {wrong[0].item()}"
+            )
+
     def _unlabeled(
         self, x_labeled: Tensor, x_unlabeled: Tensor | None, valid: Tensor | None
     ) -> Tensor:
@@ -137,9 +172,9 @@ class Method(nn.Module):
                 f"got {tuple(x_labeled.shape)} and {tuple(x_unlabeled.shape)}"
             )
         pixels = (len(x_unlabeled), *x_unlabeled.shape[2:])
-        if valid is not None and valid.shape != pixels:
+        if valid is not None and (valid.shape != pixels or valid.dtype != torch.bool):
             raise ValueError(
-                f"`valid_unlabeled` must have shape {pixels}, one value per pixel of `x_unlabeled`, "
-                f"got {tuple(valid.shape)}"
+                f"`valid_unlabeled` must have shape {pixels} and type torch.bool, one value per pixel "
+                f"of `x_unlabeled`, got {tuple(valid.shape)} and {valid.dtype}"
             )
         return x_unlabeled
