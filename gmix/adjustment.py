@@ -60,7 +60,7 @@ class LogitAdjustment(nn.Module):
         self.register_buffer("pixels", torch.zeros(max(classes, 2), dtype=torch.int64))
 
     def add(self, y: Tensor, *, ignore_index: int = 255) -> None:
-        """Count the pixels of masks `(N, H, W)`; of several processes, those of all."""
+        """Count the pixels of masks `(N, H, W)` that are not ignored; of several processes, those of all."""
         pixels = G.pixels_of_classes(y.masked_fill(y == ignore_index, -1), len(self.pixels))
         self.pixels += gather(pixels[None]).sum(0)
 

@@ -24,7 +24,8 @@ class ClassPaste(nn.Module):
         p: Probability that a mask gets a region at all.
 
     Shape:
-        - input: masks `(M, H, W)` int64, values outside of the classes (255) are never chosen
+        - input: masks `(M, H, W)` int64, values outside of the classes (255) are never chosen; where another value is
+          ignored, GuidedMix takes its pixels out of the region
         - output: `(M, H, W)` bool
 
     Raises:

@@ -17,14 +17,14 @@ class StrongColor(nn.Module):
     r"""Strong colour changes, drawn per image: brightness, contrast, saturation, hue, grey. Geometry stays.
 
     Works on the *normalised* batch on its own device and needs no loop over images. Factors are uniform on
-    $[1-s, 1+s]$; an image is changed with probability `p` and turned grey with probability `grey`. Any number
+    $[1-s, 1+s]$; an image is changed with probability `p`, and then turned grey with probability `grey`. Any number
     of channels: saturation is the distance from the channels' mean. The hue turns about the grey axis by up to
     `hue` of a full turn either way, and only in images of three channels.
 
     Args:
         strength: $s$, in [0, 1].
         p: Probability that an image is changed at all.
-        grey: Probability that an image becomes grey.
+        grey: Probability that an image that is changed becomes grey: of all images, `p` times `grey`.
         hue: In [0, 0.5].
         mean: Per channel, what was subtracted when the images (0 to 1) were normalised; a number serves all.
         std: Per channel, what they were divided by.
@@ -153,8 +153,9 @@ class CutMix(nn.Module):
 
     Args:
         p: Probability that an image gets a box.
-        area: Smallest and largest share of the image that a box covers.
-        aspect: Largest ratio of the box's sides; the smallest is its inverse.
+        area: Smallest and largest share of the image that a box covers. A side that would be longer than the image's
+            is cut to it: a box that is both large and long (`area` times `aspect` above 1) covers less.
+        aspect: Largest ratio of the box's sides, in shares of the image's; the smallest is its inverse.
 
     Shape:
         - input: `(N, ..., H, W)`, only its shape and device are used

@@ -439,7 +439,7 @@ def test_a_tolerance_that_is_no_share_is_refused(tolerance: float) -> None:
 
 
 def test_what_does_not_fit_is_refused_in_one_sentence() -> None:
-    with pytest.raises(ValueError, match="must declare the `out_channels`.*got Conv2d with 8"):
+    with pytest.raises(ValueError, match=r"must declare the `out_channels`.*got Conv2d with 8"):
         LabeledReference(nn.Conv2d(3, 8, 3), 2)
     reference = averages(2)
     x = torch.zeros(2, 3, 8, 8)

@@ -59,7 +59,7 @@ class CCT(Method):
         `supervised`, `unsupervised` and `total`.
 
     Raises:
-        ValueError: An unknown kind of decoder, or none at all.
+        ValueError: An unknown kind of decoder, or none at all; `ramp_length` outside [0, 1].
 
     Reference:
         Ouali, Hudelot, Tami, "Semi-Supervised Semantic Segmentation with Cross-Consistency Training", CVPR 2020.

@@ -37,6 +37,9 @@ class ClassMix(Method):
     Returns:
         `supervised`, `unsupervised` (with $c$ in it) and `total`.
 
+    Raises:
+        ValueError: `threshold` outside [0, 1].
+
     Reference:
         Olsson, Tranheden, Pinto, Svensson, "ClassMix: Segmentation-Based Data Augmentation for Semi-Supervised
         Learning", WACV 2021.

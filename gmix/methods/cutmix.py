@@ -39,6 +39,9 @@ class CutMixSeg(Method):
     Returns:
         `supervised`, `unsupervised` (with $c$ in it) and `total`.
 
+    Raises:
+        ValueError: `threshold` outside [0, 1].
+
     Reference:
         French, Laine, Aila, Mackiewicz, Finlayson, "Semi-supervised semantic segmentation needs strong, varied
         perturbations", BMVC 2020; settings of their VOC runs.

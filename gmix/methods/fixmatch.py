@@ -40,6 +40,9 @@ class FixMatch(Method):
     Returns:
         `supervised`, `unsupervised` and `total`.
 
+    Raises:
+        ValueError: `threshold` outside [0, 1].
+
     Reference:
         Sohn et al., "FixMatch", 2020; as a method for segmentation with strong colours and CutMix: Yang et al.,
         "Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic Segmentation" (UniMatch), CVPR 2023.

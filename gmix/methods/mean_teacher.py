@@ -37,6 +37,9 @@ class MeanTeacher(Method):
     Returns:
         `supervised`, `unsupervised` and `total`.
 
+    Raises:
+        ValueError: `ramp_length` outside [0, 1].
+
     Reference:
         Tarvainen & Valpola, "Mean teachers are better role models", 2017; for segmentation French et al., 2020.
 

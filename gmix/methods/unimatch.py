@@ -40,6 +40,9 @@ class UniMatch(Method):
     Returns:
         `supervised`, `strong` (mean of the two), `features` and `total`.
 
+    Raises:
+        ValueError: `threshold` outside [0, 1].
+
     Reference:
         Yang, Qi, Feng, Zhang, Shi, "Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic
         Segmentation", CVPR 2023; their VOC settings. With a teacher: Yang, Zhao, Zhao, "UniMatch V2", 2024.
