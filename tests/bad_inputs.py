@@ -1366,6 +1366,17 @@ def other_flags(place: Place) -> Words:
     return place.resume("--lr", 0.5)
 
 
+def without_checkpoints(*more: object) -> Make:
+    """`gmix train` into a finished run whose checkpoints were deleted to save space."""
+
+    def make(place: Place) -> Words:
+        for folder in place.run().glob("checkpoint-*"):
+            shutil.rmtree(folder)
+        return place.train("--out", place.run(), *more)
+
+    return make
+
+
 def other_run(place: Place) -> Words:
     return place.train(out=str(place.run()))
 
@@ -1514,6 +1525,16 @@ group(
         "`--out` with another run in it",
         other_run,
         "…run already holds a run: add --resume to go on with it, or choose another --out",
+    ),
+    Case(
+        "`--out` with a run in it whose checkpoints were deleted",
+        without_checkpoints(),
+        "…run holds a finished run whose checkpoints are gone: choose another --out, or delete it",
+    ),
+    Case(
+        "the same with `--resume`",
+        without_checkpoints("--resume"),
+        "…run holds a finished run whose checkpoints are gone: choose another --out, or delete it",
     ),
 )
 

@@ -331,6 +331,8 @@ def repeated(
     """
     out = tmp_path_factory.mktemp("repeated") / "out"
     shutil.copytree(compared[0], out)
+    for folder in (out / "guidedmix-0").glob("checkpoint-*"):  # finished is finished without them
+        shutil.rmtree(folder)
     written = {path.parent.name: path.stat().st_mtime_ns for path in out.glob("*/results.json")}
     arguments = {"cps": {"magic": 1}, "fixmatch": {"threshold": 0.5}}
     methods = "supervised,cps,fixmatch,guidedmix"

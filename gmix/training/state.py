@@ -105,6 +105,10 @@ def find_checkpoint(config: TrainConfig, out: Path) -> tuple[Checkpoint | None, 
         ValueError: if a run would be overwritten, or resumed under other settings.
     """
     if not list_checkpoints(out):
+        if any((out / name).exists() for name in ("results.json", "model")):
+            raise ValueError(
+                f"{out} holds a finished run whose checkpoints are gone: choose another --out, or delete it"
+            )
         return None, []
     if not config.resume:
         raise ValueError(
