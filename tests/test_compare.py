@@ -26,6 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
+from test_lock import locked_by_another
 from tiny_data import NAMES, tiny_config, write_data, write_scene
 from tiny_nets import Labeled, tiny_batch, tiny_net
 from torch import Tensor
@@ -34,7 +35,7 @@ from gmix import functional as G
 from gmix.cli import main
 from gmix.compare import Comparison
 from gmix.compare.board import LiveBoard, PlainBoard, how_far, print_table
-from gmix.compare.child import Child, is_finished, lock
+from gmix.compare.child import Child, is_finished
 from gmix.compare.plan import Run, plan
 from gmix.compare.table import classes_table, gain, gap_closed, scores_table
 from gmix.data import eval_transform
@@ -437,14 +438,15 @@ def test_a_killed_and_a_stopped_comparison_ends_with_the_same_results(
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no such lock")
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
-    pytest.importorskip("fcntl")
     run = Run("cps", 0, TrainConfig(out=str(tmp_path)))
-    with (tmp_path / "log.txt").open("ab") as held:
-        lock(held)
-        with pytest.raises(ValueError, match="another process is training it"):
-            Child(run)
-    assert not (tmp_path / "flags.yaml").exists()
+    with (
+        locked_by_another(tmp_path),
+        pytest.raises(ValueError, match="another process is training"),
+    ):
+        Child(run)
+    assert [path.name for path in tmp_path.iterdir()] == [".gmix-lock"]
 
 
 def test_finished_means_under_these_settings(compared: tuple[Path, Said], data: Path) -> None:

@@ -6,9 +6,9 @@ import json
 import signal
 import subprocess
 import sys
-from typing import IO
 
 from gmix.compare.plan import Run
+from gmix.training.lock import refuse_locked
 from gmix.training.yamlfile import read_yaml, refuse_changes, write_yaml
 
 
@@ -24,10 +24,10 @@ class Child:
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        refuse_locked(run.folder)  # as its own process would, but that one's log is not ours
         run.folder.mkdir(parents=True, exist_ok=True)
         self.log = run.folder / "log.txt"
         with self.log.open("ab") as log:
-            lock(log)
             self.start = log.tell()
             # Not config.yaml: that one says what the run was started with.
             flags = run.folder / "flags.yaml"
@@ -76,26 +76,6 @@ def is_finished(run: Run) -> bool:
         return False
     # Resuming a finished run only measures again, and that is what another --held-out wants.
     return bool(before.get("held_out", 0) == run.config.held_out)
-
-
-def lock(file: IO[bytes]) -> None:
-    """Reserve an open file until all processes that inherit it have ended.
-
-    Raises:
-        ValueError: if another process holds it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(
-            "another process is training it: repeat the command when it is done"
-        ) from None
-    except OSError:  # some network drives know no locks
-        pass
 
 
 def last_words(text: str) -> str:

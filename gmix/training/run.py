@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -31,6 +31,7 @@ from gmix.training.deterministic import deterministic
 from gmix.training.device import fit_settings, prepare_device
 from gmix.training.fit import Report, fit
 from gmix.training.interrupts import Interrupted, Interrupts
+from gmix.training.lock import locked, refuse_locked
 from gmix.training.methods import refuse_few
 from gmix.training.nonfinite import (
     Guard,
@@ -86,11 +87,21 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
     """
     if config.out is None:
         raise ValueError("--out DIR is missing: where the results go")
-    began, out = perf_counter(), Path(config.out)
+    with ExitStack() as at_end:
+        return train_into(Path(config.out), config, on_report, at_end)
+
+
+def train_into(
+    out: Path, config: TrainConfig, on_report: Callable[[Report], None] | None, at_end: ExitStack
+) -> Result:
+    """`train`, with what is to be released at its end, however it ends."""
+    began = perf_counter()
     processes = start_processes(config.device)
     refuse_uneven(config, processes)
     with processes.one_by_one():
         refuse_unwritable(out)
+        if processes.first:
+            refuse_locked(out)
         checkpoint, notes = find_checkpoint(config, out)
     device = prepare_device(processes.device or config.device, config.threads)
     with processes.one_by_one() if config.download else nullcontext():
@@ -113,6 +124,9 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
     size = None if config.size is None else parse_size(config.size)
     if processes.first:  # nothing is written by the others
         out.mkdir(parents=True, exist_ok=True)
+        at_end.enter_context(locked(out))
+        if checkpoint is None:
+            find_checkpoint(config, out)  # another run may have begun and ended meanwhile
         sweep(out)
         remove_old(out, config.keep_last)
         write_yaml(config, out / "config.yaml")
