@@ -393,6 +393,43 @@ def test_the_checkpoint_of_another_training_is_refused(
     assert mine.is_dir()
 
 
+def test_other_images_are_said_once(tmp_path: Path, capsys: Capture) -> None:
+    data = write_data(tmp_path / "data")
+    settings: dict[str, Any] = {**QUICK, "steps": 2, "eval_every": 0, "keep_best": False}
+    config = tiny_config(data, tmp_path / "out", **settings, method="supervised")
+
+    def go_on(steps: int) -> tuple[str, list[str]]:
+        """The split of the results, and what is said of it."""
+        config_file = tmp_path / "out" / "config.yaml"
+        if config_file.exists():  # as if it had always been a longer one
+            config_file.write_text(
+                config_file.read_text().replace(f"steps: {steps - 2}", f"steps: {steps}")
+            )
+        train(replace(config, steps=steps, resume=True))
+        said = capsys.readouterr().out.splitlines()
+        split = json.loads((tmp_path / "out" / "results.json").read_text())["split"]
+        return split, [line for line in said if "the images are not those" in line]
+
+    before, said = go_on(2)
+    assert said == []
+    (data / "masks" / "01.png").unlink()
+    now, said = go_on(4)
+    (line,) = said
+    assert line.startswith(
+        f"the images are not those it was trained on so far (split {before}, now {now}): "
+    )
+    assert go_on(6) == (now, [])
+    # A checkpoint of an older version says nothing of it.
+    last = list_checkpoints(tmp_path / "out")[-1].path
+    state = torch.load(last / "state.pt", weights_only=True)
+    del state["tally"]["split"]
+    torch.save(state, last / "state.pt")
+    (last / "SHA256SUMS").unlink()
+    (data / "masks" / "02.png").unlink()
+    split, said = go_on(8)
+    assert split not in (before, now) and said == []
+
+
 # --- what is kept ----------------------------------------------------------------------------
 
 

@@ -28,6 +28,7 @@ class Tally:
     image_passes: int | None = None  # images through an encoder in one step
     peak_memory: int | None = None  # bytes
     skipped: list[int] = field(default_factory=list)  # steps that were not finite
+    split: str = ""  # a hash of which images were used for what; older checkpoints do not say
 
 
 class Metrics:

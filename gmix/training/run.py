@@ -114,6 +114,8 @@ def train_into(
     if checkpoint is not None:
         start = checkpoint.step
         restore(parts, checkpoint, device)
+        notes += other_images(parts.tally.split, data.split)
+    parts.tally.split = data.split
     before = parts.tally.seconds
     if config.held_out > 0 and data.held_out is None:
         notes.append(
@@ -310,6 +312,25 @@ def refuse_uneven(config: TrainConfig, processes: Processes) -> None:
             f"{processes.count} processes share a step's images in {parts} equal parts: --batch-labeled "
             f"{config.batch_labeled} and --batch-unlabeled {unlabeled} must be multiples of {parts}"
         )
+
+
+def other_images(before: str, now: str) -> list[str]:
+    """What to say if a training goes on with other images: maybe only a broken one was deleted.
+
+    Args:
+        before: `Data.split` of the steps done; empty if the checkpoint does not say.
+        now: that of the steps to come.
+
+    Examples:
+        >>> other_images("1854c52b11fd", "1854c52b11fd"), other_images("", "1854c52b11fd")
+        ([], [])
+    """
+    if before in ("", now):
+        return []
+    return [
+        f"the images are not those it was trained on so far (split {before}, now {now}): if that is not "
+        "meant, start anew in another --out"
+    ]
 
 
 def is_due(config: TrainConfig, step: int) -> bool:
