@@ -8,7 +8,9 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -20,6 +22,7 @@ import gmix
 from gmix.network import GuidedMixNet
 from gmix.predict import predict_logits
 from gmix.training.saved import SavedModel
+from gmix.training.whole import PART, cannot_write, make_folder, refuse_unwritable
 
 Size = tuple[int, int]
 Format = Literal["onnx", "torch"]
@@ -112,10 +115,13 @@ def export_model(
 
     Raises:
         ValueError: if the network cannot be exported (the message says whether a fixed size helps), or
-            the file computes something else.
+            the file computes something else or cannot be written; then what was there stays.
         ImportError: if a package is missing that the format needs.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"cannot write {path}: it is there and no file; choose another name")
+    refuse_unwritable(path.parent)
     if format == "onnx":
         import onnxruntime  # before the work
         import onnxscript  # noqa: F401
@@ -123,7 +129,6 @@ def export_model(
         onnxruntime.set_default_logger_severity(3)  # it warns of what it optimises
     module = Deployable(saved).eval()
     facts = describe(saved, size)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _quiet():
         program = trace(module, len(saved.mean), size)
         if format == "onnx":
@@ -131,15 +136,26 @@ def export_model(
                 program, input_names=["image"], output_names=["logits"], dynamo=True, verbose=False
             )
             label(written.model, facts, size)
-            written.save(path)
         else:
-            torch.export.save(program, path, extra_files={"gmix.json": json.dumps(facts)})
-        run = load_onnx(path) if format == "onnx" else load_program(path)
+            written = BytesIO()  # to a full disk torch would write until it aborts the process
+            torch.export.save(program, written, extra_files={"gmix.json": json.dumps(facts)})
+    make_folder(path.parent)
     try:
-        return _check(saved, run, size)
-    except ValueError:
-        path.unlink()  # nobody is to deploy it
-        raise
+        with TemporaryDirectory(prefix=".", suffix=PART, dir=path.parent) as folder, _quiet():
+            aside = Path(folder) / path.name
+            if format == "onnx":
+                written.save(aside)
+            else:
+                aside.write_bytes(written.getbuffer())
+            run = load_onnx(aside) if format == "onnx" else load_program(aside)
+            difference = _check(saved, run, size)
+            for made in Path(
+                folder
+            ).iterdir():  # ONNX has weights of more than 2 GB beside the file
+                made.replace(path.with_name(made.name))
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    return difference
 
 
 def trace(module: Deployable, channels: int, size: Size | None) -> torch.export.ExportedProgram:

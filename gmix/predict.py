@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 from gmix.data import ahead, eval_transform, read_image, to_rgb
 from gmix.evaluation import Predict, class_maps
 from gmix.training.saved import SavedModel
+from gmix.training.whole import make_folder, whole_file
 
 Color = tuple[int, int, int]
 Pixels = npt.NDArray[np.uint8]
@@ -61,15 +62,18 @@ def predict_folder(
 
     Returns:
         What failed.
+
+    Raises:
+        ValueError: If something cannot be written, in one sentence; what is there by then is whole.
     """
     for folder in ("masks", *(["overlays"] if overlays else [])):
-        (out / folder).mkdir(parents=True, exist_ok=True)
+        make_folder(out / folder)
 
     def write(path: Path, name: str, image: torch.Tensor, classes: Pixels) -> None:
         save_mask(classes, saved.classes.palette, out / "masks" / f"{name}.png")
         if overlays:
             picture = Image.fromarray(overlay(to_rgb(image), classes, saved.classes.palette))
-            picture.save(out / "overlays" / f"{name}.jpg", quality=92)
+            save_picture(picture, out / "overlays" / f"{name}.jpg", quality=92)
 
     done = each_image(
         saved, images, lambda image: predict_image(saved, image, predict), write, on_image
@@ -136,7 +140,17 @@ def save_mask(classes: Pixels, palette: Iterable[Color], path: Path) -> None:
     """Write a palette PNG whose pixel values are class ids."""
     mask = Image.fromarray(classes)
     mask.putpalette([channel for color in palette for channel in color])
-    mask.save(path)
+    save_picture(mask, path)
+
+
+def save_picture(picture: Image.Image, path: Path, **options: Any) -> None:
+    """Write an image file that is whole or absent.
+
+    Raises:
+        ValueError: If it cannot be written; what was there stays.
+    """
+    with whole_file(path, flush=False) as aside:
+        picture.save(aside, **options)
 
 
 @torch.inference_mode()

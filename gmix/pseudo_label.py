@@ -16,8 +16,9 @@ from scipy import ndimage
 import gmix
 from gmix.data import IGNORE
 from gmix.evaluation import Predict, most_likely, to_logits
-from gmix.predict import Failure, each_image, predict_logits, prepare, save_mask
+from gmix.predict import Failure, each_image, predict_logits, prepare, save_mask, save_picture
 from gmix.training.saved import SavedModel
+from gmix.training.whole import make_folder, whole_file
 
 Mask = npt.NDArray[np.uint8]
 Ids = npt.NDArray[np.int64]
@@ -73,9 +74,12 @@ def pseudo_label_folder(
         min_area: in pixels.
         predict: as for `gmix.evaluation.evaluate`, e.g. to predict large images in windows.
         on_image: called before each image is predicted.
+
+    Raises:
+        ValueError: if something cannot be written, in one sentence; what is there by then is whole.
     """
     for folder in ("masks", "confidence"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
+        make_folder(out / folder)
     names = saved.classes.names
     first = 1 if names[0].lower() == "background" else 0
     unused = [(0, 0, 0)] * (IGNORE - len(names))
@@ -89,13 +93,12 @@ def pseudo_label_folder(
         mask = sure_mask(classes, confidence, min_confidence, min_area)
         save_mask(mask, palette, out / "masks" / f"{name}.png")
         grey = (255 * confidence).round().astype(np.uint8)
-        Image.fromarray(grey).save(out / "confidence" / f"{name}.png")
+        save_picture(Image.fromarray(grey), out / "confidence" / f"{name}.png")
         # As text, which takes a fraction of the memory of its numbers.
         texts = [json.dumps(region) for region in find_regions(mask, confidence, first)]
         return Written(path.name, mask.shape, int((mask != IGNORE).sum()), texts)
 
-    partial = out / "coco.json.part"
-    with partial.open("w", encoding="utf-8") as file:
+    with whole_file(out / "coco.json") as aside, aside.open("w", encoding="utf-8") as file:
         # Written as they come: the runs of a long folder would fill the memory.
         file.write('{"annotations": [')
         for one in each_image(
@@ -125,7 +128,6 @@ def pseudo_label_folder(
             },
         }
         file.write("\n], " + json.dumps(rest)[1:] + "\n")
-    partial.replace(out / "coco.json")
     return Made(len(done), regions, labeled / max(pixels, 1), failures)
 
 

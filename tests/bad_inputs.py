@@ -1561,6 +1561,11 @@ def predict(spoil: Callable[[Path], object]) -> Make:
     return make
 
 
+def export_into_a_folder(place: Place) -> Words:
+    (place.root / "m.onnx").mkdir()
+    return ["export", "--model", str(place.run()), "--out", str(place.root / "m.onnx")]
+
+
 def shards(spoil: Callable[[Path], object]) -> Make:
     """Unlabeled images in a tar file."""
 
@@ -1613,9 +1618,24 @@ group(
         "--out …a.json: its folder does not exist, make it first",
     ),
     Case(
+        "a folder as `gmix evaluate --out`",
+        lambda place: ["evaluate", "--model", "x", "--out", str(place.data)],
+        "--out …data is a folder: name a file in it",
+    ),
+    Case(
         "`gmix evaluate --picture scores.exe`",
         lambda place: ["evaluate", "--model", "x", "--picture", str(place.root / "scores.exe")],
         "--picture …scores.exe must end with .png, .pdf or .svg",
+    ),
+    Case(
+        "a file as `gmix predict --out`",
+        predict(lambda folder: (folder.parent / "masks").touch()),
+        "cannot write into …masks: …masks is a file; choose another folder",
+    ),
+    Case(
+        "a folder as `gmix export --out`",
+        export_into_a_folder,
+        "cannot write …m.onnx: it is there and no file; choose another name",
     ),
     Case(
         "a folder called `zz.png` among images to predict",

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from full_disk import largest_file
 from test_network import smp_model
 from timm.layers import Conv2dSame
 from tiny_data import tiny_config, write_data
@@ -194,6 +195,19 @@ def test_a_file_that_computes_something_else_is_refused(
     monkeypatch.setattr(Deployable, "forward", lambda self, image: 1.01 * right(self, image))
     with pytest.raises(ValueError, match=r"not give the logits of .* of 32 x 32 \(they are"):
         export_model(saved_model("Unet"), tmp_path / "model.pt2", "torch", size=(32, 32))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", ENDINGS)
+def test_a_full_disk_leaves_the_file_that_was_there(format: Format, tmp_path: Path) -> None:
+    if format == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    path = tmp_path / ENDINGS[format]
+    path.write_text("before")
+    with largest_file(10_000), pytest.raises(ValueError, match=r"cannot write \S+: File too large"):
+        export_model(saved_model("Unet"), path, format, size=(32, 32))
+    assert [(left.name, left.read_text()) for left in tmp_path.iterdir()] == [(path.name, "before")]
 
 
 @pytest.mark.parametrize("format", ENDINGS)

@@ -10,8 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from full_disk import largest_file
 from safetensors.torch import load_file
 from test_checkpoint import assert_same, state_of
 from test_data_stream import same
@@ -196,18 +196,6 @@ next(kept)
 # --- nothing can be written ------------------------------------------------------------------
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """No file may be longer: to the program it is like a full disk."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("share", [0.5, 1.5], ids=["safetensors", "torch"])
 def test_a_disk_that_is_full_leaves_the_last_checkpoint(
     data: Path, tmp_path: Path, share: float
@@ -248,10 +236,11 @@ def test_whatever_cannot_be_written_is_named(
     data: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     def refuse(path: Path, *args: Any, **rest: Any) -> Any:
-        if path.name in (f".{name}.gmix-part", name):
+        if path.name == name or path.match(aside):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return original(path, *args, **rest)
 
+    aside = f".*.gmix-part{Path(name).suffix}" if "." in name else f".{name}.gmix-part"
     out = tmp_path / "out"
     attribute = {"metrics.jsonl": "open", "model": "mkdir", "best": "mkdir"}.get(name, "write_text")
     original = getattr(Path, attribute)
@@ -277,6 +266,37 @@ def test_a_folder_that_is_read_only_is_found_out_before_any_work(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "full"), KeyError("bug"), KeyboardInterrupt()]
+)
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path, error: BaseException) -> None:
+    (tmp_path / "a.txt").write_text("before")
+    expected = ValueError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected) as caught, whole.whole_file(tmp_path / "a.txt") as aside:
+        aside.write_text("half")
+        raise error
+    if expected is ValueError:
+        assert str(caught.value) == f"cannot write {tmp_path / 'a.txt'}: full"
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "before")]
+    whole.write_whole(tmp_path / "a.txt", "after")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "after")]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes with names")
+def test_what_is_no_plain_file_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("target")
+    for text in ("first", "second"):
+        whole.write_whole(tmp_path / "link", text)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == text
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    whole.write_whole(tmp_path / "pipe", "text")
+    assert os.read(reader, 9) == b"text"
+    os.close(reader)
+    with pytest.raises(ValueError, match=r"cannot write \S+: Is a directory"):
+        whole.write_whole(tmp_path, "text")
+
+
 def test_a_folder_replaced_half_way_is_put_right(tmp_path: Path) -> None:
     def content() -> dict[str, str]:
         files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -296,6 +316,7 @@ def test_a_folder_replaced_half_way_is_put_right(tmp_path: Path) -> None:
     put(".model.gmix-part/weights", "second")
     put(".checkpoint-00000002.gmix-gone/state.pt", "")
     put(".results.json.gmix-part", "")
+    put(".0123abcd.gmix-part.json", "")
     whole.sweep(tmp_path)
     assert content() == {**mine, "model/weights": "first"}
     # Killed after both: the second one stays, and what is not the library's with it.

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from full_disk import largest_file
 from PIL import Image
 from torch.nn import functional as F
 from torchvision import tv_tensors
@@ -190,10 +191,23 @@ def test_what_cannot_be_written_ends_the_loop(tmp_path: Path) -> None:
     paths = many(tmp_path / "images", 9)
     (tmp_path / "out" / "masks" / "1.png").mkdir(parents=True)
     before = set(threading.enumerate())
-    with pytest.raises(OSError, match=r"1\.png"):
+    with pytest.raises(ValueError, match=r"cannot write \S+1\.png: Is a directory"):
         predict_folder(saved_model(), paths, tmp_path / "out", overlays=False)
     assert not (tmp_path / "out" / "masks" / "8.png").exists()
     assert {thread for thread in threading.enumerate() if thread.is_alive()} == before
+
+
+def test_a_full_disk_leaves_no_half_of_a_mask(tmp_path: Path) -> None:
+    paths = many(tmp_path / "images", 2)
+    out = tmp_path / "out"
+    with largest_file(50), pytest.raises(ValueError, match=r"cannot write \S+: File too large"):
+        predict_folder(saved_model(), paths, out)
+    assert not [path for path in out.rglob("*") if path.is_file()]
+    predict_folder(saved_model(), paths, out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with largest_file(50), pytest.raises(ValueError, match=r"cannot write \S+: File too large"):
+        predict_folder(saved_model(), paths, out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_stopped_at_an_image_the_ones_before_are_whole(tmp_path: Path) -> None:

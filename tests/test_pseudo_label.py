@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from full_disk import largest_file
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -209,6 +210,22 @@ def test_the_file_is_what_one_image_after_the_other_is(images: Path, tmp_path: P
     assert lines[1:-1] == [
         json.dumps(one) + end for one, end in zip(annotations, ends, strict=True)
     ]
+
+
+@pytest.mark.parametrize(("largest", "name"), [(50, "masks|confidence"), (5000, "coco.json")])
+def test_a_full_disk_leaves_nothing_half_written(
+    images: Path, tmp_path: Path, largest: int, name: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "coco.json").write_text("before")
+    reason = rf"cannot write \S+({name})\S*: File too large"
+    with largest_file(largest), pytest.raises(ValueError, match=reason):
+        pseudo_label_folder(saved_model(), sorted(images.iterdir()), out, min_confidence=0.0)
+    assert (out / "coco.json").read_text() == "before"
+    for path in out.rglob("*.png"):
+        Image.open(path).load()
+    assert not list(out.rglob(".*"))
 
 
 @pytest.mark.parametrize("resized", [None, (64, 48)])

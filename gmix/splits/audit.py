@@ -17,6 +17,7 @@ from gmix.splits.pixels import class_pixels
 from gmix.training.build import build_classes
 from gmix.training.commands import SplitsAuditConfig
 from gmix.training.files import known_layout
+from gmix.training.whole import write_whole
 
 SHOWN = 3  # names in a note
 
@@ -146,7 +147,7 @@ def audit_split(config: SplitsAuditConfig) -> Audit:
         **histogram,
     )
     if config.out is not None:
-        Path(config.out).write_text(found.to_json(), encoding="utf-8")
+        write_whole(Path(config.out), found.to_json())
     return found
 
 

@@ -38,6 +38,7 @@ from gmix.training.flags import parse
 from gmix.training.options import read_windows
 from gmix.training.processes import start_processes
 from gmix.training.saved import load_model
+from gmix.training.whole import whole_file, write_whole
 
 
 def score_model(config: EvaluateConfig) -> dict[str, Any]:
@@ -57,6 +58,8 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
         path = getattr(config, name)
         if path is not None and not Path(path).absolute().parent.is_dir():
             raise ValueError(f"--{name} {path}: its folder does not exist, make it first")
+        if path is not None and Path(path).is_dir():
+            raise ValueError(f"--{name} {path} is a folder: name a file in it")
     if config.picture is not None and Path(config.picture).suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"--picture {config.picture} must end with .png, .pdf or .svg")
     predict, center = build_predict(config), config.center_size()
@@ -96,9 +99,10 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
     if not processes.first:
         return found
     if config.out is not None:
-        Path(config.out).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        write_whole(Path(config.out), json.dumps(found, indent=2) + "\n")
     if config.picture is not None:
-        draw_confusion(matrix.counts, classes.names, Path(config.picture))
+        with whole_file(Path(config.picture)) as aside:
+            draw_confusion(matrix.counts, classes.names, aside)
     return found
 
 

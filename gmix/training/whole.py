@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 
 # What `sweep` removes must be ours: a run may be written into a folder of other things.
 PART, OLD, GONE = ".gmix-part", ".gmix-old", ".gmix-gone"
@@ -50,21 +51,68 @@ def whole_folder(final: Path) -> Iterator[Path]:
         raise cannot_write(final, error) from error
 
 
+@contextmanager
+def whole_file(final: Path, *, flush: bool = True) -> Iterator[Path]:
+    """Hand out a file to write, of the same ending, which then takes the place of `final`.
+
+    What is there and no plain file, such as a link or `/dev/stdout`, is not replaced but written.
+
+    Args:
+        final: the file.
+        flush: whether it is on the disk afterwards, power cut or not; hundreds of masks need no such wait.
+
+    Raises:
+        ValueError: if it cannot be written, in one sentence; what was there stays.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     with whole_file(Path(name) / "new.txt") as aside:
+        ...         _ = aside.write_text("text")
+        ...     [path.name for path in Path(name).iterdir()], aside.suffix
+        (['new.txt'], '.txt')
+    """
+    replaced = not final.is_symlink() and (final.is_file() or not final.exists())
+    # Not of its name, which may be as long as names can be.
+    aside = final.with_name(f".{token_hex(4)}{PART}{final.suffix}") if replaced else final
+    try:
+        yield aside
+        if replaced:
+            if flush:
+                _flush(aside)
+            aside.replace(final)
+            if flush:
+                _flush(final.parent)
+    except BaseException as error:
+        if replaced:
+            with suppress(OSError):
+                aside.unlink()
+        if isinstance(error, OSError):
+            raise cannot_write(final, error) from error
+        raise
+
+
 def write_whole(final: Path, text: str) -> None:
     """Write a text file, replacing the one that is there at once.
 
     Raises:
         ValueError: if it cannot be written, in one sentence; the one that is there stays.
     """
-    aside = beside(final, PART)
-    try:
+    with whole_file(final) as aside:
         aside.write_text(text, encoding="utf-8")
-        _flush(aside)
-        aside.replace(final)
-        _flush(final.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder to write into, and those it is in, unless they are there.
+
+    Raises:
+        ValueError: if nothing can be written into it, in one sentence.
+    """
+    refuse_unwritable(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise cannot_write(final, error) from error
+        raise cannot_write(folder, error) from error
 
 
 def remove_whole(folder: Path) -> None:
@@ -80,7 +128,7 @@ def sweep(folder: Path) -> None:
     for old in folder.glob(f".*{OLD}"):
         _settle(old, old.with_name(old.name[1:].removesuffix(OLD)))
     for end in (PART, GONE):
-        for remains in folder.glob(f".*{end}"):
+        for remains in folder.glob(f".*{end}*"):
             if remains.is_dir():
                 shutil.rmtree(remains)
             else:
