@@ -787,6 +787,14 @@ def empty(folder: str) -> Make:
     return make
 
 
+def own_list(place: Place) -> Words:
+    """A list of images and masks in plain folders, `--voc` being the folder they are in."""
+    (place.root / "list.txt").write_text("images/00.png masks/00.png\n")
+    folders = dict.fromkeys(("images", "masks", "val_images", "val_masks"))
+    known = {"voc": str(place.data), "train_list": str(place.root / "list.txt")}
+    return place.train(**folders, **known)
+
+
 def dead_unlabeled_link(place: Place) -> Words:
     (place.root / "more").mkdir()
     (place.root / "more" / "a.png").symlink_to("a.png")
@@ -991,6 +999,12 @@ group(
         "a folder in place of a list",
         list_is_folder,
         "the list …list.txt is neither in … nor a file",
+    ),
+    Case(
+        "a list of one's own folders, and none of validation images",
+        own_list,
+        "the list val is neither in … nor a file: is …data the folder of PASCAL VOC 2012? (without one, give "
+        "--val-images DIR --val-masks DIR)",
     ),
     Case(
         "an entry that is a folder", entry(Path.mkdir), "cannot read image …zz.jpg: it is no file"

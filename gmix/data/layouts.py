@@ -246,7 +246,9 @@ class Finder:
                     return [Entry(name) for name in found]
         lists = (home / layout.lists).parent
         where = f"in {lists}" if layout.lists else f"a split with images ({', '.join(splits)})"
-        raise ValueError(f"the list {listing} is neither {where} nor a file{self._wrong}")
+        # The one list that is looked for unasked: whoever brings lists of their own folders has none such.
+        hint = " (without one, give --val-images DIR --val-masks DIR)" * (str(listing) == "val")
+        raise ValueError(f"the list {listing} is neither {where} nor a file{self._wrong}{hint}")
 
     def images(self, listing: str | Path) -> Paths:
         """`images_of`, by a finder that knows the folders of earlier lists."""
