@@ -191,7 +191,7 @@ def test_what_cannot_be_written_ends_the_loop(tmp_path: Path) -> None:
     paths = many(tmp_path / "images", 9)
     (tmp_path / "out" / "masks" / "1.png").mkdir(parents=True)
     before = set(threading.enumerate())
-    with pytest.raises(ValueError, match=r"cannot write \S+1\.png: Is a directory"):
+    with pytest.raises(ValueError, match=r"cannot write .*1\.png: "):
         predict_folder(saved_model(), paths, tmp_path / "out", overlays=False)
     assert not (tmp_path / "out" / "masks" / "8.png").exists()
     assert {thread for thread in threading.enumerate() if thread.is_alive()} == before
