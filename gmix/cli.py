@@ -33,7 +33,7 @@ A few masks, many images, one better segmentation model.
 
 commands:
   demo          see it work: trains on small scenes made here; a few minutes, no download
-  train         train on your images: supervised, or GuidedMix with unlabeled images as well
+  train         train on your images, with GuidedMix or another method
   compare       train several methods alike on your images, and put them into one table
   report        show what trainings did, in one HTML file of pictures and curves
   evaluate      score a trained model: mIoU, and IoU and Dice of each class

@@ -43,7 +43,7 @@ class GuidedMixNet(nn.Module):
     Attributes:
         classes: K, channels of the logits (1: binary).
         embedding_dim: D, channels of the deepest feature map.
-        stride: heights and widths are padded to a multiple of this.
+        stride: heights and widths are padded to a multiple of this (with PAN to 8 times as much at least).
 
     Raises:
         TypeError: if `model` is not an SMP model.

@@ -204,7 +204,9 @@ def test_validation_images_are_never_learned_from(
         assert data.held_out is not None
     assert counts == [{"labeled": 1, "unlabeled": 1, "validation": 2, "held_out": 1}] * 4
     judged = {**NOTHING, "voc": "voc", "train_list": "val"}
-    with pytest.raises(ValueError, match=r"2 labeled images are validation images too, such as"):
+    with pytest.raises(
+        ValueError, match="labeled images that are validation images too: 2, such as"
+    ):
         build_data(tiny_config(tmp_path, tmp_path, **judged))
 
 

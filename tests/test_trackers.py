@@ -97,3 +97,4 @@ def test_what_cannot_track_is_refused_in_one_sentence(
     write_yaml(tiny_config(write_data(tmp_path / "data"), tmp_path / "out", trackers=names), flags)
     assert main(["train", "--config", str(flags)]) == 1
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -14,8 +14,12 @@ from gmix.training.results import versions
 if TYPE_CHECKING:
     from gmix.training.saved import SavedModel
 
-# What the card says elsewhere, and what is a path of the machine.
+# What the card says elsewhere.
 _SAID = {"arch", "encoder", "mitrans", "method", "steps", "seed", "classes", "label_map"}
+
+
+# Of the flags that are about the machine, those that weights depend on.
+_PRECISION = {"amp", "compile", "sync_norm"}
 
 
 def training_facts(
@@ -38,8 +42,8 @@ def training_facts(
     settings, defaults = {}, TrainConfig()
     for item in fields(TrainConfig):
         value = getattr(config, item.name)
-        group = item.metadata["group"]
-        if group in (CLASSES, MODEL, METHOD, INPUT, OPTIM) and item.name not in _SAID:
+        learns = item.metadata["group"] in (CLASSES, MODEL, METHOD, INPUT, OPTIM)
+        if (learns or item.name in _PRECISION) and item.name not in _SAID:
             if item.name == "encoder_weights":
                 value = Path(value).name
             if value != getattr(defaults, item.name):
@@ -182,8 +186,10 @@ def _input(saved: SavedModel) -> str:
         says.append(
             f"- Images were resized to {saved.size[0]} x {saved.size[1]} (height x width) first."
         )
+    smallest = saved.net.padded(1, 1)[0]
+    least = f" and at least {smallest}" if smallest > stride else ""
     says.append(
-        f"- Height and width are multiples of {stride}: pad with zeros at the bottom and right, after "
+        f"- Height and width are multiples of {stride}{least}: pad with zeros at the bottom and right, after "
         "normalising. gmix does so itself."
     )
     output = (

@@ -157,7 +157,10 @@ class TrainConfig:
         False, MACHINE, "", "BatchNorm over the images of all processes (GPUs only)"
     )
     compile: bool = option(
-        False, MACHINE, "", "torch.compile: minutes at the start, then faster (docs/speed.md)"
+        False,
+        MACHINE,
+        "",
+        "torch.compile: minutes at the start, then faster; hardly on a CPU (docs/speed.md)",
     )
     deterministic: bool = option(
         False, MACHINE, "", "the same bits each time on a GPU too: slower, some models refuse"
@@ -170,7 +173,10 @@ class TrainConfig:
     resume: bool = option(False, OUTPUT, "", "go on from the last checkpoint in --out")
     log_every: int = option(20, OUTPUT, "N", "steps between lines in metrics.jsonl")
     trackers: str = option(
-        "tensorboard", OUTPUT, "NAMES", "who shows them: tensorboard,wandb,mlflow,...; none"
+        "tensorboard",
+        OUTPUT,
+        "NAMES",
+        "where numbers are shown live: tensorboard,wandb,mlflow,...; none",
     )
     eval_every: int = option(500, OUTPUT, "N", "steps between validations; 0: only at the end")
     checkpoint_every: int = option(

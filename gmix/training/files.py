@@ -170,6 +170,6 @@ def refuse_judged(labeled: Sequence[Path], validation: Sequence[Path]) -> None:
     both = set(labeled).difference(Paths(labeled).without(validation))
     if both:
         raise ValueError(
-            f"{len(both)} labeled images are validation images too, such as {min(both)}: "
+            f"labeled images that are validation images too: {len(both)}, such as {min(both)}; "
             "take them out of one, or the scores say nothing"
         )

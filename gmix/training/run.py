@@ -49,7 +49,7 @@ from gmix.training.quality import judge_pseudo_masks
 from gmix.training.results import Metrics, write_results
 from gmix.training.saved import SavedModel
 from gmix.training.state import build_parts, find_checkpoint, restore
-from gmix.training.trackers import open_trackers
+from gmix.training.trackers import available_trackers, open_trackers
 from gmix.training.whole import refuse_unwritable, sweep, whole_folder
 from gmix.training.yamlfile import write_yaml
 
@@ -98,6 +98,7 @@ def train_into(
     began = perf_counter()
     processes = start_processes(config.device)
     refuse_uneven(config, processes)
+    available_trackers(config.trackers)
     with processes.one_by_one():
         refuse_unwritable(out)
         if processes.first:

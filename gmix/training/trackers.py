@@ -22,6 +22,34 @@ def no_log(row: dict[str, Any]) -> None:
     """Show it nowhere."""
 
 
+def available_trackers(names: str) -> list[str]:
+    """The trackers of `--trackers`, one by one.
+
+    Raises:
+        ValueError: if one is unknown, or its package missing.
+
+    Examples:
+        >>> available_trackers("none")
+        []
+    """
+    if names == "none":
+        return []
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    there = {getattr(kind, "value", kind) for kind in get_available_trackers()}
+    wanted = [name.strip() for name in names.split(",")]
+    for name in wanted:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
+            raise ValueError(f"--trackers: {name!r} is unknown, choose from {known}, or none")
+        if name not in there:
+            raise ValueError(
+                f"--trackers {name} needs its package: `pip install {name.replace('_', '-')}`, or leave "
+                "it out (--trackers none)"
+            )
+    return wanted
+
+
 @contextmanager
 def open_trackers(names: str, config: TrainConfig, out: Path, start: int = 0) -> Iterator[Log]:
     """Show what is logged within by accelerate's trackers.
@@ -40,23 +68,12 @@ def open_trackers(names: str, config: TrainConfig, out: Path, start: int = 0) ->
     Raises:
         ValueError: if a tracker is unknown, its package missing, or it cannot start.
     """
-    if names == "none":
+    wanted = available_trackers(names)
+    if not wanted:
         yield no_log
         return
-    wanted = [name.strip() for name in names.split(",")]
     from accelerate import Accelerator
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-    there = {getattr(kind, "value", kind) for kind in get_available_trackers()}
-    for name in wanted:
-        if name not in LOGGER_TYPE_TO_CLASS:
-            known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
-            raise ValueError(f"--trackers: {name!r} is unknown, choose from {known}, or none")
-        if name not in there:
-            raise ValueError(
-                f"--trackers {name} needs its package: `pip install {name.replace('_', '-')}`, or leave "
-                "it out (--trackers none)"
-            )
     settings = {
         "tensorboard": {"purge_step": start + 1},
         "wandb": {"name": out.name, "dir": str(out)},
