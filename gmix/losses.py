@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -148,19 +149,25 @@ class GuidedMixLoss(nn.Module):
         losses["total"] = total
         return losses
 
+    def weight(self, pseudo: Tensor) -> Tensor:
+        """How much each pixel of pseudo masks `(M, K, H, W)` counts in the unsupervised term: `(M, H, W)`, 0..1."""
+        confidence, _ = G.most_probable(pseudo)
+        if self.objective == "squared_error":
+            return torch.ones_like(confidence)
+        sure = (confidence >= self.threshold).float()
+        return sure * G.certainty(pseudo) ** self.certainty if self.certainty > 0 else sure
+
     def _unsupervised(self, logits: Tensor, pseudo: Tensor, valid: Tensor | None) -> Tensor:
         if valid is not None:
             per_pixel(valid, logits, "valid")
         if self.objective == "squared_error":
             return G.squared_error(G.probabilities(logits), pseudo, valid=valid)
-        confidence, labels = G.most_probable(pseudo)
-        weight = (confidence >= self.threshold).float()
-        if self.certainty > 0:
-            weight = weight * G.certainty(pseudo) ** self.certainty
+        weight = self.weight(pseudo)
         if self.objective == "soft_cross_entropy":
             return G.soft_cross_entropy(
                 logits, pseudo, weight=weight if valid is None else weight * valid
             )
+        _, labels = G.most_probable(pseudo)
         if valid is not None:
             labels = labels.masked_fill(~valid, self.ignore_index)
         return G.cross_entropy(logits, labels, weight=weight, ignore_index=self.ignore_index)

@@ -24,8 +24,8 @@ from gmix.evaluation import (
     evaluate,
     predict_multiscale,
     predict_sliding,
-    to_probs,
 )
+from gmix.functional import probabilities
 
 
 def random_maps(seed: int, classes: int, count: int = 3) -> tuple[Tensor, Tensor]:
@@ -126,7 +126,7 @@ def test_class_map_multi_class_and_binary() -> None:
     logits = torch.randn(2, 4, 5, 6)
     assert torch.equal(class_map(logits), logits.argmax(1))
     assert class_map(logits, (10, 13)).shape == (2, 10, 13)
-    assert torch.equal(class_map(logits[:, :1]), (to_probs(logits[:, :1])[:, 0] > 0.5).long())
+    assert torch.equal(class_map(logits[:, :1]), (probabilities(logits[:, :1])[:, 0] > 0.5).long())
     up = F.interpolate(logits, (10, 13), mode="bilinear", align_corners=False)
     assert torch.equal(class_map(logits, (10, 13)), up.argmax(1))
 

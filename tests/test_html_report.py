@@ -36,7 +36,7 @@ from gmix.report.collect import RunRecord, find_runs, group_runs
 from gmix.report.curves import classes_chart, curve_charts
 from gmix.report.facts import gain, gather_facts
 from gmix.report.figures import draw_figure, mean_activations, same_size
-from gmix.report.pairs import draw_lambdas, pixel_weights, replay_last_batch
+from gmix.report.pairs import draw_lambdas, replay_last_batch
 from gmix.report.pictures import class_picture, compare_errors, describe, heat, photo
 from gmix.report.scenes import choose, look_at_even_scenes, look_at_scenes
 from gmix.training.commands import ReportConfig
@@ -289,7 +289,7 @@ def test_other_settings_are_another_column_and_are_shown() -> None:
     for seed in (0, 1):
         groups = group_runs([record("slow", "cps", lr=0.1), record("fast", "cps", seed, lr=0.2)])
         assert [group.label for group in groups] == ["slow", "fast"]
-        tables = {table.caption: table for table in gather_facts(groups).tables}
+        tables = {table.title: table for table in gather_facts(groups).tables}
         assert ["--lr", "0.1", "0.2"] in tables["Settings that differ"].rows
 
 
@@ -538,7 +538,7 @@ def test_weights_of_pixels_are_those_of_the_loss(runs: Path) -> None:
     method, pseudo = replay.method, replay.guidance.pseudo
     for certainty, threshold in ((0.0, 0.5), (1.0, 0.0), (2.0, 0.4)):
         method.criterion.certainty, method.criterion.threshold = certainty, threshold
-        found = pixel_weights(method, pseudo)
+        found = method.criterion.weight(pseudo)
         entropy = -(pseudo * pseudo.clamp(min=1e-30).log()).sum(1)
         expected = (1 - entropy / np.log(3)).clamp(0, 1) ** certainty
         expected = torch.where(pseudo.amax(1) >= threshold, expected, 0)

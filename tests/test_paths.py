@@ -26,7 +26,7 @@ from gmix.data import (
     images_of,
     train_transform,
 )
-from gmix.data.stream import _hash
+from gmix.data.stream import hashed
 from gmix.training.build import build_data
 from gmix.training.files import training_files
 
@@ -182,7 +182,7 @@ def test_the_order_is_that_of_a_whole_permutation_each_time(
     stream = TwoStream(labeled, unlabeled, 3, batch, transform, transform, 5)
 
     def plain(name: str, size: int, position: int) -> int:
-        generator = torch.Generator().manual_seed(_hash(5, name, "order", position // size))
+        generator = torch.Generator().manual_seed(hashed(5, name, "order", position // size))
         return int(torch.randperm(size, generator=generator)[position % size])
 
     for step in steps:  # in any order, as several workers and a resumed run ask for them

@@ -43,12 +43,12 @@ def test_the_plan_of_every_method_is_what_its_run_does(
     train(config)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert found.image_passes == results["image_passes_per_step"]
-    assert found.method == method
+    assert found.config.method == method
     has_unlabeled = method != "supervised"
     assert found.epochs_labeled == 3 * 2 / 4
     assert found.epochs_unlabeled == (3 * 4 / 4 if has_unlabeled else None)
-    assert (found.batch_labeled, found.batch_unlabeled) == (2, 4 if has_unlabeled else 0)
-    assert found.hours == found.steps * found.seconds_per_step / 3600 > 0
+    assert (found.config.batch_labeled, found.batch_unlabeled) == (2, 4 if has_unlabeled else 0)
+    assert found.hours == found.config.steps * found.seconds_per_step / 3600 > 0
     checkpoint = tmp_path / "out" / "checkpoint-00000003"
     on_disk = sum(path.stat().st_size for path in checkpoint.iterdir())
     assert 0.8 * on_disk < found.checkpoint <= on_disk  # names and sizes are not counted

@@ -6,9 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gmix.training.build import build_classes
 from gmix.training.config import CompareConfig, TrainConfig
-from gmix.training.files import known_data, training_files, validation_files
+from gmix.training.files import known_data
 from gmix.training.methods import METHODS
 from gmix.training.options import lookup
 
@@ -128,14 +127,3 @@ def arguments_by_method(config: CompareConfig, methods: list[str]) -> dict[str, 
             f'{", ".join(takers)}: write one mapping for each, e.g. "{{{takers[-1]}: {{...}}}}"'
         )
     return {takers[0]: given}
-
-
-def check_data(config: TrainConfig) -> None:
-    """Find the files of a run, so that a wrong folder is told once, and before any training.
-
-    Raises:
-        ValueError: if something is missing.
-    """
-    (_, masks), _ = training_files(config)
-    validation = validation_files(config)
-    build_classes(config, masks + (validation[1] if validation is not None else []))

@@ -6,9 +6,10 @@ import time
 
 from gmix.compare.board import PlainBoard, make_board
 from gmix.compare.child import Child, is_finished
-from gmix.compare.plan import BASELINE, Run, check_data, plan
+from gmix.compare.plan import BASELINE, Run, plan
 from gmix.compare.results import Comparison, read_record
 from gmix.compare.table import points
+from gmix.training.build import find_data
 from gmix.training.config import CompareConfig
 from gmix.training.interrupts import Interrupted, Interrupts
 
@@ -38,7 +39,7 @@ def compare(config: CompareConfig) -> Comparison:
     comparison = Comparison(config, runs)
     waiting = [run for run in runs if not is_finished(run)]
     if waiting:
-        check_data(runs[0].config)
+        find_data(runs[0].config)  # a wrong folder is told once, and before any training
     with Interrupts() as interrupts, make_board() as board:
         if BASELINE not in config.method_names():
             board.note(f"{BASELINE} is added: the baseline at equal steps")

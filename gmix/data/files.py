@@ -1,5 +1,6 @@
 """Which files make up a data set: folders, masks by name, and even choices."""
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +21,12 @@ def find_images(folder: str | Path) -> list[Path]:
     Raises:
         ValueError: If the folder is missing or holds no image.
     """
-    return _list_folder(Path(folder), IMAGE_SUFFIXES, "image")
+    return [Path(folder, name) for name in names_in(Path(folder), IMAGE_SUFFIXES, "image")]
+
+
+def find_masks(folder: str | Path) -> list[Path]:
+    """Mask files directly inside a folder, as `find_images` finds images."""
+    return [Path(folder, name) for name in names_in(Path(folder), MASK_SUFFIXES, "mask")]
 
 
 def match_masks(
@@ -39,7 +45,7 @@ def match_masks(
         ValueError: If the folder is missing or empty, two files share a stem, or no image has
             a mask.
     """
-    masks = _by_stem(_list_folder(Path(mask_folder), MASK_SUFFIXES, "mask"))
+    masks = _by_stem(find_masks(mask_folder))
     stems = _by_stem(images)
     labeled = [image for stem, image in stems.items() if stem in masks]
     if not labeled:
@@ -68,7 +74,7 @@ def pair_masks(images: Sequence[Path], mask_folder: str | Path) -> list[Path]:
 
 def masks_without_image(images: Iterable[Path], mask_folder: str | Path) -> tuple[list[Path], int]:
     """Masks that `match_masks` leaves aside, because no image has their stem, and how many masks there are."""
-    masks = _list_folder(Path(mask_folder), MASK_SUFFIXES, "mask")
+    masks = find_masks(mask_folder)
     stems = {image.stem for image in images}
     return [mask for mask in masks if mask.stem not in stems], len(masks)
 
@@ -94,32 +100,24 @@ def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
     return [items[i * total // count] for i in range(count)]
 
 
-def _list_folder(folder: Path, suffixes: Sequence[str], what: str) -> list[Path]:
+def names_in(folder: Path, suffixes: Sequence[str], what: str) -> list[str]:
+    """Of the files in a folder that end so."""
     if not folder.is_dir():
         raise ValueError(f"the {what} folder {folder} does not exist")
-    named = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in suffixes and not path.name.startswith(".")
-    )
-    files = [path for path in named if path.is_file()]
-    if len(files) < len(named):
-        refuse_dead_links(set(named).difference(files))
-    if not files:
+    names: list[str] = []
+    others: list[str] = []
+    with os.scandir(folder) as entries:  # which knows what is a file: of a million none is asked
+        for entry in entries:
+            if entry.name[0] != "." and entry.name.lower().endswith(tuple(suffixes)):
+                plain = entry.is_file(follow_symlinks=False) or Path(entry).is_file()
+                (names if plain else others).append(entry.name)
+    for path in sorted(folder / name for name in others):
+        if path.is_symlink() and not path.exists():  # such a data set is not a smaller one
+            raise ValueError(f"{path} is a link that leads nowhere: mend or delete it")
+    if not names:
         kinds = ", ".join(suffix[1:] for suffix in suffixes)
         raise ValueError(f"the {what} folder {folder} holds no {what} ({kinds})")
-    return files
-
-
-def refuse_dead_links(paths: Iterable[Path]) -> None:
-    """A data set of links whose target is gone is not a smaller data set.
-
-    Raises:
-        ValueError: If one of them is a link that leads nowhere.
-    """
-    for path in sorted(paths):
-        if path.is_symlink() and not path.exists():
-            raise ValueError(f"{path} is a link that leads nowhere: mend or delete it")
+    return sorted(names)
 
 
 def _by_stem(paths: Iterable[Path]) -> dict[str, Path]:

@@ -258,6 +258,11 @@ class Finder:
         """`masks_of`, by a finder that knows the folders of earlier lists."""
         return [self.mask(entry) for entry in self.entries(listing)]
 
+    def pairs(self, listing: str | Path) -> tuple[list[Path], list[Path]]:
+        """Both, of a list that is read once."""
+        entries = list(self.entries(listing))
+        return [self.image(entry) for entry in entries], [self.mask(entry) for entry in entries]
+
     def image(self, entry: Entry) -> Path:
         """The image of an entry.
 

@@ -13,7 +13,7 @@ from typing import overload
 import numpy as np
 import torch
 
-from gmix.data.files import IMAGE_SUFFIXES, find_images, refuse_dead_links
+from gmix.data.files import IMAGE_SUFFIXES, names_in
 
 
 class Paths(Sequence[Path]):
@@ -129,39 +129,13 @@ def folder_images(folder: str | Path) -> Paths:
     Raises:
         ValueError: As `find_images`.
     """
-    names: list[str] = []
-    others: list[Path] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if is_image(entry.name) and entry.name[0] != ".":
-                    if entry.is_file():
-                        names.append(entry.name)
-                    else:
-                        others.append(Path(entry.path))
-    except (OSError, ValueError):  # links in a circle; a null byte
-        names = []
-    refuse_dead_links(others)
-    if not names:  # it knows what to say
-        return Paths(find_images(folder))
-    names.sort()
     prefix = prefix_of(Path(folder))
-    return Paths(prefix + name for name in names)
+    return Paths(prefix + name for name in names_in(Path(folder), IMAGE_SUFFIXES, "image"))
 
 
 def prefix_of(folder: Path) -> str:
     """What stands before the names in a folder: nothing for the current one."""
     return str(folder / "x")[:-1]
-
-
-def is_image(name: str) -> bool:
-    """Whether a file of that name is an image.
-
-    Examples:
-        >>> is_image("a.JPG"), is_image("a.txt")
-        (True, False)
-    """
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
 
 
 def _texts(paths: Iterable[str | Path]) -> Iterator[str]:

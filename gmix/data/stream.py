@@ -188,7 +188,7 @@ class TwoStream(Dataset[Batch]):
         for position in positions:
             epoch, place = divmod(position, length)
             if length > LONG:
-                result.append(shuffled(place, length, _hash(self.seed, stream, "order", epoch)))
+                result.append(shuffled(place, length, hashed(self.seed, stream, "order", epoch)))
             else:
                 result.append(int(self._shuffle(stream, length, epoch)[place]))
         return result
@@ -197,7 +197,7 @@ class TwoStream(Dataset[Batch]):
         # The last one is kept: to shuffle a million images for every batch would cost more than the batch.
         kept = self._shuffled.get(stream)
         if kept is None or kept[0] != epoch:
-            generator = torch.Generator().manual_seed(_hash(self.seed, stream, "order", epoch))
+            generator = torch.Generator().manual_seed(hashed(self.seed, stream, "order", epoch))
             kept = self._shuffled[stream] = epoch, torch.randperm(length, generator=generator)
         return kept[1]
 
@@ -206,7 +206,7 @@ class TwoStream(Dataset[Batch]):
     ) -> tuple[Tensor, Tensor]:
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which would reseed CUDA as well and not put it back.
-            torch.default_generator.manual_seed(_hash(self.seed, stream, "augment", position))
+            torch.default_generator.manual_seed(hashed(self.seed, stream, "augment", position))
             image, mask = transform(image, mask)
         return image.as_subclass(Tensor), mask.as_subclass(Tensor)
 
@@ -229,7 +229,7 @@ def shuffled(place: int, length: int, seed: int) -> int:
     while True:
         left, right = place >> half, place & ((1 << half) - 1)
         for turn in range(4):
-            left, right = right, left ^ (_hash(seed, turn, right) & ((1 << half) - 1))
+            left, right = right, left ^ (hashed(seed, turn, right) & ((1 << half) - 1))
         place = left << half | right
         if place < length:
             return place
@@ -243,7 +243,7 @@ def _check(stream: str, images: int, batch: int) -> None:
         )
 
 
-def _hash(*parts: int | str) -> int:
+def hashed(*parts: int | str) -> int:
     """A whole number below 2**63, the same on every machine and Python."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from gmix.data import Sample, eval_transform
+from gmix.data import Sample, eval_transform, to_rgb
 from gmix.demo.scenes import NAMES, PALETTE, Folders, write_scenes
 from gmix.methods import GuidedMix
 from gmix.methods.guidedmix import Guidance
 from gmix.predict import predict_image
 from gmix.report import try_report
-from gmix.report.sheet import Pixels, picture_sheet
+from gmix.report.sheet import picture_sheet
 from gmix.training.build import Data, build_data
 from gmix.training.checkpoint import list_checkpoints, load_checkpoint
 from gmix.training.config import TrainConfig
@@ -164,10 +164,10 @@ def draw_sheet(
     return picture_sheet(
         [
             (
-                channels_last(image),
+                to_rgb(image),
                 mask.numpy(),
                 *(predict_image(saved, image) for saved in seen_by),
-                channels_last(partner),
+                to_rgb(partner),
                 target.numpy(),
             )
             for (image, mask), partner, target in zip(scenes, partners, pseudo, strict=True)
@@ -203,8 +203,3 @@ def guide(config: TrainConfig, data: Data, labeled: list[Sample], scenes: list[S
     masks = torch.stack([sample.mask.as_subclass(Tensor) for sample in labeled])
     generator = torch.Generator().manual_seed(config.seed)
     return method.guide(x_labeled, masks, x_scenes, generator)
-
-
-def channels_last(image: Tensor) -> Pixels:
-    """An image tensor `(3, H, W)` as pixels `(H, W, 3)`."""
-    return image.permute(1, 2, 0).numpy()

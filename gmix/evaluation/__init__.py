@@ -8,7 +8,6 @@ from gmix.evaluation.inference import (
     predict_sliding,
     sliding_bands,
     to_logits,
-    to_probs,
 )
 from gmix.evaluation.picture import draw_confusion
 from gmix.evaluation.scoring import (
@@ -38,5 +37,4 @@ __all__ = [
     "predict_sliding",
     "sliding_bands",
     "to_logits",
-    "to_probs",
 ]

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gmix.functional import probabilities
+
 Size = tuple[int, int]
 Edge = Literal["shift", "truncate"]
 
@@ -15,14 +17,8 @@ BAND = 128
 """Rows of a class map that are made at a time, so that their logits are never all there."""
 
 
-def to_probs(logits: Tensor) -> Tensor:
-    """Softmax over the channels `(N, K, H, W)`, or the sigmoid if there is one; in float32."""
-    logits = logits.float()
-    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
-
-
 def to_logits(probs: Tensor) -> Tensor:
-    """Logits `(N, K, H, W)` of which `to_probs` makes these probabilities, to rounding.
+    """Logits `(N, K, H, W)` of which `probabilities` makes these probabilities, to rounding.
 
     Examples:
         >>> to_logits(torch.tensor([[[[0.25]], [[0.75]]]])).softmax(dim=1).flatten()
@@ -195,7 +191,7 @@ def predict_multiscale(
     if not scales or min(scales) <= 0:
         raise ValueError(f"`scales` must be one or more positive factors, got {tuple(scales)}")
     size = x.shape[-2:]
-    predict = predict or (lambda net, x: to_probs(net(x)))
+    predict = predict or (lambda net, x: probabilities(net(x)))
     share = 1 / (len(scales) * (1 + flip))
     total: Tensor | None = None
     for scale in scales:
@@ -217,7 +213,7 @@ def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _most_likely(logits: Tensor) -> tuple[Tensor, Tensor]:
-    classes, probs = class_map(logits), to_probs(logits)
+    classes, probs = class_map(logits), probabilities(logits)
     if probs.shape[1] == 1:
         probs = torch.cat([1 - probs, probs], dim=1)
     return classes, probs.gather(1, classes[:, None])[:, 0]
@@ -245,7 +241,7 @@ def _add_windows(
     """Sums of the probabilities of a row of windows, on top of those of the row above."""
     sums: Tensor | None = None
     for left in lefts:
-        probs = to_probs(net(x[..., left : left + width]))
+        probs = probabilities(net(x[..., left : left + width]))
         if sums is None:
             sums = probs.new_zeros(*probs.shape[:2], *x.shape[-2:])
             if above is not None:

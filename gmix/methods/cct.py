@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gmix import functional as G
 from gmix.losses import check_unit_interval
 from gmix.methods.method import Method, Step
+from gmix.mitrans import icnr_
 from gmix.network import GuidedMixNet
 from gmix.views import drop_channels
 
@@ -126,11 +127,10 @@ def auxiliary_decoder(channels: int, classes: int, doublings: int = 3) -> nn.Seq
     layers: list[nn.Module] = [nn.Conv2d(channels, classes, 1, bias=False)]
     for _ in range(doublings):
         wide = nn.Conv2d(classes, 4 * classes, 1)
-        # ICNR: the four pixels that come out of one start equal, without a checkerboard.
+        # The four pixels that come out of one start equal, without a checkerboard.
+        icnr_(wide.weight)
         assert wide.bias is not None
         with torch.no_grad():
-            start = nn.init.kaiming_normal_(torch.empty(classes, classes, 1, 1))
-            wide.weight.copy_(start.repeat_interleave(4, 0))
             wide.bias.copy_(wide.bias[::4].repeat_interleave(4))
         layers += [wide, nn.ReLU(), nn.PixelShuffle(2)]
     return nn.Sequential(*layers, _Difference()) if binary else nn.Sequential(*layers)

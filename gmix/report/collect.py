@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gmix.compare.table import shared_means
+from gmix.compare.table import mean, shared_means
 from gmix.training.config import TrainConfig
 from gmix.training.yamlfile import FREE_ON_RESUME, read_yaml
 
@@ -146,17 +145,6 @@ class Group:
     def iou(self, name: str) -> float | None:
         """Of one class, mean over the seeds, 0..1; None if it never occurs."""
         return mean(run.iou(name) for run in self.counted)
-
-
-def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of the numbers that are known; None if none is.
-
-    Examples:
-        >>> mean([1.0, None, 2.0]), mean([None])
-        (1.5, None)
-    """
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    return statistics.fmean(known) if known else None
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Path]:

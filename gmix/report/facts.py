@@ -7,17 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gmix import __version__
+from gmix.compare.table import Table, points
 from gmix.report.collect import BASELINE, DEFAULTS, Group, RunRecord, compare_groups
 from gmix.training.options import flag
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text: the first cell of a row is what the row is about."""
-
-    caption: str
-    head: list[str]
-    rows: list[list[str]]
 
 
 @dataclass(frozen=True)
@@ -222,16 +214,6 @@ def versions_table(groups: Sequence[Group]) -> Table:
     names = list(dict.fromkeys(name for versions in found for name in versions))
     rows = [[name, *(versions.get(name, "–") for versions in found)] for name in names]
     return Table("Versions", ["package", *labels], rows or [["gmix", __version__]])
-
-
-def points(value: float | None) -> str:
-    """A share in percent, or a dash.
-
-    Examples:
-        >>> points(0.5217), points(None)
-        ('52.2', '–')
-    """
-    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def duration(minutes: float) -> str:

@@ -20,7 +20,7 @@ from gmix.report.scenes import load_newest, look_at_even_scenes
 from gmix.report.sheet import INK, PALE, picture_sheet
 from gmix.training.commands import ReportConfig
 from gmix.training.device import prepare_device
-from gmix.training.whole import refuse_unwritable
+from gmix.training.whole import make_folder
 
 
 def draw_figure(folders: Sequence[str | Path], config: ReportConfig) -> Path:
@@ -43,8 +43,7 @@ def draw_figure(folders: Sequence[str | Path], config: ReportConfig) -> Path:
     """
     path, device = Path(str(config.out)), prepare_device(config.device, config.threads)
     groups = group_runs([read_run(folder) for folder in find_runs(folders)])
-    refuse_unwritable(path.parent)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     colors = -1 if config.palette == "colorblind" else 0
     if config.figure == "comparison":
         models = [load_newest(group.first.folder, device) for group in groups]

@@ -123,19 +123,9 @@ def replay_last_batch(folder: Path, device: torch.device) -> Replay:
         labeled,
         torch.cdist(queries, keys),
         random,
-        pixel_weights(method, guidance.pseudo) * valid,
+        method.criterion.weight(guidance.pseudo) * valid,
         stats,
     )
-
-
-def pixel_weights(method: GuidedMix, pseudo: Tensor) -> Tensor:
-    """How much each pixel of pseudo masks counts in the unsupervised loss: `(M, H, W)` in 0..1."""
-    confidence, _ = G.most_probable(pseudo)
-    criterion = method.criterion
-    if criterion.objective == "squared_error":
-        return torch.ones_like(confidence)
-    sure = (confidence >= criterion.threshold).float()
-    return sure * G.certainty(pseudo) ** criterion.certainty
 
 
 def draw_lambdas(method: GuidedMix, draws: int = 10000) -> Tensor:

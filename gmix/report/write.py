@@ -21,7 +21,7 @@ from gmix.say import one_line
 from gmix.training.commands import ReportConfig
 from gmix.training.device import prepare_device
 from gmix.training.saved import SavedModel
-from gmix.training.whole import refuse_unwritable, write_whole
+from gmix.training.whole import make_folder, write_whole
 
 T = TypeVar("T")
 PAIRS = 4
@@ -42,8 +42,7 @@ def write_report(folders: Sequence[str | Path], config: ReportConfig) -> Path:
     """
     groups = group_runs([read_run(folder) for folder in find_runs(folders)])
     out = Path(config.out) if config.out is not None else common_folder(folders) / "report.html"
-    refuse_unwritable(out.parent)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     write_whole(out, render(build_page(groups, config)))
     return out
 
@@ -115,32 +114,33 @@ def build_page(groups: Sequence[Group], config: ReportConfig) -> Page:
         cards = [pair_card(replay, index) for index in range(count)]
         return cards, class_keys(replay.classes), replay.step, chart
 
-    seen = attempt("Pictures", pictures) if models else None
     guided = focus.first.method == FOCUS
+    seen = attempt("Pictures", pictures) if models else None
     paired = attempt("Pairs", pairs) if guided else None
+    cards, keys, changes, scenes = seen or ([], [], [], None)
+    pair_cards, pair_keys, pair_step, lambdas = paired or ([], [], 0, None)
     curves = attempt("Curves", lambda: curve_charts(groups)) or []
     by_class = attempt("Classes", lambda: classes_chart(groups))
     facts: Facts = gather_facts(groups)
     confusion = None
-    if seen is not None:
-        scenes = seen[3]
+    if scenes is not None:
         some = "all" if scenes.scored == scenes.images else f"{scenes.scored} evenly spaced of the"
         confusion = Chart(
             "Confusion matrix",
             f"{list(models)[-1]} on {some} {scenes.images} validation images; rows: true, in % of their "
             "pixels; columns: predicted",
-            confusion_chart(scenes.confusion.counts.numpy(), [key.name for key in seen[1]]),
+            confusion_chart(scenes.confusion.counts.numpy(), [key.name for key in keys]),
         )
-    keys = seen[1] if seen is not None else paired[1] if paired is not None else []
+    keys = keys or pair_keys
     return Page(
         facts=facts,
-        scenes=[] if seen is None else seen[0],
-        scored=None if seen is None else (seen[3].scored, seen[3].images),
+        scenes=cards,
+        scored=None if scenes is None else (scenes.scored, scenes.images),
         class_keys=keys,
-        change_keys=[] if seen is None else seen[2],
-        pairs=[] if paired is None else paired[0],
-        pair_step=0 if paired is None else paired[2],
-        curves=[*curves, *([] if paired is None else [paired[3]])],
+        change_keys=changes,
+        pairs=pair_cards,
+        pair_step=pair_step,
+        curves=[*curves, *([] if lambdas is None else [lambdas])],
         judged=any(chart.title.startswith(PSEUDO) for chart in curves),
         classes=[chart for chart in (by_class, confusion) if chart is not None],
         focus=list(models)[-1] if models else "",

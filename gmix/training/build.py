@@ -39,6 +39,7 @@ from gmix.network import GuidedMixNet
 from gmix.say import one_line
 from gmix.training.config import TrainConfig
 from gmix.training.files import (
+    all_files,
     held_out_files,
     known_finder,
     known_layout,
@@ -111,7 +112,8 @@ def find_data(config: TrainConfig) -> Data:
         raise ValueError(
             "--download fetches known data sets: add --dataset NAME and --data ROOT, or leave it out"
         )
-    (images, masks), unlabeled = training_files(config, finder)
+    found = all_files(config, finder)
+    (images, masks), unlabeled = training_files(config, found)
     validation = validation_files(config, finder)
     classes = build_classes(config, masks + (validation[1] if validation is not None else []))
     format = image_format(config)
@@ -119,8 +121,8 @@ def find_data(config: TrainConfig) -> Data:
         # Never learn from what the run is judged on, not even without masks.
         refuse_judged(images, validation[0])
         unlabeled = unlabeled.without(validation[0])
-    held_out = held_out_files(config, unlabeled, finder)
-    del finder
+    held_out = held_out_files(config, unlabeled, found)
+    del finder, found
     shards = [] if config.unlabeled_shards is None else find_shards(config.unlabeled_shards)
     # Before supervised training leaves the unlabeled ones aside: it is compared on the same split.
     groups = (images, unlabeled, [] if validation is None else validation[0])

@@ -23,6 +23,7 @@ from gmix.training.config import TrainConfig
 from gmix.training.options import flag, lookup
 
 Pairs = tuple[list[Path], list[Path]]
+Found = tuple[Pairs, list[Sequence[Path]]]
 
 
 def known_layout(config: Any) -> Layout | None:
@@ -82,14 +83,14 @@ def refuse_lists(config: Any) -> None:
             )
 
 
-def training_files(config: TrainConfig, finder: Finder | None = None) -> tuple[Pairs, Paths]:
+def training_files(config: TrainConfig, found: Found | None = None) -> tuple[Pairs, Paths]:
     """Labeled images with their masks, and all unlabeled images.
 
     Args:
         config: the flags.
-        finder: what `known_finder` made of them, for those who go on to look for other files.
+        found: what `all_files` made of them, for those who go on to look for other files.
     """
-    (images, masks), groups = all_files(config, finder)
+    (images, masks), groups = found or all_files(config)
     if config.labels is not None:
         groups = [images, *groups]  # first, so that all are spelled as these are
         pairs = evenly_spaced(list(zip(images, masks, strict=True)), config.labels)
@@ -98,7 +99,7 @@ def training_files(config: TrainConfig, finder: Finder | None = None) -> tuple[P
 
 
 def held_out_files(
-    config: TrainConfig, unlabeled: Sequence[Path], finder: Finder | None = None
+    config: TrainConfig, unlabeled: Sequence[Path], found: Found | None = None
 ) -> Pairs | None:
     """Up to `--held-out` of the unlabeled images whose masks `--labels` left unused, with them.
 
@@ -106,7 +107,7 @@ def held_out_files(
     """
     if config.held_out == 0:
         return None
-    (images, masks), _ = all_files(config, finder)
+    (images, masks), _ = found or all_files(config)
     free = set(images).intersection(unlabeled)
     unused = [pair for pair in zip(images, masks, strict=True) if pair[0] in free]
     if not unused:
@@ -115,14 +116,12 @@ def held_out_files(
     return [image for image, _ in pairs], [mask for _, mask in pairs]
 
 
-def all_files(
-    config: TrainConfig, finder: Finder | None = None
-) -> tuple[Pairs, list[Sequence[Path]]]:
+def all_files(config: TrainConfig, finder: Finder | None = None) -> Found:
     """All training images with a mask, whatever `--labels` says, and groups of those without."""
     rest: list[Sequence[Path]] = []
     finder = finder or known_finder(config)
     if finder is not None:
-        images, masks = list(finder.images(config.train_list)), finder.masks(config.train_list)
+        images, masks = finder.pairs(config.train_list)
         if config.unlabeled_list is not None:
             rest.append(finder.images(config.unlabeled_list))
     else:
@@ -142,7 +141,7 @@ def validation_files(config: Any, finder: Finder | None = None) -> Pairs | None:
 
     Args:
         config: anything with `val_images`, `val_masks`, `dataset`, `data`, `voc`, `val_list` and `val_part`.
-        finder: as for `training_files`.
+        finder: what `known_finder` made of them.
     """
     if config.val_images is not None:
         if config.val_masks is None:
@@ -152,7 +151,7 @@ def validation_files(config: Any, finder: Finder | None = None) -> Pairs | None:
     elif config.val_masks is not None:
         raise ValueError("--val-masks needs --val-images DIR")
     elif (finder := finder or known_finder(config)) is not None:
-        images, masks = list(finder.images(config.val_list)), finder.masks(config.val_list)
+        images, masks = finder.pairs(config.val_list)
     else:
         return None
     part = {"all": slice(None), "odd": slice(0, None, 2), "even": slice(1, None, 2)}[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from gmix.data import Batch
+from gmix.data.stream import hashed
 from gmix.methods import Method
 from gmix.training.nonfinite import Guard, NonFinite
 from gmix.training.optim import poly, set_lr
@@ -151,10 +151,7 @@ def step_seed(seed: int, step: int, stream: str, part: int = 0) -> int:
         >>> step_seed(0, 7, "method") == step_seed(0, 7, "torch")
         False
     """
-    digest = hashlib.blake2b(
-        f"{seed}/{step}/{stream}{f'/{part}' if part else ''}".encode(), digest_size=8
-    ).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return hashed(seed, step, stream, *([part] if part else []))
 
 
 def mean_losses(window: list[dict[str, Tensor]], first_step: int) -> dict[str, float]:

@@ -89,22 +89,13 @@ def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: st
     groups: dict[str, Any] = {}
     for item in options:
         title = item.metadata["group"]
-        group = groups.setdefault(title, None) or parser.add_argument_group(title)
-        groups[title] = group
-        text = item.metadata["help"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        how: dict[str, Any] = {"type": hints[item.name], "metavar": item.metadata["metavar"]}
         if hints[item.name] is bool:
-            group.add_argument(
-                flag(item.name), action=BooleanOptionalAction, default=item.default, help=text
-            )
-        else:
-            default = getattr(defaults, item.name)
-            group.add_argument(
-                flag(item.name),
-                type=hints[item.name],
-                default=default,
-                metavar=item.metadata["metavar"],
-                help=text,
-            )
+            how = {"action": BooleanOptionalAction}
+        default, text = getattr(defaults, item.name), item.metadata["help"]
+        groups[title].add_argument(flag(item.name), default=default, help=text, **how)
 
     def read(method: Callable[[Any], Any], what: Any) -> dict[str, Any]:
         try:

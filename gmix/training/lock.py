@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
-from gmix.training.whole import cannot_write
+from gmix.training.whole import cannot_write, make_folder
 
 NAME = ".gmix-lock"
 
@@ -17,7 +17,8 @@ NAME = ".gmix-lock"
 def locked(folder: Path) -> Iterator[None]:
     """Keep the trainings of other processes out of a folder, until this one is done or has died.
 
-    Nothing is kept out on Windows, nor on network drives that know no locks.
+    The folder is made, and goes again if nothing was written into it. Nothing is kept out on Windows, nor on network
+    drives that know no locks.
 
     Raises:
         ValueError: if another process trains there.
@@ -30,20 +31,15 @@ def locked(folder: Path) -> Iterator[None]:
         ...     os.listdir(name)
         []
     """
-    if os.name == "nt":
-        yield
-        return
-    path = folder / NAME
+    made = not folder.exists()
+    make_folder(folder)
     try:
-        file = path.open("ab")
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    with file:
-        _lock(file, path)
-        try:
+        with nullcontext() if os.name == "nt" else _held(folder / NAME):
             yield
-        finally:
-            path.unlink(missing_ok=True)
+    finally:
+        if made:
+            with suppress(OSError):  # which it is if there is something in it
+                folder.rmdir()
 
 
 def refuse_locked(folder: Path) -> None:
@@ -58,6 +54,20 @@ def refuse_locked(folder: Path) -> None:
         return
     with file:
         _lock(file, folder / NAME)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    with file:
+        _lock(file, path)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _lock(file: IO[bytes], path: Path) -> None:

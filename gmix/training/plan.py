@@ -27,50 +27,40 @@ class Plan:
     """What a training would take.
 
     Attributes:
-        method: its name.
+        config: the flags.
         data: how many classes and images, in words.
-        steps: of the whole training.
-        batch_labeled: labeled images a step.
         batch_unlabeled: unlabeled images a step.
-        accumulate: parts a step is worked through in.
         epochs_labeled: how often each labeled image is seen.
         epochs_unlabeled: how often each unlabeled image is seen; None without them.
         image_passes: images through an encoder in one step.
         parameters: of the network that is deployed.
         trained: parameters that are learned, those of the method included.
-        learning_rate: its course, in words.
         device: where it would run.
         seconds_per_step: of the slower of training and loading.
         seconds_per_batch: to load one, in one process.
         peak_memory: bytes; of a GPU, what tensors take; else all memory of this process. None where the
             system does not tell.
         checkpoint: bytes of one on the disk.
-        kept: how many of them stay.
     """
 
-    method: str
+    config: TrainConfig
     data: str
-    steps: int
-    batch_labeled: int
     batch_unlabeled: int
-    accumulate: int
     epochs_labeled: float
     epochs_unlabeled: float | None
     image_passes: int
     parameters: int
     trained: int
-    learning_rate: str
     device: str
     seconds_per_step: float
     seconds_per_batch: float
     peak_memory: int | None
     checkpoint: int
-    kept: int = 2
 
     @property
     def hours(self) -> float:
         """Of all steps; validation is not in it."""
-        return self.steps * self.seconds_per_step / 3600
+        return self.config.steps * self.seconds_per_step / 3600
 
 
 def plan(config: TrainConfig) -> Plan:
@@ -113,12 +103,9 @@ def plan(config: TrainConfig) -> Plan:
     with_unlabeled = data.unlabeled is not None
     batch_unlabeled = config.batch_unlabeled if with_unlabeled else 0
     return Plan(
-        method=config.method,
+        config=config,
         data="; ".join([describe_data(data), *data.notes]),
-        steps=config.steps,
-        batch_labeled=config.batch_labeled,
         batch_unlabeled=batch_unlabeled,
-        accumulate=config.accumulate,
         epochs_labeled=config.steps * config.batch_labeled / data.counts["labeled"],
         epochs_unlabeled=(
             config.steps * batch_unlabeled / data.counts["unlabeled"] if with_unlabeled else None
@@ -126,14 +113,12 @@ def plan(config: TrainConfig) -> Plan:
         image_passes=passes[0],
         parameters=sum(p.numel() for p in parts.deployed.model.parameters()),
         trained=sum(p.numel() for group in parts.optimizer.param_groups for p in group["params"]),
-        learning_rate=learning_rate(config),
         device=str(device),
         # The batches of so short a training were there before it asked for them.
         seconds_per_step=max(step, loading / max(config.workers, 1)),
         seconds_per_batch=loading,
         peak_memory=peak_memory(device),
         checkpoint=checkpoint_size(parts),
-        kept=config.keep_last,
     )
 
 
@@ -141,42 +126,47 @@ def describe(plan: Plan) -> list[str]:
     """The lines of `gmix train --dry-run`.
 
     Examples:
-        >>> found = Plan("unimatch", "7 classes, images: 55 labeled, 900 unlabeled", 1500, 8, 8, 2, 218.2, 13.3,
-        ...     40, 24_400_000, 24_430_000, "adamw", "cpu", 2.4, 0.3, 3_500_000_000, 391_000_000)
+        >>> config = TrainConfig(method="unimatch", steps=1500, accumulate=2)
+        >>> found = Plan(config, "7 classes, images: 55 labeled, 900 unlabeled", 8, 218.2, 13.3, 40,
+        ...     24_400_000, 24_430_000, "cpu", 2.4, 0.3, 3_500_000_000, 391_000_000)
         >>> print(*describe(found), sep="\\n")
         unimatch: 7 classes, images: 55 labeled, 900 unlabeled
         steps          1500, of 8 labeled + 8 unlabeled images, in 2 parts one after the other
         epochs         218.2 over the labeled images, 13.3 over the unlabeled
         image passes   40 through an encoder a step
         parameters     24.40 million deployed, 24.43 million trained
-        learning rate  adamw
+        learning rate  adamw, from 0.001 (encoder 0.0003) to 0 as (1 - t/1500)^0.9
         time           1:00:00 on cpu: 2.40 s a step, measured; validation comes on top
         loading        0.30 s a batch in one process
         peak memory    3.5 GB
         checkpoint     391 MB on the disk, the last 2 are kept
     """
-    images = f"{plan.batch_labeled} labeled"
+    config = plan.config
+    images = f"{config.batch_labeled} labeled"
     if plan.batch_unlabeled:
         images += f" + {plan.batch_unlabeled} unlabeled"
-    parts = f", in {plan.accumulate} parts one after the other" if plan.accumulate > 1 else ""
+    parts = f", in {config.accumulate} parts one after the other" if config.accumulate > 1 else ""
     epochs = f"{plan.epochs_labeled:.1f} over the labeled images"
     if plan.epochs_unlabeled is not None:
         epochs += f", {plan.epochs_unlabeled:.1f} over the unlabeled"
     memory = "unknown on this system" if plan.peak_memory is None else human(plan.peak_memory)
     deployed, trained = plan.parameters / 1e6, plan.trained / 1e6
     rows = {
-        "steps": f"{plan.steps}, of {images} images{parts}",
+        "steps": f"{config.steps}, of {images} images{parts}",
         "epochs": epochs,
         "image passes": f"{plan.image_passes} through an encoder a step",
         "parameters": f"{deployed:.2f} million deployed, {trained:.2f} million trained",
-        "learning rate": plan.learning_rate,
+        "learning rate": learning_rate(config),
         "time": f"{clock(3600 * plan.hours)} on {plan.device}: {plan.seconds_per_step:.2f} s a step, "
         "measured; validation comes on top",
         "loading": f"{plan.seconds_per_batch:.2f} s a batch in one process",
         "peak memory": memory,
-        "checkpoint": f"{human(plan.checkpoint)} on the disk, the last {plan.kept} are kept",
+        "checkpoint": f"{human(plan.checkpoint)} on the disk, the last {config.keep_last} are kept",
     }
-    return [f"{plan.method}: {plan.data}", *(f"{name:14} {text}" for name, text in rows.items())]
+    return [
+        f"{config.method}: {plan.data}",
+        *(f"{name:14} {text}" for name, text in rows.items()),
+    ]
 
 
 def learning_rate(config: TrainConfig) -> str:

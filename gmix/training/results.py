@@ -86,7 +86,6 @@ def write_results(
     tally: Tally,
     scores: Scores | None,
     pseudo: dict[str, Any] | None = None,
-    split: str = "",
 ) -> None:
     """Write `results.json`: scores of the last weights, best mIoU, images, cost, versions."""
     best = None if tally.best is None else {"miou": tally.best[0], "step": tally.best[1]}
@@ -96,7 +95,7 @@ def write_results(
         "seed": config.seed,
         "steps": config.steps,
         "images": counts,
-        "split": split,
+        "split": tally.split,
         "last": last,
         "best": best,
         "pseudo": None if pseudo is None else {"step": config.steps, **pseudo},

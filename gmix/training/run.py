@@ -31,7 +31,7 @@ from gmix.training.deterministic import deterministic
 from gmix.training.device import fit_settings, prepare_device
 from gmix.training.fit import Report, fit
 from gmix.training.interrupts import Interrupted, Interrupts
-from gmix.training.lock import locked, refuse_locked
+from gmix.training.lock import locked
 from gmix.training.methods import refuse_few
 from gmix.training.nonfinite import (
     Guard,
@@ -50,7 +50,7 @@ from gmix.training.results import Metrics, write_results
 from gmix.training.saved import SavedModel
 from gmix.training.state import build_parts, find_checkpoint, restore
 from gmix.training.trackers import available_trackers, open_trackers
-from gmix.training.whole import refuse_unwritable, sweep, whole_folder
+from gmix.training.whole import sweep, whole_folder
 from gmix.training.yamlfile import write_yaml
 
 
@@ -100,9 +100,8 @@ def train_into(
     refuse_uneven(config, processes)
     available_trackers(config.trackers)
     with processes.one_by_one():
-        refuse_unwritable(out)
-        if processes.first:
-            refuse_locked(out)
+        if processes.first:  # nothing is written by the others
+            at_end.enter_context(locked(out))
         checkpoint, notes = find_checkpoint(config, out)
     device = prepare_device(processes.device or config.device, config.threads)
     with processes.one_by_one() if config.download else nullcontext():
@@ -125,11 +124,7 @@ def train_into(
 
     mean, std = image_stats(config)
     size = None if config.size is None else parse_size(config.size)
-    if processes.first:  # nothing is written by the others
-        out.mkdir(parents=True, exist_ok=True)
-        at_end.enter_context(locked(out))
-        if checkpoint is None:
-            find_checkpoint(config, out)  # another run may have begun and ended meanwhile
+    if processes.first:
         sweep(out)
         remove_old(out, config.keep_last)
         write_yaml(config, out / "config.yaml")
@@ -197,9 +192,6 @@ def train_into(
     guard = None
     if config.skip_nonfinite > 0:
         guard = Guard(config.skip_nonfinite, parts.tally.skipped, leave_out)
-    net = parts.deployed
-    scores: Scores | None = None
-    pseudo: dict[str, Any] | None = None
     tally = parts.tally
     share = stream.share(processes.rank, processes.count)
     parts_of_step = processes.parts(config.accumulate)
@@ -280,9 +272,10 @@ def train_into(
             net = deployable()
             scores, pseudo = score(net), judge()
     write_model(net, "model", config.steps, scores)
-    path, classes = out / "results.json", data.classes.names
     if processes.first:
-        write_results(path, config, classes, data.counts, tally, scores, pseudo, data.split)
+        write_results(
+            out / "results.json", config, data.classes.names, data.counts, tally, scores, pseudo
+        )
     return Result(scores, tally.best, data.classes.names, tally.seconds / 60, out)
 
 

@@ -126,8 +126,3 @@ class SavedModel:
 def load_model(folder: str | Path, device: torch.device | str = "cpu") -> SavedModel:
     """A trained model: `SavedModel.from_pretrained`, whose arguments and errors it has."""
     return SavedModel.from_pretrained(folder, device)
-
-
-def save_model(saved: SavedModel, folder: Path) -> None:
-    """`saved.save_pretrained(folder)`."""
-    saved.save_pretrained(folder)
