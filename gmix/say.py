@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 
 
@@ -48,6 +49,8 @@ def explain(error: Exception) -> str:
         'two lines'
         >>> explain(ModuleNotFoundError("No module named 'rich'", name="rich"))
         'the package rich is missing: run `pip install "gmix[train]"`'
+        >>> len(explain(RuntimeError("what a compiler says " * 1000))) < 600
+        True
     """
     text = str(error)
     if isinstance(error, ModuleNotFoundError):
@@ -58,7 +61,8 @@ def explain(error: Exception) -> str:
     if text.startswith("Caught ") and "Original Traceback" in text:  # from a loader process
         text = text.rstrip().rsplit("\n", 1)[-1].partition(": ")[2] or text
     elif not isinstance(error, (ValueError, TypeError, ImportError, OSError, ArithmeticError)):
-        text = f"{type(error).__name__}: {text} (--debug shows where)"
+        # A compiler's may be as long as a book.
+        text = f"{type(error).__name__}: {textwrap.shorten(text, 500)} (--debug shows where)"
     return " ".join(text.split())
 
 

@@ -768,6 +768,8 @@ def test_masks_that_cannot_be_learned_are_refused_before_anything_has_changed(na
         with pytest.raises(ValueError, match=f"^`y_labeled` must .*{words}") as refused:
             method(x_l, bad, x_u)
         assert "\n" not in str(refused.value)
+        with pytest.raises(ValueError, match=r"^`y_labeled` must"):
+            method.begin(x_l, bad)
     for images in (x_l[:0], x_l[0]):
         with pytest.raises(ValueError, match=r"^`x_labeled` must be one image or more, shape"):
             method(images, y[:0], x_u)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from gmix.methods import FixMatch, GuidedMix, Supervised
 from gmix.processes import gather
 from gmix.training.checkpoint import newest_checkpoint
 from gmix.training.fit import fit
+from gmix.training.lock import locked
 from gmix.training.processes import ALONE, Processes, start_processes
 from gmix.training.yamlfile import write_yaml
 
@@ -197,12 +199,13 @@ def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=env)
 
 
-def test_torchrun_trains_and_one_process_goes_on(tmp_path: Path) -> None:
+def test_torchrun_trains_and_one_process_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = write_data(tmp_path / "data", labeled=8, unlabeled=8, validation=11)
     settings: dict[str, Any] = {
         "batch_labeled": 4,
         "batch_unlabeled": 4,
-        "accumulate": 2,
         "held_out": 2,
         "labels": 6,
         "keep_best": True,
@@ -215,7 +218,8 @@ def test_torchrun_trains_and_one_process_goes_on(tmp_path: Path) -> None:
     assert "2 processes share the 2 parts of a step" in ran.stdout
     assert ran.stdout.count("best mIoU") == ran.stdout.count("step 6/6") == 1
     assert "find_unused_parameters" not in ran.stderr  # what torch warns of where all are used
-    assert main(["train", "--config", str(flags), "--out", str(tmp_path / "one")]) == 0
+    config = str(tmp_path / "two" / "config.yaml")  # which says in how many parts
+    assert main(["train", "--config", config, "--out", str(tmp_path / "one")]) == 0
 
     def rows(name: str) -> list[dict[str, Any]]:
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
@@ -235,15 +239,24 @@ def test_torchrun_trains_and_one_process_goes_on(tmp_path: Path) -> None:
     ]
     assert passes[0] == passes[1]
 
-    # Half of it by two processes, the rest by one.
-    for name in ("results.json", "checkpoint-00000006/SHA256SUMS", "checkpoint-00000006/state.pt"):
-        (tmp_path / "two" / name).unlink()
-    assert main(["train", "--config", str(flags), "--resume"]) == 0
-    first, second = (
-        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two")
+    # Half of it by two processes, the rest by two again, or by one.
+    for name in ("three", "four"):
+        shutil.copytree(tmp_path / "two", tmp_path / name)
+        for file in ("SHA256SUMS", "state.pt"):
+            (tmp_path / name / "checkpoint-00000006" / file).unlink()
+    ran = torchrun("train", "--config", str(flags), "--resume", "--out", str(tmp_path / "three"))
+    assert ran.returncode == 0 and "going on after step 3" in ran.stdout, ran.stderr
+    again = ["train", "--resume", "--out", str(tmp_path / "four"), "--config"]
+    assert main([*again, str(flags)]) == 1
+    assert "it was started with --accumulate 2" in capsys.readouterr().err
+    assert main([*again, config]) == 0
+    first, *others = (
+        load_file(tmp_path / name / "model" / "model.safetensors")
+        for name in ("one", "three", "four")
     )
-    for key in first:
-        torch.testing.assert_close(first[key], second[key], atol=1e-5, rtol=1e-4)
+    for second in others:
+        for key in first:
+            torch.testing.assert_close(first[key], second[key], atol=1e-5, rtol=1e-4)
 
     ran = torchrun("evaluate", "--model", str(tmp_path / "two"), "--device", "cpu")
     assert ran.returncode == 0, ran.stderr
@@ -269,6 +282,18 @@ def test_a_signal_stops_all_of_them_after_the_same_step(tmp_path: Path) -> None:
     assert stopped is not None and said.count("stopped after step") == 1
     newest, notes = newest_checkpoint(out)
     assert newest is not None and newest.step == int(stopped[1]) and not notes
+
+
+def test_what_the_first_refuses_is_said_once(tmp_path: Path) -> None:
+    data, out = write_data(tmp_path / "data"), tmp_path / "out"
+    flags = tmp_path / "flags.yaml"
+    write_yaml(tiny_config(data, out), flags)
+    out.mkdir()
+    with locked(out):
+        ran = torchrun("train", "--config", str(flags))
+    assert ran.returncode != 0
+    said = [line for line in ran.stderr.splitlines() if line.startswith(("gmix:", "gmix,"))]
+    assert len(said) == 1 and "another process is training in" in said[0]
 
 
 def flat(values: Any, name: str = "") -> dict[str, float]:

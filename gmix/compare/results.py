@@ -50,7 +50,9 @@ class Comparison:
             f"seed. mIoU in percent on the validation images, {describe_seeds(c.all_seeds())}."
         ]
         if c.full:
-            found.append(f"{UPPER}: supervised training with all masks, the upper bound.")
+            found.append(
+                f"{UPPER}: supervised training with all masks, so with other labeled batches: the upper bound."
+            )
         if known := describe_split(self.records):
             found.append(known)
         if not any(record["pseudo"] for record in self.records):

@@ -101,7 +101,11 @@ class Method(nn.Module):
 
         A call of the method does this itself. A loop that goes through a step's batch in parts calls it with the
         labeled images of all of them, and then the method with `begun=True` for each.
+
+        Raises:
+            ValueError: Masks that cannot be learned; then nothing has changed.
         """
+        self._check_labeled(x_labeled, y_labeled)
         teacher = getattr(self, "teacher", None)
         if teacher is not None:
             teacher.update(self.net)

@@ -46,6 +46,7 @@ class Supervised(Method):
 
     def begin(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
         """Count the classes of the labeled images."""
+        super().begin(x_labeled, y_labeled)
         if self.adjustment is not None:
             self.adjustment.add(y_labeled, ignore_index=self.ignore_index)
 

@@ -75,7 +75,11 @@ class Processes:
 
     @contextmanager
     def one_by_one(self) -> Iterator[None]:
-        """The first goes before the others: what it makes on the disk is there for them."""
+        """The first goes before the others: what it makes on the disk is there for them.
+
+        Raises:
+            SystemExit: in the others, if the first failed.
+        """
         yield
 
 
@@ -93,7 +97,8 @@ class Joined(Processes):
         self.accelerator = accelerator
         self.rank = accelerator.process_index
         self.count = accelerator.num_processes
-        self.device = str(accelerator.device)
+        # accelerate numbers the CPU, which safetensors does not know by a number.
+        self.device = "cpu" if accelerator.device.type == "cpu" else str(accelerator.device)
         # What concerns the hosts only must not wait for their devices.
         self._hosts: Any = distributed.new_group(backend="gloo")
 
@@ -135,8 +140,17 @@ class Joined(Processes):
 
     @contextmanager
     def one_by_one(self) -> Iterator[None]:
-        with self.accelerator.main_process_first():
+        if not self.first:
+            if self.any(False):
+                raise SystemExit(1)  # the first has said why
             yield
+            return
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            self.any(failed)
 
 
 def start_processes(device: str = "auto") -> Processes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -98,6 +99,8 @@ def train_into(
     began = perf_counter()
     processes = start_processes(config.device)
     refuse_uneven(config, processes)
+    # What is written says in how many parts, so that another number of processes does the same.
+    config = replace(config, accumulate=processes.parts(config.accumulate))
     available_trackers(config.trackers)
     with processes.one_by_one():
         if processes.first:  # nothing is written by the others
