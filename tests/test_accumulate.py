@@ -1,5 +1,6 @@
 """A step in parts is the step: the same gradients, one move of the teacher, less memory."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ from gmix.methods import (
 )
 from gmix.training.config import CompareConfig, TrainConfig
 from gmix.training.fit import fit
+from gmix.training.parts import PartStatistics
 from gmix.training.run import train
 
 
@@ -93,6 +95,23 @@ def test_frozen_statistics_are_as_good_as_none() -> None:
         return method
 
     assert farthest(after(frozen(), 1)[0], after(frozen(), 4)[0]) < 1e-5
+
+
+def test_statistics_are_the_mean_over_parts_that_all_begin_where_the_step_did() -> None:
+    torch.manual_seed(0)
+    norm, parts = nn.BatchNorm1d(2), torch.randn(3, 8, 2)
+    norm(torch.randn(8, 2))  # a step before
+    alone = [copy.deepcopy(norm) for _ in parts]
+    statistics = PartStatistics(norm, len(parts))
+    for part, layer in zip(parts, alone, strict=True):
+        layer(part)
+        norm(part)
+        statistics.end_part()
+    statistics.end_step(list)
+    for name in ("running_mean", "running_var"):
+        expected = torch.stack([getattr(layer, name) for layer in alone]).mean(0)
+        torch.testing.assert_close(getattr(norm, name), expected)
+    assert norm.num_batches_tracked == 2
 
 
 def test_what_the_documentation_says_is_different_is() -> None:

@@ -153,6 +153,19 @@ def test_weights_and_state_come_back(tmp_path: Path) -> None:
     assert_same(dict(modules["method"].state_dict())["weight"], torch.full((3, 2, 3, 3), 2.0))
 
 
+def test_a_checkpoint_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync, flushed = os.fsync, set()
+
+    def noted(descriptor: int) -> None:
+        flushed.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    path = save_checkpoint(tmp_path, 3, tiny_modules(2.0), {})
+    folders = [] if os.name == "nt" else [path, tmp_path]  # Windows cannot open folders
+    assert {found.stat().st_ino for found in (*path.iterdir(), *folders)} <= flushed
+
+
 def test_only_the_newest_two_stay(tmp_path: Path) -> None:
     for step in (1, 2, 10, 9):
         save_checkpoint(tmp_path, step, tiny_modules(step), {})

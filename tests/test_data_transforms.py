@@ -174,6 +174,8 @@ def test_adjust_color_identity_contrast_and_hue() -> None:
     torch.testing.assert_close(adjust_color(image, 1, 1, 1, 0, 50), image)
     torch.testing.assert_close(adjust_color(image, 1, 1, 1, 1.0, 50), image, atol=1e-3, rtol=0)
     torch.testing.assert_close(adjust_color(image, 1, 0, 1, 0, 50), torch.full_like(image, 50))
+    both = 0.8 * (50 + 0.5 * (image - 50))
+    torch.testing.assert_close(adjust_color(image, 0.8, 0.5, 1, 0, 50), both)
     grey = torch.full((3, 2, 2), 80.0)
     torch.testing.assert_close(adjust_color(grey, 1, 1, 1.3, 0.2, 0), grey, atol=1e-3, rtol=0)
     red = torch.tensor([150.0, 50.0, 50.0])[:, None, None]

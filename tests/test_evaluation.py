@@ -80,6 +80,12 @@ def test_scores_against_a_loop(seed: int, classes: int) -> None:
     assert scores.miou == pytest.approx(sum(values) / len(values))
 
 
+def test_rows_are_true_columns_predicted_and_any_value_may_be_ignored() -> None:
+    matrix = ConfusionMatrix(3, ignore_index=7)
+    matrix.update(torch.tensor([[[1, 2, 0]]]), torch.tensor([[[0, 0, 7]]]))
+    assert matrix.counts.tolist() == [[0, 1, 1], [0, 0, 0], [0, 0, 0]]
+
+
 def test_it_is_the_data_sets_iou_not_the_mean_of_images() -> None:
     matrix = ConfusionMatrix(2)
     matrix.update(torch.zeros(1, 1, 9, dtype=torch.int64), torch.zeros(1, 1, 9, dtype=torch.int64))
@@ -129,6 +135,8 @@ def test_class_map_multi_class_and_binary() -> None:
     assert torch.equal(class_map(logits[:, :1]), (probabilities(logits[:, :1])[:, 0] > 0.5).long())
     up = F.interpolate(logits, (10, 13), mode="bilinear", align_corners=False)
     assert torch.equal(class_map(logits, (10, 13)), up.argmax(1))
+    undecided = torch.zeros(1, 2, 1, 1)
+    assert class_map(undecided[:, :1]) == class_map(undecided) == 0  # binary as two classes
 
 
 class Spy(nn.Module):

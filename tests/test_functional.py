@@ -110,6 +110,11 @@ def test_nearest_is_permutation_equivariant(seed: int) -> None:
     assert torch.equal(q[G.nearest(query, key[q])], index)  # keys reordered, with replacement
 
 
+def test_nearest_tells_neighbours_apart_far_from_the_origin() -> None:
+    key = 1000 + torch.arange(32.0)[:, None] / 8
+    assert G.nearest(key + 0.01, key).tolist() == list(range(32))
+
+
 def test_nearest_carries_no_gradient() -> None:
     query = torch.randn(2, 3, requires_grad=True)
     assert not G.nearest(query, torch.randn(2, 3)).requires_grad
@@ -311,8 +316,10 @@ def test_present_classes_is_a_set(seed: int) -> None:
 
 def test_ramp_up_is_laine_and_aila() -> None:
     for t in (0.0, 0.1, 0.29):
-        assert G.ramp_up(t, 0.3) == pytest.approx(math.exp(-5 * (1 - t / 0.3) ** 2))
-    assert G.ramp_up(0.3, 0.3) == G.ramp_up(1.0, 0.3) == G.ramp_up(0.0, 0.0) == 1.0
+        expected = pytest.approx(math.exp(-5 * (1 - t / 0.3) ** 2))
+        assert G.ramp_up(t, 0.3) == expected and G.ramp_up(torch.tensor(t), 0.3).item() == expected
+    for t, length in ((0.3, 0.3), (1.0, 0.3), (0.0, 0.0)):
+        assert G.ramp_up(t, length) == G.ramp_up(torch.tensor(t), length) == 1.0
 
 
 @given(seeds, st.integers(1, 4))
@@ -323,6 +330,14 @@ def test_reweigh_is_bayes(seed: int, k: int) -> None:
     p, w = probs.numpy(), weights.numpy()
     expected = p * w / (p * w).sum(1, keepdims=True)
     np.testing.assert_allclose(out.numpy(), expected if k > 1 else expected[:, 1:], rtol=1e-4)
+
+
+def test_reweigh_is_finite_where_float32_has_no_products() -> None:
+    probs = torch.tensor([1e-30, 0.0]).view(1, 2, 1, 1).requires_grad_()
+    out = G.reweigh(probs, torch.tensor([1e-30, 1.0]).view(1, 2, 1, 1))
+    assert torch.equal(out, torch.zeros_like(out))
+    out.sum().backward()
+    assert probs.grad is not None and probs.grad.isfinite().all()
 
 
 @given(seeds, st.integers(1, 4))

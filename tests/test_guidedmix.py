@@ -454,6 +454,14 @@ def test_the_ignore_index_reaches_every_part(make: Any) -> None:
         assert torch.equal(value, expected[name])
 
 
+def test_a_class_that_is_ignored_is_not_remembered() -> None:
+    x_l, y, _ = tiny_batch()
+    method = default(criterion=GuidedMixLoss(decoupling=0.0, ignore_index=0))
+    method.begin(x_l, y.clamp(max=2))
+    values = method.reference.values
+    assert not values[:, 0].any() and values[:, 1:].any()
+
+
 @VARIANTS
 def test_padding_of_unlabeled_images_is_not_learnt_from(make: Any) -> None:
     nothing = torch.zeros(4, 32, 32, dtype=torch.bool)

@@ -220,6 +220,8 @@ def test_unsure_pixels_lower_the_loss_and_get_no_gradient(objective: Any) -> Non
     logits = torch.zeros(1, 2, 1, 2, requires_grad=True)
     y = torch.zeros(1, 1, 2, dtype=torch.long)
     criterion = GuidedMixLoss(objective=objective, threshold=0.8)
+    sure = torch.tensor([0.75, 0.25]).view(1, 2, 1, 1)
+    assert GuidedMixLoss(objective=objective, threshold=0.75).weight(sure) == 1  # at least so sure
     losses = criterion(logits.detach(), y, logits_unlabeled=logits, pseudo=pseudo)
     losses["unsupervised"].backward()
     # one sure pixel, averaged over both

@@ -278,6 +278,20 @@ def test_stratify_opens_all_masks_and_plain_ones_none(voc: Path, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
+def test_ignored_pixels_are_no_class_to_spread(folders: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(folders, tmp_path / "data")
+    flags = {"images": str(data / "images"), "masks": str(data / "masks")}
+    flags |= {"labels": 1, "classes": 3, "stratify": True}
+    make(tmp_path / "before", **flags)
+    (first,) = images(tmp_path / "before" / "labeled.txt")
+    other = next(path for path in find_images(data / "masks") if path.name != Path(first).name)
+    mask = np.array(Image.open(other))
+    mask[0, 0] = 255
+    Image.fromarray(mask).save(other)
+    make(tmp_path / "after", **flags)
+    assert images(tmp_path / "after" / "labeled.txt") == [first]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -440,6 +454,14 @@ def test_audit_finds_what_is_wrong(voc: Path, tmp_path: Path) -> None:
     written = json.loads((tmp_path / "found.json").read_text())
     assert written["overlaps"]["labeled, val"] == [path("20")]
     assert written["split"] == found.split
+
+
+def test_audit_and_training_leave_out_the_same_images(voc: Path, tmp_path: Path) -> None:
+    files = lists(tmp_path, labeled=["i00", "i01"], unlabeled=["i01", "i02", "i03", "i20"])
+    settings = {**voc_flags(voc, tmp_path), "val_images": None, "val_masks": None, "classes": 3}
+    config = tiny_config(tmp_path, tmp_path / "run", **settings)
+    audit = audit_split(SplitsAuditConfig(root=str(voc), val="val", **files))
+    assert audit.split == build_data(config).split
 
 
 def test_audit_opens_labeled_masks_only_and_only_for_the_classes(voc: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny_data import NAMES, tiny_config, write_data, write_scene
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gmix.data import Batch
 from gmix.training.build import build_data, build_stream
@@ -199,6 +200,20 @@ def test_a_step_is_adamw_as_printed() -> None:
     np.testing.assert_allclose(layer.weight.detach().numpy(), weight, rtol=1e-5)
 
 
+def test_a_step_is_sgd_as_printed() -> None:
+    layer, decay = nn.Linear(1, 1, bias=False), 0.01
+    weight, velocity = layer.weight.item(), 0.0
+    optimizer = build_optimizer(
+        layer.parameters(), nn.Identity(), name="sgd", lr=0.1, weight_decay=decay
+    )
+    for grad in (1.0, -0.5, 2.0):
+        layer.weight.grad = torch.full((1, 1), grad)
+        velocity = 0.9 * velocity + grad + decay * weight
+        weight -= 0.1 * velocity
+        optimizer.step()
+    assert layer.weight.item() == pytest.approx(weight, rel=1e-5)
+
+
 # --- loop ------------------------------------------------------------------------------------
 
 
@@ -253,6 +268,23 @@ def test_fit_does_what_a_plain_loop_does() -> None:
     assert [r.losses["total"] for r in reports] == pytest.approx(expected, rel=1e-5)
     assert method.net.weight.item() == pytest.approx(weight, rel=1e-5)
     assert [c["progress"] for c in method.calls] == [t / 7 for t in range(7)]
+
+
+def test_the_average_moves_after_each_step() -> None:
+    method = Regression()
+    optimizer = torch.optim.SGD([{"params": method.parameters(), "initial_lr": 0.1}], lr=0.1)
+    average = AveragedModel(method.net, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    reports = fit(
+        method,
+        regression_batches(),
+        optimizer,
+        steps=3,
+        average=average,
+        report_when=lambda s: True,
+    )
+    first, second, third = [method.net.weight.item() for _ in reports]
+    expected = (first + second) / 4 + third / 2  # it starts at the first
+    assert average.module.weight.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_randomness_is_a_function_of_seed_and_step() -> None:

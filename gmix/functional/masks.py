@@ -98,7 +98,7 @@ def reweigh(probs: Tensor, weights: Tensor) -> Tensor:
         weights: `(N, max(K, 2), H, W)`, positive; in the binary case background, foreground.
 
     Returns:
-        float32 `(N, K, H, W)`, a distribution per pixel.
+        float32 `(N, K, H, W)`, a distribution per pixel; less, at worst 0, where float32 cannot hold the products.
 
     Raises:
         ValueError: The shapes do not fit.
