@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from gmix.training.whole import cannot_write, make_folder
+from gmix.training.whole import cannot_write
 
 NAME = ".gmix-lock"
 
@@ -17,8 +17,7 @@ NAME = ".gmix-lock"
 def locked(folder: Path) -> Iterator[None]:
     """Keep the trainings of other processes out of a folder, until this one is done or has died.
 
-    The folder is made, and goes again if nothing was written into it. Nothing is kept out on Windows, nor on network
-    drives that know no locks.
+    Nothing is kept out on Windows, nor on network drives that know no locks.
 
     Raises:
         ValueError: if another process trains there.
@@ -31,15 +30,20 @@ def locked(folder: Path) -> Iterator[None]:
         ...     os.listdir(name)
         []
     """
-    made = not folder.exists()
-    make_folder(folder)
+    if os.name == "nt":
+        yield
+        return
+    path = folder / NAME
     try:
-        with nullcontext() if os.name == "nt" else _held(folder / NAME):
+        file = path.open("ab")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    with file:
+        _lock(file, path)
+        try:
             yield
-    finally:
-        if made:
-            with suppress(OSError):  # which it is if there is something in it
-                folder.rmdir()
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def refuse_locked(folder: Path) -> None:
@@ -54,20 +58,6 @@ def refuse_locked(folder: Path) -> None:
         return
     with file:
         _lock(file, folder / NAME)
-
-
-@contextmanager
-def _held(path: Path) -> Iterator[None]:
-    try:
-        file = path.open("ab")
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    with file:
-        _lock(file, path)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 def _lock(file: IO[bytes], path: Path) -> None:

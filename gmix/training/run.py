@@ -32,7 +32,7 @@ from gmix.training.deterministic import deterministic
 from gmix.training.device import fit_settings, prepare_device
 from gmix.training.fit import Report, fit
 from gmix.training.interrupts import Interrupted, Interrupts
-from gmix.training.lock import locked
+from gmix.training.lock import locked, refuse_locked
 from gmix.training.methods import refuse_few
 from gmix.training.nonfinite import (
     Guard,
@@ -51,7 +51,7 @@ from gmix.training.results import Metrics, write_results
 from gmix.training.saved import SavedModel
 from gmix.training.state import build_parts, find_checkpoint, restore
 from gmix.training.trackers import available_trackers, open_trackers
-from gmix.training.whole import sweep, whole_folder
+from gmix.training.whole import refuse_unwritable, sweep, whole_folder
 from gmix.training.yamlfile import write_yaml
 
 
@@ -103,8 +103,9 @@ def train_into(
     config = replace(config, accumulate=processes.parts(config.accumulate))
     available_trackers(config.trackers)
     with processes.one_by_one():
-        if processes.first:  # nothing is written by the others
-            at_end.enter_context(locked(out))
+        if processes.first:
+            refuse_unwritable(out)
+            refuse_locked(out)
         checkpoint, notes = find_checkpoint(config, out)
     device = prepare_device(processes.device or config.device, config.threads)
     with processes.one_by_one() if config.download else nullcontext():
@@ -127,7 +128,13 @@ def train_into(
 
     mean, std = image_stats(config)
     size = None if config.size is None else parse_size(config.size)
-    if processes.first:
+    if (
+        processes.first
+    ):  # nothing is written by the others, nor before all that could be refused is in order
+        out.mkdir(parents=True, exist_ok=True)
+        at_end.enter_context(locked(out))
+        if checkpoint is None:
+            find_checkpoint(config, out)  # another run may have begun and ended meanwhile
         sweep(out)
         remove_old(out, config.keep_last)
         write_yaml(config, out / "config.yaml")
