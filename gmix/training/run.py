@@ -113,7 +113,7 @@ def train_into(
     if config.keep_best and data.validation is None:
         raise ValueError("--keep-best needs validation images: add some, or leave the flag out")
     parts = build_parts(config, data.classes.channels, device)
-    refuse_few(config, parts.method, processes.parts(config.accumulate))
+    refuse_few(config, parts.method, config.accumulate)
     start = 0
     if checkpoint is not None:
         start = checkpoint.step
@@ -128,9 +128,8 @@ def train_into(
 
     mean, std = image_stats(config)
     size = None if config.size is None else parse_size(config.size)
-    if (
-        processes.first
-    ):  # nothing is written by the others, nor before all that could be refused is in order
+    # Nothing is written by the others, nor before all that could be refused is in order.
+    if processes.first:
         out.mkdir(parents=True, exist_ok=True)
         at_end.enter_context(locked(out))
         if checkpoint is None:
@@ -204,7 +203,6 @@ def train_into(
         guard = Guard(config.skip_nonfinite, parts.tally.skipped, leave_out)
     tally = parts.tally
     share = stream.share(processes.rank, processes.count)
-    parts_of_step = processes.parts(config.accumulate)
     if start < config.steps:
 
         def tell(images: int) -> None:
@@ -214,7 +212,7 @@ def train_into(
             tell(count_passes(parts.method, share[start].to(device)))
             compile_call(parts.method, device)
         else:
-            count_first_step(parts.method, tell, calls=len(processes.share(parts_of_step)))
+            count_first_step(parts.method, tell, calls=len(processes.share(config.accumulate)))
     stopping = False
 
     def report_when(step: int) -> bool:
@@ -234,7 +232,7 @@ def train_into(
         for note in (*data.notes, *notes):
             show.note(note)
         if processes.count > 1:
-            show.note(f"{processes.count} processes share the {parts_of_step} parts of a step")
+            show.note(f"{processes.count} processes share the {config.accumulate} parts of a step")
         if start:
             show.note(f"going on after step {start}")
         reports = fit(
