@@ -22,7 +22,7 @@ import gmix
 from gmix.network import GuidedMixNet
 from gmix.predict import predict_logits
 from gmix.training.saved import SavedModel
-from gmix.training.whole import PART, cannot_write, make_folder, refuse_unwritable
+from gmix.whole import PART, cannot_write, make_folder, refuse_unwritable
 
 Size = tuple[int, int]
 Format = Literal["onnx", "torch"]

@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from gmix.data import ahead, eval_transform, read_image, to_rgb
 from gmix.evaluation import Predict, class_maps
 from gmix.training.saved import SavedModel
-from gmix.training.whole import make_folder, whole_file
+from gmix.whole import make_folder, whole_file
 
 Color = tuple[int, int, int]
 Pixels = npt.NDArray[np.uint8]

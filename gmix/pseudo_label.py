@@ -18,7 +18,7 @@ from gmix.data import IGNORE
 from gmix.evaluation import Predict, most_likely, to_logits
 from gmix.predict import Failure, each_image, predict_logits, prepare, save_mask, save_picture
 from gmix.training.saved import SavedModel
-from gmix.training.whole import make_folder, whole_file
+from gmix.whole import make_folder, whole_file
 
 Mask = npt.NDArray[np.uint8]
 Ids = npt.NDArray[np.int64]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -252,9 +253,11 @@ def model(change: Callable[[Path, Place], object], *more: object) -> Make:
     return make
 
 
-def unsummed(folder: Path) -> None:
-    """Take away what tells that a checkpoint was changed: whoever made it on purpose would."""
-    (folder / "SHA256SUMS").unlink()
+def sum_anew(folder: Path) -> None:
+    """Make a changed checkpoint look as it was written: whoever changed it on purpose would."""
+    files = sorted(path for path in folder.iterdir() if path.name != "SHA256SUMS")
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
+    (folder / "SHA256SUMS").write_text("".join(lines))
 
 
 def checkpoint(change: Callable[[Path, Place], object]) -> Make:
@@ -1361,11 +1364,11 @@ def other_encoder(folder: Path, place: Place) -> None:
 
 
 def other_weights(folder: Path, place: Place) -> None:
-    unsummed(folder)
     state = load_file(folder / "method.safetensors")
     save_file(
         {f"other.{name}": value for name, value in state.items()}, folder / "method.safetensors"
     )
+    sum_anew(folder)
 
 
 def payload(path: Path, place: Place) -> None:
@@ -1509,6 +1512,11 @@ group(
         "no checkpoint in … can be read (checkpoint-00000002: method.safetensors: …): start anew in another --out",
     ),
     Case(
+        "a checkpoint without its sums",
+        checkpoint(lambda folder, place: (folder / "SHA256SUMS").unlink()),
+        "no checkpoint in … can be read (checkpoint-00000002: SHA256SUMS: …): start anew in another --out",
+    ),
+    Case(
         "a checkpoint whose state is cut in half",
         checkpoint(lambda folder, place: halve(folder / "state.pt")),
         "no checkpoint in … can be read (checkpoint-00000002: state.pt is not as it was written): start anew …",
@@ -1516,7 +1524,7 @@ group(
     Case(
         "a checkpoint whose state runs code",
         checkpoint(
-            lambda folder, place: (unsummed(folder), torch_payload(folder / "state.pt", place))
+            lambda folder, place: (torch_payload(folder / "state.pt", place), sum_anew(folder))
         ),
         "the checkpoint …checkpoint-00000002 does not fit this network: it is no file of tensors and …",
     ),

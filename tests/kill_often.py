@@ -23,7 +23,8 @@ import torch
 import yaml  # noqa: F401
 from tiny_data import tiny_config
 
-from gmix.training import checkpoint, run, saved, state, whole
+from gmix import whole
+from gmix.training import checkpoint, run, saved, state
 from gmix.training.config import TrainConfig
 
 KINDS = {"call": 3, "write": 3, "save": 3, "clock": 1}

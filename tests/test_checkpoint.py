@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from tiny_data import tiny_config, write_data
 from torch import nn
 
+from gmix import whole
 from gmix.training import checkpoint as module
-from gmix.training import whole
 from gmix.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,

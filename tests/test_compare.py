@@ -514,6 +514,7 @@ def record(method: str, seed: int, miou: float, **changes: Any) -> dict[str, Any
         "best": {"miou": miou + 0.01, "step": 5},
         "iou": {"cat": miou, "cow": None},
         "images": {"labeled": 3},
+        "split": "1854c52b11fd",
         "seconds_per_step": 0.5,
         "image_passes_per_step": 8,
         "peak_memory_bytes": 10**9,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import webdataset
+from full_disk import largest_file
 from PIL import Image
 from test_data_stream import load, same
 from tiny_data import tiny_config, words, write_data
@@ -109,6 +110,15 @@ def test_an_index_says_what_the_shard_says(data: Path, tmp_path: Path) -> None:
             assert bytes_there in {path.read_bytes() for path in find_images(data / "extra")}
     after = ShardedImages(find_shards(tmp_path))
     assert all(torch.equal(before[i], after[i]) for i in range(7))
+
+
+def test_an_index_stays_where_there_is_no_room_for_another(data: Path, tmp_path: Path) -> None:
+    pack(find_images(data / "extra"), tmp_path)
+    shard = find_shards(tmp_path)[0]
+    before = write_index(shard).read_bytes()
+    with largest_file(5), pytest.raises(ValueError, match=r"cannot write \S+\.idx: File too large"):
+        write_index(shard)
+    assert shard.with_suffix(".idx").read_bytes() == before
 
 
 def test_an_index_of_nvidia_is_understood(data: Path, tmp_path: Path) -> None:

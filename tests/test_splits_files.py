@@ -7,6 +7,7 @@ import json
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
+from full_disk import largest_file
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -150,6 +151,13 @@ def test_writing_replaces_no_other_list(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"list\.txt exists and holds another list"):
         write_split(listing, [Entry("a.jpg")])
     assert listing.read_text() == "a.jpg a.png\n"
+
+
+def test_a_list_is_whole_or_not_there(tmp_path: Path) -> None:
+    entries = [Entry(f"{i}.jpg") for i in range(1000)]
+    with largest_file(100), pytest.raises(ValueError, match=r"cannot write \S+list\.txt: File too"):
+        write_split(tmp_path / "list.txt", entries)
+    assert list(tmp_path.iterdir()) == []
 
 
 GROUPS = st.lists(st.text(max_size=3))

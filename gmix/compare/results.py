@@ -10,7 +10,7 @@ from typing import Any
 from gmix.compare.plan import UPPER, Run, table_rows
 from gmix.compare.table import Record, Table, classes_table, scores_table
 from gmix.training.config import CompareConfig
-from gmix.training.whole import write_whole
+from gmix.whole import write_whole
 
 
 @dataclass
@@ -94,14 +94,13 @@ def read_record(run: Run) -> Record:
         "best": found["best"],
         "iou": last["iou"],
         "images": found["images"],
-        # A run of an earlier version knows less of itself.
-        **{name: found.get(name) for name in same},
+        **{name: found[name] for name in same},
         "versions": found["versions"],
     }
 
 
 def describe_split(records: list[Record]) -> str | None:
-    """Whether all runs learned from, and were judged on, the same images; None if that is unknown.
+    """Whether all runs learned from, and were judged on, the same images; None if no run is done.
 
     Examples:
         >>> describe_split([{"method": "cps", "split": "1a"}, {"method": "cct", "split": "1a"}])
@@ -109,8 +108,7 @@ def describe_split(records: list[Record]) -> str | None:
         >>> describe_split([{"method": "cps", "split": "1a"}, {"method": "cct", "split": "2b"}])
         'The runs are of different splits: 1a, 2b. Do not compare them.'
     """
-    found = {record.get("split") for record in records if record["method"] != UPPER}
-    splits = sorted(filter(None, found))  # runs of an earlier version do not know theirs
+    splits = sorted({record["split"] for record in records if record["method"] != UPPER})
     if len(splits) > 1:
         return f"The runs are of different splits: {', '.join(splits)}. Do not compare them."
     return f"Split {splits[0]}." if splits else None

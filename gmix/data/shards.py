@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 from gmix.data.files import IMAGE_SUFFIXES
 from gmix.data.images import RGB, ImageFormat, read_image
 from gmix.data.paths import Paths
+from gmix.whole import write_whole
 
 Size = tuple[int, int]
 
@@ -89,12 +90,12 @@ def write_index(shard: str | Path) -> Path:
         Its path.
 
     Raises:
-        ValueError: As `list_members`.
+        ValueError: As `list_members`, or if it cannot be written.
     """
     members = list_members(shard)
     lines = [f"v1.1 {len(members)}", *(f"{m.suffix} {m.offset} {m.size}" for m in members)]
     index = Path(shard).with_suffix(".idx")
-    index.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(index, "\n".join(lines) + "\n")
     return index
 
 

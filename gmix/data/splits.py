@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from gmix.data.paths import Paths
+from gmix.whole import write_whole
 
 
 class Entry(NamedTuple):
@@ -67,11 +68,11 @@ def write_split(path: str | Path, entries: Iterable[Entry]) -> None:
     left as it is.
 
     Raises:
-        ValueError: If the file exists and says something else.
+        ValueError: If the file exists and says something else, or cannot be written.
     """
     path, text = Path(path), format_split(entries)
     refuse_to_change(path, text)
-    path.write_text(text, encoding="utf-8", newline="\n")
+    write_whole(path, text)
 
 
 def format_split(entries: Iterable[Entry]) -> str:

@@ -20,7 +20,7 @@ from gmix.report.scenes import load_newest, look_at_even_scenes
 from gmix.report.sheet import INK, PALE, picture_sheet
 from gmix.training.commands import ReportConfig
 from gmix.training.device import prepare_device
-from gmix.training.whole import make_folder
+from gmix.whole import make_folder
 
 
 def draw_figure(folders: Sequence[str | Path], config: ReportConfig) -> Path:

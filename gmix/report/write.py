@@ -21,7 +21,7 @@ from gmix.say import one_line
 from gmix.training.commands import ReportConfig
 from gmix.training.device import prepare_device
 from gmix.training.saved import SavedModel
-from gmix.training.whole import make_folder, write_whole
+from gmix.whole import make_folder, write_whole
 
 T = TypeVar("T")
 PAIRS = 4

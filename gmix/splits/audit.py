@@ -17,7 +17,7 @@ from gmix.splits.pixels import class_pixels
 from gmix.training.build import build_classes
 from gmix.training.commands import SplitsAuditConfig
 from gmix.training.files import known_layout
-from gmix.training.whole import write_whole
+from gmix.whole import write_whole
 
 SHOWN = 3  # names in a note
 

@@ -15,6 +15,7 @@ from gmix.training.build import build_classes
 from gmix.training.commands import SplitsMakeConfig
 from gmix.training.config import TrainConfig
 from gmix.training.files import all_files, known_data
+from gmix.whole import make_folder, write_whole
 
 # The flags that say where the data is; they mean what they mean to `gmix train`.
 SOURCES = (
@@ -91,8 +92,8 @@ def make_splits(config: SplitsMakeConfig) -> list[Made]:
     for path, text in files.items():  # all before the first is written: no half of a split
         refuse_to_change(path, text)
     for path, text in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
+        make_folder(path.parent)
+        write_whole(path, text)
     return found
 
 

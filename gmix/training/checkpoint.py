@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gmix.training.whole import remove_whole, whole_folder
 from gmix.weights import load_plain
+from gmix.whole import remove_whole, whole_folder
 
 PREFIX = "checkpoint-"
 STATE, SUMS = "state.pt", "SHA256SUMS"
@@ -126,8 +126,6 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 def damage(path: Path) -> str | None:
     """What is wrong with the files of a checkpoint, if anything: disks fail, and copies end early."""
     try:
-        if not (path / SUMS).exists() and (path / STATE).exists():
-            return None  # written before there were sums
         lines = (path / SUMS).read_text(encoding="utf-8").splitlines()
         sums = {name: known for known, name in (line.split("  ", 1) for line in lines)}
         changed = [name for name, known in sums.items() if _sha256(path / name) != known]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from gmix.training.whole import cannot_write
+from gmix.whole import cannot_write
 
 NAME = ".gmix-lock"
 

@@ -17,8 +17,8 @@ from torch.utils.data import ConcatDataset
 from gmix.data import Cached, ShardedImages, TwoStream
 from gmix.training.checkpoint import list_checkpoints
 from gmix.training.config import TrainConfig
-from gmix.training.whole import whole_folder
 from gmix.training.yamlfile import write_yaml
+from gmix.whole import whole_folder
 
 PREFIX = "nonfinite-"
 

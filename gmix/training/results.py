@@ -15,7 +15,7 @@ from gmix.evaluation import Scores
 from gmix.training.config import TrainConfig
 from gmix.training.fit import Report
 from gmix.training.trackers import Log, no_log
-from gmix.training.whole import cannot_write, write_whole
+from gmix.whole import cannot_write, write_whole
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Tally:
     image_passes: int | None = None  # images through an encoder in one step
     peak_memory: int | None = None  # bytes
     skipped: list[int] = field(default_factory=list)  # steps that were not finite
-    split: str = ""  # a hash of which images were used for what; older checkpoints do not say
+    split: str = ""  # a hash of which images were used for what
 
 
 class Metrics:

@@ -51,8 +51,8 @@ from gmix.training.results import Metrics, write_results
 from gmix.training.saved import SavedModel
 from gmix.training.state import build_parts, find_checkpoint, restore
 from gmix.training.trackers import available_trackers, open_trackers
-from gmix.training.whole import refuse_unwritable, sweep, whole_folder
 from gmix.training.yamlfile import write_yaml
+from gmix.whole import refuse_unwritable, sweep, whole_folder
 
 
 class Result(NamedTuple):
@@ -320,14 +320,14 @@ def other_images(before: str, now: str) -> list[str]:
     """What to say if a training goes on with other images: maybe only a broken one was deleted.
 
     Args:
-        before: `Data.split` of the steps done; empty if the checkpoint does not say.
+        before: `Data.split` of the steps done.
         now: that of the steps to come.
 
     Examples:
-        >>> other_images("1854c52b11fd", "1854c52b11fd"), other_images("", "1854c52b11fd")
-        ([], [])
+        >>> other_images("1854c52b11fd", "1854c52b11fd")
+        []
     """
-    if before in ("", now):
+    if before == now:
         return []
     return [
         f"the images are not those it was trained on so far (split {before}, now {now}): if that is not "

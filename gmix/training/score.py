@@ -38,7 +38,7 @@ from gmix.training.flags import parse
 from gmix.training.options import read_windows
 from gmix.training.processes import start_processes
 from gmix.training.saved import load_model
-from gmix.training.whole import whole_file, write_whole
+from gmix.whole import whole_file, write_whole
 
 
 def score_model(config: EvaluateConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from gmix.training.config import TrainConfig
 from gmix.training.options import flag
-from gmix.training.whole import write_whole
+from gmix.whole import write_whole
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

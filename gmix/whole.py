@@ -93,13 +93,13 @@ def whole_file(final: Path, *, flush: bool = True) -> Iterator[Path]:
 
 
 def write_whole(final: Path, text: str) -> None:
-    """Write a text file, replacing the one that is there at once.
+    """Write a text file in UTF-8 with line ends of one byte, replacing the one that is there at once.
 
     Raises:
         ValueError: if it cannot be written, in one sentence; the one that is there stays.
     """
     with whole_file(final) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", newline="\n")
 
 
 def make_folder(folder: Path) -> None:
