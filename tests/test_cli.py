@@ -191,7 +191,11 @@ def test_bad_yaml_is_one_line(capsys: Capture, tmp_path: Path, text: str, messag
         (["train", "--steps", "many"], "--steps expects a whole number, got many"),
         (["train", "--optimizer", "adam"], "--optimizer expects adamw or sgd, got adam"),
         (["train", "--steps"], "--steps"),
-        (["predict", "--images", "x"], "--model DIR is missing"),
+        (["train", "--images", "x"], "--out DIR is missing: where everything is written (see "),
+        (["compare"], "--out DIR is missing: where everything is written (see "),
+        (["evaluate"], "--model DIR is missing: --out folder of a finished `gmix train` (see "),
+        (["predict", "--images", "x"], "--model DIR is missing: "),
+        (["predict", "--images", "x", "--model", "x"], "--out DIR is missing: gets masks/NAME.png"),
     ],
 )
 def test_bad_flags_are_one_line(capsys: Capture, argv: list[str], message: str) -> None:
@@ -320,7 +324,6 @@ def test_a_broken_unlabeled_image_is_named_even_by_a_loader_process(
         ({"variant": "best", "method": "guidedmix"}, "`variant` must be one of"),
         ({"device": "cuda:77"}, "--device cuda:77 cannot be used here"),
         ({"device": "abacus"}, "--device abacus cannot be used here"),
-        ({"out": None}, "--out DIR is missing"),
         ({"crop": "8"}, "--crop must be written HxW"),
     ],
 )

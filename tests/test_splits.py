@@ -295,7 +295,6 @@ def test_ignored_pixels_are_no_class_to_spread(folders: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "--labels 1/8 (or 183, or 1/16,1/8) and --out DIR are needed"),
         (["--labels", "1/8", "--out", "o"], "--images DIR and --masks DIR are missing"),
         (["--labels", "2", "--out", "o", "--stratify"], "--stratify needs --classes"),
         (["--labels", "some", "--out", "o", "--voc", "VOC"], "must be fractions or counts"),
@@ -522,7 +521,10 @@ def test_audit_on_the_command_line(voc: Path, tmp_path: Path, capsys: Capture) -
 @pytest.mark.parametrize(
     ("argv", "message", "code"),
     [
-        (["audit"], "--root DIR and --labeled FILE are needed", 1),
+        (["audit"], "--root DIR is missing: what the lists are relative to", 2),
+        (["audit", "--root", "."], "--labeled LIST is missing: a file, or the name of", 2),
+        (["make"], "--labels N|A/B,.. is missing: how many: 183, 1/8, or nested ones", 2),
+        (["make", "--labels", "1/8"], "--out DIR is missing: gets labeled.txt", 2),
         (["audit", "--root", ".", "--labeled", "nowhere"], "the list nowhere is neither in", 1),
         (["adit"], "unknown command splits adit, did you mean audit?", 2),
         (["audit", "--lable", "x"], "unknown flag --lable", 2),

@@ -8,6 +8,7 @@ from typing import Any
 
 from gmix.training.config import CompareConfig, TrainConfig
 from gmix.training.files import known_data
+from gmix.training.flags import missing
 from gmix.training.methods import METHODS
 from gmix.training.options import lookup
 
@@ -52,7 +53,7 @@ def plan(config: CompareConfig) -> list[Run]:
         ['supervised-0', 'guidedmix-0', 'supervised-full-0', 'supervised-1']
     """
     if config.out is None:
-        raise ValueError("--out DIR is missing: where the runs and the table go")
+        raise missing(config, "out")
     if config.val_images is None and known_data(config) is None:
         raise ValueError(
             "a comparison needs validation images: give --val-images DIR and --val-masks DIR"

@@ -33,7 +33,7 @@ def compare(config: CompareConfig) -> Comparison:
     Examples:
         >>> compare(CompareConfig(methods="unimatch"))
         Traceback (most recent call last):
-        ValueError: --out DIR is missing: where the runs and the table go
+        gmix.training.flags.UsageError: --out DIR is missing: where everything is written
     """
     runs = plan(config)
     comparison = Comparison(config, runs)

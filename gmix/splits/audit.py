@@ -17,6 +17,7 @@ from gmix.splits.pixels import class_pixels
 from gmix.training.build import build_classes
 from gmix.training.commands import SplitsAuditConfig
 from gmix.training.files import known_layout
+from gmix.training.flags import missing
 from gmix.whole import write_whole
 
 SHOWN = 3  # names in a note
@@ -122,7 +123,7 @@ def audit_split(config: SplitsAuditConfig) -> Audit:
         ValueError: if a list or mask cannot be read. Missing images are a finding, no error.
     """
     if config.root is None or config.labeled is None:
-        raise ValueError("--root DIR and --labeled FILE are needed")
+        raise missing(config, "root", "labeled")
     root, layout = Path(config.root), known_layout(config) or LAYOUTS["voc"]
     files = {"labeled": config.labeled, "unlabeled": config.unlabeled, "val": config.val}
     lists = {

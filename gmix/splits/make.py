@@ -15,6 +15,7 @@ from gmix.training.build import build_classes
 from gmix.training.commands import SplitsMakeConfig
 from gmix.training.config import TrainConfig
 from gmix.training.files import all_files, known_data
+from gmix.training.flags import missing
 from gmix.whole import make_folder, write_whole
 
 # The flags that say where the data is; they mean what they mean to `gmix train`.
@@ -56,7 +57,7 @@ def make_splits(config: SplitsMakeConfig) -> list[Made]:
             overwritten; then nothing is written.
     """
     if config.labels is None or config.out is None:
-        raise ValueError("--labels 1/8 (or 183, or 1/16,1/8) and --out DIR are needed")
+        raise missing(config, "labels", "out")
     if config.stratify and config.classes is None and known_data(config) is None:
         raise ValueError("--stratify needs --classes N or FILE: what to spread evenly")
     given = TrainConfig(**{name: getattr(config, name) for name in SOURCES})

@@ -16,7 +16,7 @@ from gmix.training.yamlfile import parse_yaml, read_yaml
 C = TypeVar("C")
 
 
-class UsageError(Exception):
+class UsageError(ValueError):
     """A command line or configuration file that cannot be understood; says why on one line."""
 
     def __init__(self, text: str) -> None:
@@ -174,7 +174,13 @@ def expected(hint: Any) -> str:
 
 
 def missing(config: Any, *names: str) -> UsageError:
-    """What to say if one of these flags was not given."""
-    name = next(name for name in names if not getattr(config, name))
-    kind = type(config).__dataclass_fields__[name].metadata["metavar"]
-    return UsageError(f"{flag(name)} {kind} is missing")
+    """What to say if one of these flags was not given.
+
+    Examples:
+        >>> from gmix.training.config import TrainConfig
+        >>> missing(TrainConfig(), "out")
+        UsageError('--out DIR is missing: where everything is written')
+    """
+    name = next(name for name in names if getattr(config, name) is None)
+    said = type(config).__dataclass_fields__[name].metadata
+    return UsageError(f"{flag(name)} {said['metavar']} is missing: {said['help']}")

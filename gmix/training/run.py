@@ -31,6 +31,7 @@ from gmix.training.cost import count_first_step, count_passes, peak_memory
 from gmix.training.deterministic import deterministic
 from gmix.training.device import fit_settings, prepare_device
 from gmix.training.fit import Report, fit
+from gmix.training.flags import missing
 from gmix.training.interrupts import Interrupted, Interrupts
 from gmix.training.lock import locked, refuse_locked
 from gmix.training.methods import refuse_few
@@ -87,7 +88,7 @@ def train(config: TrainConfig, on_report: Callable[[Report], None] | None = None
         Interrupted: after SIGINT or SIGTERM, once the state is saved.
     """
     if config.out is None:
-        raise ValueError("--out DIR is missing: where the results go")
+        raise missing(config, "out")
     with ExitStack() as at_end:
         return train_into(Path(config.out), config, on_report, at_end)
 

@@ -34,7 +34,7 @@ from gmix.training.commands import EvaluateConfig, PredictConfig, PseudoLabelCon
 from gmix.training.config import TrainConfig
 from gmix.training.device import prepare_device
 from gmix.training.files import known_data, known_layout, validation_files
-from gmix.training.flags import parse
+from gmix.training.flags import missing, parse
 from gmix.training.options import read_windows
 from gmix.training.processes import start_processes
 from gmix.training.saved import load_model
@@ -53,7 +53,7 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
         ValueError: if the model or the images are missing or do not fit.
     """
     if config.model is None:
-        raise ValueError("--model DIR is missing: the --out folder of a finished `gmix train`")
+        raise missing(config, "model")
     for name in ("out", "picture"):  # now, not after an hour of scoring
         path = getattr(config, name)
         if path is not None and not Path(path).absolute().parent.is_dir():
