@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
 from collections.abc import Callable, Sequence
 
 from gmix.say import complain
@@ -63,7 +65,8 @@ def make(words: Sequence[str]) -> int:
     labeled, unlabeled = (str(one.folder / f"{name}.txt") for name in ("labeled", "unlabeled"))
     lists = ["--train-list", labeled, "--unlabeled-list", unlabeled]
     folders = "" if config.images is None else " --val-images DIR --val-masks DIR --classes N"
-    print(f"  {shlex.join(['gmix', 'train', *data, str(one.root), *lists])}{folders} ...")
+    join = subprocess.list2cmdline if os.name == "nt" else shlex.join
+    print(f"  {join(['gmix', 'train', *data, str(one.root), *lists])}{folders} ...")
     return 0
 
 

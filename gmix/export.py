@@ -119,6 +119,8 @@ def export_model(
         ImportError: if a package is missing that the format needs.
     """
     path = Path(path)
+    if path.is_symlink():
+        path = path.resolve()  # the link stays
     if path.exists() and not path.is_file():
         raise ValueError(f"cannot write {path}: it is there and no file; choose another name")
     refuse_unwritable(path.parent)

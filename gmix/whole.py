@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from errno import EACCES
 from pathlib import Path
-from secrets import token_hex
 
 # What `sweep` removes must be ours: a run may be written into a folder of other things.
 PART, OLD, GONE = ".gmix-part", ".gmix-old", ".gmix-gone"
@@ -55,7 +56,8 @@ def whole_folder(final: Path) -> Iterator[Path]:
 def whole_file(final: Path, *, flush: bool = True) -> Iterator[Path]:
     """Hand out a file to write, of the same ending, which then takes the place of `final`.
 
-    What is there and no plain file, such as a link or `/dev/stdout`, is not replaced but written.
+    What is there and no plain file, such as a link or `/dev/stdout`, is not replaced but written, as is a file in
+    a folder that takes no other. A file that is write-protected stays as it is.
 
     Args:
         final: the file.
@@ -72,9 +74,13 @@ def whole_file(final: Path, *, flush: bool = True) -> Iterator[Path]:
         ...     [path.name for path in Path(name).iterdir()], aside.suffix
         (['new.txt'], '.txt')
     """
+    if final.exists() and not os.access(final, os.W_OK):  # which renaming would not ask
+        raise cannot_write(final, PermissionError(EACCES, os.strerror(EACCES)))
     replaced = not final.is_symlink() and (final.is_file() or not final.exists())
-    # Not of its name, which may be as long as names can be.
-    aside = final.with_name(f".{token_hex(4)}{PART}{final.suffix}") if replaced else final
+    replaced = replaced and os.access(final.parent, os.W_OK)
+    # As short as names have to be, and the same again: what a killed process left is written over.
+    short = hashlib.sha256(os.fsencode(final.name)).hexdigest()[:12]
+    aside = final.with_name(f".{short}{PART}{final.suffix}") if replaced else final
     try:
         yield aside
         if replaced:
@@ -87,7 +93,7 @@ def whole_file(final: Path, *, flush: bool = True) -> Iterator[Path]:
         if replaced:
             with suppress(OSError):
                 aside.unlink()
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.filename in (None, str(aside), str(final.parent)):
             raise cannot_write(final, error) from error
         raise
 

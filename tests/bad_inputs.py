@@ -1551,12 +1551,12 @@ group(
     Case(
         "`--out` with a run in it whose checkpoints were deleted",
         without_checkpoints(),
-        "…run holds a finished run whose checkpoints are gone: choose another --out, or delete it",
+        "…run holds a finished run whose checkpoints are gone: choose another --out",
     ),
     Case(
         "the same with `--resume`",
         without_checkpoints("--resume"),
-        "…run holds a finished run whose checkpoints are gone: choose another --out, or delete it",
+        "…run holds a finished run whose checkpoints are gone: choose another --out",
     ),
 )
 

@@ -304,6 +304,7 @@ def test_a_broken_unlabeled_image_is_named_even_by_a_loader_process(
         ({"data": "nowhere", "voc": "nowhere"}, "either --voc ROOT or --dataset NAME"),
         ({"unlabeled_list": "some.txt"}, "--unlabeled-list some.txt needs --voc ROOT, the folder"),
         ({"train_list": "some.txt"}, "--train-list some.txt needs --voc ROOT"),
+        ({"val_list": "v.txt", "dataset": "voc"}, "--val-list v.txt needs --data ROOT, the folder"),
         ({"channels": 4}, "it is an array of 64x64x3, expected 4 channels"),
         ({"channels": 0}, "--channels must be at least 1, got 0"),
         ({"value_range": "9-0"}, "--value-range must be written LOW-HIGH, e.g. 0-4095"),

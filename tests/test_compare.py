@@ -30,6 +30,7 @@ from test_lock import locked_by_another
 from tiny_data import NAMES, tiny_config, write_data, write_scene
 from tiny_nets import Labeled, tiny_batch, tiny_net
 from torch import Tensor
+from true_layouts import WRITERS, write_list
 
 from gmix import functional as G
 from gmix.cli import main
@@ -165,6 +166,19 @@ def test_bad_settings_end_in_one_line_before_anything_is_trained(
     assert said.code in (1, 2)
     (line,) = said.err.splitlines()
     assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_wrong_with_all_masks_is_said_before_some_are_learned(tmp_path: Path) -> None:
+    """With --labels 1 no labeled image is judged, with --full one is."""
+    WRITERS["voc"](tmp_path / "voc")
+    write_list(
+        tmp_path / "voc" / "ImageSets" / "Segmentation" / "both.txt", ["a", "2007_000032", "c"]
+    )
+    argv = ["compare", "--voc", str(tmp_path / "voc"), "--train-list", "both", "--labels", "1"]
+    said = run_command([*argv, "--full", "--out", str(tmp_path / "out")])
+    assert (said.code, said.out) == (1, "")
+    assert "labeled images that are validation images too: 1, such as" in said.err
     assert not (tmp_path / "out").exists()
 
 

@@ -367,6 +367,28 @@ def test_cached_images_are_shared_by_processes_not_copied(tmp_path: Path) -> Non
         cached[3]
 
 
+def test_cached_images_are_copied_where_no_memory_can_be_shared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A container may have 64 MB for it."""
+
+    def full(tensor: torch.Tensor) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    image = tv_tensors.Image(torch.rand(3, 20, 21))
+    for cached in (Cached([image]), pickle.loads(ForkingPickler.dumps(Cached([image])))):
+        assert torch.equal(cached[0], image)
+        assert torch.equal(pickle.loads(pickle.dumps(cached))[0], image)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.int16, torch.uint16])
+def test_cached_keeps_the_type_of_anybodys_images(kind: torch.dtype) -> None:
+    image = tv_tensors.Image(torch.arange(12).reshape(3, 2, 2).to(kind))
+    (found,) = Cached([image])
+    assert found.dtype == kind and torch.equal(found, image)
+
+
 def test_cached_shows_a_broken_file_at_once(tmp_path: Path) -> None:
     good = save(tmp_path / "good.png", np.zeros((2, 2, 3)))
     bad = tmp_path / "bad.png"

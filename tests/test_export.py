@@ -210,6 +210,14 @@ def test_a_full_disk_leaves_the_file_that_was_there(format: Format, tmp_path: Pa
     assert [(left.name, left.read_text()) for left in tmp_path.iterdir()] == [(path.name, "before")]
 
 
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "newest.pt2").symlink_to(Path("models") / "first.pt2")
+    export_model(saved_model("Unet"), tmp_path / "newest.pt2", "torch", size=(32, 32))
+    assert (tmp_path / "newest.pt2").is_symlink()
+    torch.export.load(tmp_path / "models" / "first.pt2")
+
+
 @pytest.mark.parametrize("format", ENDINGS)
 def test_a_network_that_looks_at_the_size_needs_it_fixed(format: Format, tmp_path: Path) -> None:
     if format == "onnx":

@@ -304,6 +304,19 @@ def test_where_seeds_were_trained_does_not_matter() -> None:
     assert ["--device", "cpu, cuda"] in rows and ["--seed", "0, 1"] in rows
 
 
+def test_where_the_images_were_does_not_matter() -> None:
+    """On two machines they are in two folders; the split says whether they are the same."""
+    there = {"images": "/their/images", "masks": "/their/masks"}
+    here = record("a", "cps", 0, 0.5, "1a", images="images", masks="masks")
+    same = record("b", "cps", 1, 0.7, "1a", **there)
+    (group,) = group_runs([here, same])
+    assert group.runs == [here, same]
+    other = record("b", "cps", 1, 0.7, "2b", **there)
+    assert [group.runs for group in group_runs([here, other])] == [[here], [other]]
+    running = record("b", "cps", 1, **there)  # nobody knows yet
+    assert [group.runs for group in group_runs([here, running])] == [[here], [running]]
+
+
 def test_repeated_runs_are_not_seeds() -> None:
     again = [record(f"{folder}/cps-{seed}", "cps", seed) for folder in "ab" for seed in (0, 1)]
     groups = group_runs(again)

@@ -282,6 +282,36 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path, error: BaseException) -> N
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "after")]
 
 
+def test_a_write_protected_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renaming another file onto it would need no leave but that of the folder."""
+    final = tmp_path / "mine.txt"
+    final.write_text("mine")
+    with monkeypatch.context() as patch:  # tests may run as root, who may write everything
+        patch.setattr(os, "access", lambda path, mode: path != final)
+        with pytest.raises(ValueError, match=r"cannot write \S+mine\.txt: Permission denied"):
+            whole.write_whole(final, "theirs")
+        assert final.read_text() == "mine"
+        # But in a folder that takes no other file, one that may be written is.
+        patch.setattr(os, "access", lambda path, mode: path != tmp_path)
+        patch.setattr(Path, "replace", None)
+        whole.write_whole(final, "new")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("mine.txt", "new")]
+
+
+def test_what_a_killed_process_left_of_a_file_is_written_over(tmp_path: Path) -> None:
+    final = tmp_path / ("long" * 63)  # no name can be longer
+    with whole.whole_file(final) as aside:
+        aside.write_text("all")
+    aside.write_text("half")  # as by a process that was killed
+    whole.write_whole(final, "again")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(final.name, "again")]
+
+
+def test_a_file_that_cannot_be_read_is_not_one_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), whole.whole_file(tmp_path / "a.txt"):
+        (tmp_path / "missing").read_text()
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes with names")
 def test_what_is_no_plain_file_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("target")

@@ -234,6 +234,18 @@ def test_what_is_odd_about_the_masks_is_said(
     assert absent in said and "masks belong to no image" in said
 
 
+def test_masks_of_other_images_of_the_run_are_not_odd(tmp_path: Path) -> None:
+    """All masks in one folder, whether their images are learned with them, without them, or judged on."""
+    data = write_data(tmp_path / "data")
+    for path in (data / "val_masks").iterdir():
+        path.rename(data / "masks" / path.name)
+    first, more = min((data / "images").iterdir()), data / "more"
+    more.mkdir()
+    first.rename(more / first.name)
+    config = tiny_config(data, tmp_path, unlabeled=str(more), val_masks=str(data / "masks"))
+    assert not [note for note in build_data(config).notes if "belong to no image" in note]
+
+
 def test_masks_of_0_and_128_are_not_those_of_an_editor(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data")
     for path in [*(data / "masks").iterdir(), *(data / "val_masks").iterdir()]:

@@ -26,6 +26,7 @@ from gmix.training.optim import build_optimizer, poly, set_lr
 from gmix.training.options import parse_size
 from gmix.training.progress import LiveProgress, PlainProgress
 from gmix.training.run import train
+from gmix.training.state import find_checkpoint
 from gmix.training.yamlfile import read_yaml, refuse_changes, write_yaml
 
 HALF = (0.5, 0.5, 0.5)
@@ -52,6 +53,22 @@ def test_a_tuple_given_in_python_is_no_change_on_resume(tmp_path: Path) -> None:
     config.model_args = {"decoder_channels": (64, 16)}
     with pytest.raises(ValueError, match=r"--model-args .*\[64, 32\].*, now .*\[64, 16\]"):
         refuse_changes(config, tmp_path / "config.yaml")
+
+
+def test_a_folder_of_other_models_is_no_finished_run(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "results.json").touch()
+    assert find_checkpoint(TrainConfig(), tmp_path) == (None, [])
+    write_yaml(TrainConfig(), tmp_path / "config.yaml")
+    with pytest.raises(ValueError, match="holds a finished run whose checkpoints are gone"):
+        find_checkpoint(TrainConfig(), tmp_path)
+
+
+def test_why_more_processes_cannot_go_on_is_said(tmp_path: Path) -> None:
+    write_yaml(TrainConfig(accumulate=2), tmp_path / "config.yaml")
+    reason = r"--accumulate 2, now --accumulate is 4 \(a step has a part or more for each process\)"
+    with pytest.raises(ValueError, match=reason):
+        refuse_changes(TrainConfig(accumulate=4), tmp_path / "config.yaml")
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000))

@@ -38,8 +38,8 @@ def compare(config: CompareConfig) -> Comparison:
     runs = plan(config)
     comparison = Comparison(config, runs)
     waiting = [run for run in runs if not is_finished(run)]
-    if waiting:
-        find_data(runs[0].config)  # a wrong folder is told once, and before any training
+    for run in {run.config.labels: run for run in waiting}.values():
+        find_data(run.config)  # a wrong folder is told once, and before any training
     with Interrupts() as interrupts, make_board() as board:
         if BASELINE not in config.method_names():
             board.note(f"{BASELINE} is added: the baseline at equal steps")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -21,7 +22,7 @@ from gmix.data.paths import Paths
 T = TypeVar("T")
 Size = tuple[int, int]
 
-_TYPES = (np.dtype(np.uint8), np.dtype(np.float32))
+_TYPES = tuple(map(np.dtype, ("u1", "f4", "f8", "f2", "i1", "i2", "i4", "i8", "u2")))
 
 
 class Sample(NamedTuple):
@@ -131,7 +132,7 @@ class Cached(Dataset[T]):
 
     For data sets that fit into memory: `4 * H * W` bytes per labeled image of 8 bits and 3 channels. Items are equal to
     those of the wrapped data set. A broken file shows up here, before any training. All items are in one tensor,
-    which loader processes share however they were started.
+    which loader processes share however they were started, if there is room in shared memory.
 
     Args:
         dataset: A `SegmentationDataset` or `ImageDataset` (or one with the same items).
@@ -155,15 +156,24 @@ class Cached(Dataset[T]):
             block[start : start + len(one)] = one
             places.append([start, *described])
             start += len(one)
-        self._block = torch.from_numpy(block)
+        self._block: Tensor | npt.NDArray[np.uint8] = torch.from_numpy(block)
         self._places = torch.tensor(places, dtype=torch.int64).view(-1, 6)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if isinstance(self._block, Tensor):
+            try:
+                self._block.share_memory_()  # type: ignore[no-untyped-call]
+            except RuntimeError:  # a container may have 64 MB for it: then each process gets a copy
+                state["_block"] = self._block.numpy()
+        return state
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, index: int) -> T:
         start, kind, masked, *shape = self._places[range(len(self))[index]].tolist()
-        block = self._block.numpy()
+        block = np.asarray(self._block)
         image = np.frombuffer(block, _TYPES[kind], math.prod(shape), start).reshape(shape)
         item: Any = tv_tensors.Image(torch.from_numpy(image.copy()))
         if masked:

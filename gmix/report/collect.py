@@ -38,6 +38,11 @@ FREE = FREE_ON_RESUME | {
     "deterministic",
     "threads",
 }
+# Where the images are says little of which they are: a data set has another folder on another machine.
+PLACES = (
+    *("images", "masks", "unlabeled", "unlabeled_shards", "val_images", "val_masks"),
+    *("data", "voc", "train_list", "unlabeled_list", "val_list"),
+)
 DEFAULTS = TrainConfig()
 
 
@@ -181,10 +186,16 @@ def read_run(folder: Path) -> RunRecord:
 def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
     """Put the seeds of each experiment together; supervised comes first, GuidedMix last.
 
-    An experiment is its settings. Of those repeated under the same seed, only runs whose folders have one name
-    but for the seed are together. Where a method has several groups, they go by their folders.
+    An experiment is its settings, and the images, which may be in another folder for each. Of those repeated
+    under the same seed, only runs whose folders have one name but for the seed are together. Where a method has
+    several groups, they go by their folders.
     """
-    groups = _divide(runs, lambda run: [run.setting(n) for n in vars(DEFAULTS) if n not in FREE])
+    same = [name for name in vars(DEFAULTS) if name not in FREE and name not in PLACES]
+    groups = [
+        part
+        for group in _divide(runs, lambda run: [run.setting(name) for name in same])
+        for part in ([group] if len(_divide(group, _sources)) == 1 else _divide(group, _data))
+    ]
     for key in (_place, lambda run: run.folder):
         groups = [
             part
@@ -222,6 +233,15 @@ def _divide(runs: Sequence[RunRecord], key: Callable[[RunRecord], Any]) -> list[
         else:
             part.append(run)
     return parts
+
+
+def _sources(run: RunRecord) -> list[Any]:
+    return [run.setting(name) for name in PLACES]
+
+
+def _data(run: RunRecord) -> Any:
+    """Which images it learned from and was judged on; until a run has ended, where they are."""
+    return run.results.get("split") or _sources(run)
 
 
 def _repeats(runs: Sequence[RunRecord]) -> bool:

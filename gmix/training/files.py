@@ -59,8 +59,7 @@ def known_finder(config: Any) -> Finder | None:
     """Finds the files of the known data set that the flags name; with `--download`, fetches it first."""
     known = known_data(config)
     if known is None:
-        if config.dataset is None:
-            refuse_lists(config)
+        refuse_lists(config)
         return None
     if any(getattr(config, name, None) is not None for name in ("images", "masks")):
         raise ValueError("give either --data ROOT (--voc ROOT) or --images and --masks, not both")
@@ -78,8 +77,9 @@ def refuse_lists(config: Any) -> None:
     for item in fields(config):
         given = getattr(config, item.name)
         if item.name in ("train_list", "unlabeled_list", "val_list") and given != item.default:
+            root = "--voc ROOT" if config.dataset is None else "--data ROOT"
             raise ValueError(
-                f"{flag(item.name)} {given} needs --voc ROOT, the folder that the paths in it start from"
+                f"{flag(item.name)} {given} needs {root}, the folder that the paths in it start from"
             )
 
 

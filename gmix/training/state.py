@@ -105,9 +105,10 @@ def find_checkpoint(config: TrainConfig, out: Path) -> tuple[Checkpoint | None, 
         ValueError: if a run would be overwritten, or resumed under other settings.
     """
     if not list_checkpoints(out):
-        if any((out / name).exists() for name in ("results.json", "model")):
+        ended = any((out / name).exists() for name in ("results.json", "model"))
+        if ended and (out / "config.yaml").exists():  # names that others use, too
             raise ValueError(
-                f"{out} holds a finished run whose checkpoints are gone: choose another --out, or delete it"
+                f"{out} holds a finished run whose checkpoints are gone: choose another --out"
             )
         return None, []
     if not config.resume:

@@ -107,6 +107,9 @@ FREE_ON_RESUME = {
 }
 
 
+_PARTS = " (a step has a part or more for each process)"
+
+
 def refuse_changes(config: TrainConfig, path: Path) -> None:
     """Refuse to resume a run under other settings than it was started with.
 
@@ -121,5 +124,6 @@ def refuse_changes(config: TrainConfig, path: Path) -> None:
         if name not in FREE_ON_RESUME and name in before and before[name] != now:
             raise ValueError(
                 f"cannot resume {path.parent}: it was started with {flag(name)} {before[name]}, "
-                f"now {flag(name)} is {now}; use the old value or another --out"
+                f"now {flag(name)} is {now}{_PARTS if name == 'accumulate' else ''}; use the old value "
+                "or another --out"
             )
