@@ -525,7 +525,7 @@ images, y, _ = tiny_batch(2, 2)
         (lambda: default(techer=None), "no part 'techer': choose from ['adjustment', "),
         (
             lambda: default(ignore_index=0),
-            "criterion=GuidedMixLoss(objective='soft_cross_entropy', threshold=0.0, certainty=1.0",
+            "criterion=GuidedMixLoss(objective='cross_entropy', threshold=0.36, certainty=0.0",
         ),
         (lambda: default(mixer=None), "`mixer` cannot be None"),
         (lambda: default(selector=None), "`selector` cannot be None"),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,51 +67,57 @@ class Guidance(NamedTuple):
     pseudo: Tensor  # (N, K, H, W) the target of the student
 
 
-Recipe = dict[str, Callable[[], Any]]
-
-
 def default_parts(
-    net: GuidedMixNet, mean: Sequence[float] | float, std: Sequence[float] | float
-) -> Recipe:
-    """How the parts of `variant="default"` are made: the settings measured in `docs/results.md`."""
-    return {
-        "selector": SimilarPairSelector,
-        "mixer": lambda: LabeledUnlabeledMixer(max_lambda=0.3),
-        "decoupler": SoftDecoupler,
-        "adjustment": lambda: LogitAdjustment(net.classes),
-        "criterion": lambda: GuidedMixLoss(
-            objective="soft_cross_entropy", decoupling=0.0, certainty=1.0
-        ),
-        "teacher": lambda: EMATeacher(net, decay=0.99),
-        "reference": lambda: LabeledReference(net.model.encoder, net.classes),
-        "color": lambda: StrongColor(mean=mean, std=std),
-        "paste": lambda: None,
-        "cutmix": CutMix,
-        "direct": lambda: 0.5,
-        "true_masks": lambda: True,
-        "pair_across": lambda: False,
+    net: GuidedMixNet,
+    mean: Sequence[float] | float,
+    std: Sequence[float] | float,
+    given: GuidedMixParts,
+) -> GuidedMixParts:
+    """`variant="default"`, but for what is given: the settings measured in `docs/results.md`."""
+    parts: GuidedMixParts = {
+        "selector": SimilarPairSelector(),
+        "mixer": LabeledUnlabeledMixer(max_lambda=0.3),
+        "decoupler": SoftDecoupler(),
+        "adjustment": LogitAdjustment(net.classes),
+        "criterion": GuidedMixLoss(objective="soft_cross_entropy", decoupling=0.0, certainty=1.0),
+        "color": StrongColor(mean=mean, std=std),
+        "paste": None,
+        "cutmix": CutMix(),
+        "direct": 0.5,
+        "true_masks": True,
+        "pair_across": False,
     }
+    # These copy a network, and not every encoder can be a reference.
+    if "teacher" not in given:
+        parts["teacher"] = EMATeacher(net, decay=0.99)
+    if "reference" not in given:
+        parts["reference"] = LabeledReference(net.model.encoder, net.classes)
+    return parts | given
 
 
 def paper_parts(
-    net: GuidedMixNet, mean: Sequence[float] | float, std: Sequence[float] | float
-) -> Recipe:
-    """How the parts of `variant="paper"` are made: one network, squared error, every equation as printed."""
-    return {
-        "selector": SimilarPairSelector,
-        "mixer": LabeledUnlabeledMixer,
-        "decoupler": SoftDecoupler,
-        "adjustment": lambda: None,
-        "criterion": GuidedMixLoss,
-        "teacher": lambda: None,
-        "reference": lambda: None,
-        "color": lambda: None,
-        "paste": lambda: None,
-        "cutmix": lambda: None,
-        "direct": lambda: 0.0,
-        "true_masks": lambda: False,
-        "pair_across": lambda: False,
+    net: GuidedMixNet,
+    mean: Sequence[float] | float,
+    std: Sequence[float] | float,
+    given: GuidedMixParts,
+) -> GuidedMixParts:
+    """`variant="paper"`, but for what is given: one network, squared error, every equation as printed."""
+    parts: GuidedMixParts = {
+        "selector": SimilarPairSelector(),
+        "mixer": LabeledUnlabeledMixer(),
+        "decoupler": SoftDecoupler(),
+        "adjustment": None,
+        "criterion": GuidedMixLoss(),
+        "teacher": None,
+        "reference": None,
+        "color": None,
+        "paste": None,
+        "cutmix": None,
+        "direct": 0.0,
+        "true_masks": False,
+        "pair_across": False,
     }
+    return parts | given
 
 
 RECIPES = {"default": default_parts, "paper": paper_parts}
@@ -191,21 +197,18 @@ class GuidedMix(Method):
     ) -> None:
         if variant not in RECIPES:
             raise ValueError(f"`variant` must be one of {sorted(RECIPES)}, got {variant!r}")
-        recipe = RECIPES[variant](net, mean, std)
-        if unknown := sorted(parts.keys() - recipe.keys()):
+        super().__init__(net)
+        chosen = RECIPES[variant](net, mean, std, parts)
+        known = sorted(GuidedMixParts.__annotations__)
+        if unknown := sorted(chosen.keys() - known):
             if unknown[0] == "ignore_index":
-                loss = repr(recipe["criterion"]())[:-1]
+                loss = repr(chosen["criterion"])[:-1]
                 raise ValueError(
                     f"`ignore_index` is the loss's: criterion={loss}, ignore_index=...)"
                 )
-            raise ValueError(f"GuidedMix has no part {unknown[0]!r}: choose from {sorted(recipe)}")
-        super().__init__(net)
-        given: dict[str, Any] = {**parts}
-        if missing := [name for name in REQUIRED if name in given and given[name] is None]:
+            raise ValueError(f"GuidedMix has no part {unknown[0]!r}: choose from {known}")
+        if missing := [n for n, part in chosen.items() if n in REQUIRED and part is None]:
             raise ValueError(f"`{missing[0]}` cannot be None: no step does without it")
-        # Only what is not given: a teacher and a reference copy a network.
-        made = {name: given[name] if name in given else make() for name, make in recipe.items()}
-        chosen = cast(GuidedMixParts, made)
         if not 0 <= chosen["direct"] <= 1:
             raise ValueError(f"`direct` is a weight in [0, 1], got {chosen['direct']}")
         self.ignore_index = chosen["criterion"].ignore_index
