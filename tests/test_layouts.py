@@ -129,6 +129,16 @@ def test_a_mask_named_by_the_list_wins(tmp_path: Path) -> None:
     assert masks_of(LAYOUTS["voc"], tmp_path, listing) == [tmp_path / "mine" / "x.png"]
 
 
+@pytest.mark.parametrize("entry", ["B", "B.JPG", "JPEGImages/B.JPG"])
+def test_suffixes_may_be_in_capitals(tmp_path: Path, entry: str) -> None:
+    save_image(tmp_path / "JPEGImages" / "B.JPG")
+    save_mask(tmp_path / "SegmentationClass" / "B.PNG", [1])
+    (tmp_path / "list.txt").write_text(entry)
+    voc, listing = LAYOUTS["voc"], tmp_path / "list.txt"
+    assert list(images_of(voc, tmp_path, listing)) == [tmp_path / "JPEGImages" / "B.JPG"]
+    assert masks_of(voc, tmp_path, listing) == [tmp_path / "SegmentationClass" / "B.PNG"]
+
+
 def test_archives_unpacked_below_the_root_are_found(tmp_path: Path) -> None:
     for name, below in (("voc", "VOCdevkit/VOC2012"), ("ade20k", "ADEChallengeData2016")):
         root = tmp_path / name

@@ -352,7 +352,7 @@ class Finder:
             prefix, present = self._folder(folder)
             if last in present and _without_suffix(last, suffixes) != last:
                 return prefix + last
-            for suffix in suffixes:
+            for suffix in (*suffixes, *map(str.upper, suffixes)):
                 if last + suffix in present:
                     return prefix + last + suffix
         return None
