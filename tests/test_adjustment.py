@@ -139,5 +139,7 @@ def test_the_command_line_makes_it() -> None:
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="`strength` must be at least 0, got -1"):
         LogitAdjustment(3, strength=-1)
-    with pytest.raises(ValueError, match=r"`floor` is a share in \(0, 1\], got 0"):
-        LogitAdjustment(3, floor=0)
+    for floor in (0, 1.1):
+        with pytest.raises(ValueError, match=rf"`floor` is a share in \(0, 1\], got {floor}"):
+            LogitAdjustment(3, floor=floor)
+    assert LogitAdjustment(3, floor=1).floor == 1

@@ -1,6 +1,7 @@
 """A bank finds what a search in the whole set finds, however large it is and in whatever order it was filled."""
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -101,9 +102,14 @@ def test_what_cannot_be_found_is_refused() -> None:
     bank.add([0, 2], torch.zeros(2, 2))
     for call, message in (
         (lambda: FeatureBank(0, 2), "`images` and `dim` must be at least 1, got 0 and 2"),
+        (lambda: FeatureBank(2, 0), "`images` and `dim` must be at least 1, got 2 and 0"),
         (lambda: bank.add([4], torch.zeros(1, 2)), "`index` must lie in 0 to 3, got 4 to 4"),
         (lambda: bank.add([-1], torch.zeros(1, 2)), "`index` must lie in 0 to 3, got -1 to -1"),
         (lambda: bank.add([1], torch.zeros(2, 2)), r"embeddings \(N, 2\), got \(1,\) and \(2, 2\)"),
+        (
+            lambda: bank.add(torch.tensor([[1]]), torch.zeros(1, 1, 2)),
+            r"an index \(N,\) and .* got \(1, 1\) and \(1, 1, 2\)",
+        ),
         (lambda: bank.nearest(torch.zeros(1, 3)), r"shape \(N, 2\), got \(1, 3\)"),
         (lambda: bank.nearest(torch.zeros(1, 2), 0), "2 entries known so far, got 0"),
         (lambda: bank.nearest(torch.zeros(1, 2), 3), "2 entries known so far, got 3"),
@@ -120,8 +126,10 @@ def test_what_cannot_be_found_is_refused() -> None:
 def test_the_graph_proposes_and_the_bank_decides() -> None:
     pytest.importorskip("usearch")
     torch.manual_seed(0)
-    keys = 50 + torch.randn(2000, 16)
-    bank, query = filled(keys), 50 + torch.randn(200, 16)
+    # So far from 0 that two bytes tell them apart by what they have not in common only.
+    keys, query = 1000 + torch.randn(2000, 16), 1000 + torch.randn(200, 16)
+    bank = FeatureBank(4000, 16)  # half of it is not known yet
+    bank.add(range(2000), keys)
     fast, exact = ApproximateSearch(bank).nearest(query, 3), bank.nearest(query, 3)
     assert (fast.indices == exact.indices).float().mean() > 0.98
     same = fast.indices == exact.indices
@@ -129,8 +137,9 @@ def test_the_graph_proposes_and_the_bank_decides() -> None:
     again = ApproximateSearch(bank).nearest(query, 3)
     assert torch.equal(again.indices, fast.indices)
     own = torch.arange(50)
-    found = ApproximateSearch(bank).nearest(keys[:50], exclude=own)
-    assert not (found.indices[:, 0] == own).any()
+    for candidates in (0, 8):
+        found = ApproximateSearch(bank, candidates=candidates).nearest(keys[:50], exclude=own)
+        assert not (found.indices[:, 0] == own).any() and found.distances.isfinite().all()
     one = ApproximateSearch(bank).nearest(query[:1])
     assert one.indices.tolist() == exact.indices[:1, :1].tolist()
 
@@ -146,6 +155,17 @@ def test_of_a_small_bank_the_graph_proposes_everything(seed: int, images: int, k
     fast = ApproximateSearch(bank, candidates=images).nearest(query, k, exclude)
     for a, b in zip(fast, bank.nearest(query, k, exclude), strict=True):
         assert torch.equal(a, b)
+
+
+def test_where_the_graph_proposes_too_few_the_bank_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    index = pytest.importorskip("usearch.index")
+    bank = filled(torch.arange(9.0)[:, None])
+    fast, query = ApproximateSearch(bank, candidates=2), torch.tensor([[7.2], [0.9]])
+    few = SimpleNamespace(distances=np.full((2, 3), np.nan), keys=np.zeros((2, 3), np.uint64))
+    monkeypatch.setattr(index.Index, "search", lambda *_, **__: few)
+    assert fast.nearest(query).indices.tolist() == [[7], [1]]
 
 
 def test_without_usearch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,11 +131,15 @@ def test_icnr_upsampling_starts_as_nearest() -> None:
     assert upsampled.std() > 0.1
     distinct = block.expand.weight[::4].flatten(1)
     assert not torch.allclose(distinct[0], distinct[1])  # output channels differ
+    drawn = icnr_(torch.empty(4 * 64, 32, 3, 3))[::4].std().item()
+    assert drawn == pytest.approx(math.sqrt(2 / (32 * 3 * 3)), rel=0.03)  # He et al., 2015
 
 
 def test_icnr_refuses_a_kernel_count_that_does_not_fit() -> None:
     with pytest.raises(ValueError, match=r"multiple of scale\*\*2 = 9 kernels, got 8"):
         icnr_(torch.empty(8, 1, 1, 1), scale=3)
+    with pytest.raises(ValueError, match=r"multiple of scale\*\*2 = 4 kernels, got 6"):
+        icnr_(torch.empty(6, 1, 1, 1))
 
 
 @settings(max_examples=10)

@@ -31,10 +31,18 @@ def naive_region(y: Tensor, classes: int, p: float, u: Tensor) -> np.ndarray:
 def test_it_is_the_loop_over_masks(seed: int, classes: int, p: float) -> None:
     k = max(classes, 2)
     y = torch.randint(-1, k + 1, (4, 5, 6), generator=seeded(seed))
-    y = torch.where((y < 0) | (y == k), 255, y)
+    y = torch.where(y == k, 255, y)  # and -1
     u = torch.rand(4, k + 1, generator=seeded(seed + 1))
     region = ClassPaste(classes, p)(y, generator=seeded(seed + 1))
     np.testing.assert_array_equal(region.numpy(), naive_region(y, k, p, u))
+
+
+@pytest.mark.parametrize("drawn", [0.0, 1 - 2**-24])  # the least and the greatest of float32
+def test_no_draw_leaves_a_mask_of_one_class_out(
+    monkeypatch: pytest.MonkeyPatch, drawn: float
+) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, drawn))
+    assert ClassPaste(3, p=1.0)(torch.full((2, 4, 4), 2)).all()
 
 
 def test_rare_classes_are_pasted_about_as_much_as_frequent_ones() -> None:

@@ -79,7 +79,8 @@ def test_the_loss_counts_sure_pixels_and_divides_by_all_but_padding(
 ) -> None:
     logits, valid, g = drawn(seed, classes, padded)
     student = torch.randn(3, classes, 4, 5, generator=g, requires_grad=True)
-    loss = PseudoMask.of(logits, valid, ignore_index).loss(student, threshold, ignore_index)
+    pseudo = PseudoMask.of(logits, valid, ignore_index)
+    loss = pseudo.loss(student, threshold, ignore_index)
     total, counted, silent = 0.0, 0, []
     for i, r, c in np.ndindex(3, 4, 5):
         taught = distribution(logits[i, :, r, c].tolist())
@@ -93,6 +94,8 @@ def test_the_loss_counts_sure_pixels_and_divides_by_all_but_padding(
         label = max(range(len(taught)), key=taught.__getitem__)
         total -= math.log(distribution(student[i, :, r, c].tolist())[label])
     assert loss.item() == pytest.approx(total / max(counted, 1), abs=1e-5, rel=1e-5)
+    share = (3 * 4 * 5 - len(silent)) / max(counted, 1)
+    assert pseudo.share(threshold, ignore_index).item() == pytest.approx(share)
     loss.backward()
     for i, r, c in np.ndindex(3, 4, 5):
         assert student.grad is not None
@@ -107,14 +110,16 @@ def test_a_pixel_that_just_reaches_the_threshold_is_sure(classes: int, score: fl
     threshold = pseudo.confidence.item()
     assert pseudo.loss(logits, threshold) > 0
     assert pseudo.loss(logits, threshold + 1e-6) == 0
+    assert (pseudo.share(threshold), pseudo.share(threshold + 1e-6)) == (1, 0)
 
 
 @pytest.mark.parametrize("classes", [1, 3])
 def test_only_padding_gives_0_not_nan(classes: int) -> None:
     logits = torch.randn(2, classes, 3, 3, requires_grad=True)
-    loss: Any = PseudoMask.of(logits, torch.zeros(2, 3, 3, dtype=torch.bool)).loss(logits)
+    pseudo = PseudoMask.of(logits, torch.zeros(2, 3, 3, dtype=torch.bool))
+    loss: Any = pseudo.loss(logits)
     loss.backward()
-    assert loss == 0 and not logits.grad.any()  # type: ignore[union-attr]
+    assert loss == 0 and pseudo.share(0.5) == 0 and not logits.grad.any()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("classes", [1, 3])

@@ -255,6 +255,14 @@ def test_views_of_single_precision_stay_so_under_autocast(view: Any) -> None:
     torch.testing.assert_close(out, expected)
 
 
+def test_blur_keeps_half_precision() -> None:
+    x = torch.rand(3, 3, 6, 7, generator=seeded(0)).bfloat16()
+    out = GaussianBlur(p=1.0)(x, seeded(1))
+    assert out.dtype == torch.bfloat16
+    expected = GaussianBlur(p=1.0)(x.float(), seeded(1))
+    torch.testing.assert_close(out.float(), expected, atol=0.02, rtol=0)
+
+
 def test_blur_takes_channels_last_images() -> None:
     x = torch.randn(3, 3, 6, 7, generator=seeded(0))
     last = x.contiguous(memory_format=torch.channels_last)
@@ -357,6 +365,21 @@ def test_boxes_have_the_announced_areas_ratios_and_places() -> None:
         np.testing.assert_allclose(place, levels, atol=0.04)
 
 
+def test_boxes_are_the_loop_over_pixels() -> None:
+    """Each of the five numbers drawn for an image decides one thing, whatever the others are."""
+    n, h, w = 24, 7, 9
+    box = CutMix(p=0.6, area=(0.1, 0.9), aspect=3.0)(torch.zeros(n, 1, h, w), seeded(0)).box
+    draws = torch.rand(5, n, 1, 1, generator=seeded(0)).view(5, n).T.tolist()
+    expected = np.zeros((n, h, w), dtype=bool)
+    for i, r, c in np.ndindex(n, h, w):
+        area, ratio = 0.1 + 0.8 * draws[i][0], 3 ** (2 * draws[i][1] - 1)
+        height, width = min(math.sqrt(area * ratio), 1), min(math.sqrt(area / ratio), 1)
+        down = (r + 0.5) / h - (1 - height) * draws[i][2]
+        right = (c + 0.5) / w - (1 - width) * draws[i][3]
+        expected[i, r, c] = 0 <= down < height and 0 <= right < width and draws[i][4] < 0.6
+    np.testing.assert_array_equal(box.numpy(), expected)
+
+
 def test_a_box_larger_than_the_image_is_cut_to_it() -> None:
     whole = CutMix(p=1.0, area=(1.0, 1.0), aspect=1.0)(torch.zeros(3, 1, 8, 8))
     assert whole.box.all()
@@ -402,6 +425,8 @@ def test_apply_pastes_images_masks_and_validity_alike(seed: int) -> None:
         (lambda: GaussianBlur(sigma=(2.0, 1.0)), "above 0, got 0.5 and (2.0, 1.0)"),
         (lambda: CutMix(p=2), "`p` must be in [0, 1]"),
         (lambda: CutMix(area=(0.5, 0.2)), "two rising shares"),
+        (lambda: CutMix(area=(0.0, 0.2)), "two rising shares in (0, 1]"),
+        (lambda: CutMix(area=(0.5, 1.1)), "two rising shares in (0, 1]"),
         (lambda: CutMix(aspect=0.5), "`aspect` at least 1"),
     ],
 )
