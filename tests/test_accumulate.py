@@ -114,6 +114,13 @@ def test_statistics_are_the_mean_over_parts_that_all_begin_where_the_step_did() 
     assert norm.num_batches_tracked == 2
 
 
+def test_a_norm_without_statistics_has_none_to_keep() -> None:
+    statistics = PartStatistics(nn.BatchNorm1d(2, track_running_stats=False), 2)
+    statistics.end_part()
+    statistics.end_step(list)
+    assert statistics.running == statistics.counts == []
+
+
 def test_what_the_documentation_says_is_different_is() -> None:
     whole, split = (after(Supervised(tiny_net()), parts)[0] for parts in (1, 2))
     assert farthest(whole, split) > 1e-4  # BatchNorm sees a part

@@ -83,7 +83,9 @@ def test_real_camvid_by_split(shared_data: Path) -> None:
 def test_cityscapes_in_every_way_people_write_it(tmp_path: Path) -> None:
     WRITERS["cityscapes"](tmp_path)
     cityscapes = LAYOUTS["cityscapes"]
+    save_image(tmp_path / "leftImg8bit/train/aachen/._a_leftImg8bit.png")  # as Macs leave them
     expected = names(images_of(cityscapes, tmp_path, "train"))
+    assert len(expected) == 2
     stem = "aachen_000000_000019"
     image = f"leftImg8bit/train/aachen/{stem}_leftImg8bit.png"
     mask = f"gtFine/train/aachen/{stem}_gtFine_labelIds.png"
@@ -127,6 +129,40 @@ def test_a_mask_named_by_the_list_wins(tmp_path: Path) -> None:
     listing = tmp_path / "list.txt"
     listing.write_text("JPEGImages/a.jpg mine/x.png")
     assert masks_of(LAYOUTS["voc"], tmp_path, listing) == [tmp_path / "mine" / "x.png"]
+
+
+def test_masks_of_the_first_kind_there_is_are_taken_for_all(tmp_path: Path) -> None:
+    WRITERS["voc"](tmp_path)
+    folder = tmp_path / "SegmentationClassAug"
+    for name in ("2007_000032", "a"):
+        save_mask(tmp_path / "SegmentationClass" / f"{name}.png", [1])
+    (folder / "a").mkdir()  # no mask, though of that name
+    expected = [folder / "2007_000032.png", folder / "a.png"]
+    assert masks_of(LAYOUTS["voc"], tmp_path, "train") == expected
+    (folder / "a.png").unlink()
+    with pytest.raises(ValueError, match=r"no mask for the list entry 'a': expected .*Aug.a\.png"):
+        masks_of(LAYOUTS["voc"], tmp_path, "train")
+
+
+def test_what_looks_like_a_path_is_first_taken_for_one(tmp_path: Path) -> None:
+    for folder in ("mine", "JPEGImages/mine"):
+        save_image(tmp_path / folder / "x.jpg")
+    (tmp_path / "list.txt").write_text("mine/x.jpg")
+    found = images_of(LAYOUTS["voc"], tmp_path, tmp_path / "list.txt")
+    assert list(found) == [tmp_path / "mine" / "x.jpg"]
+
+
+def test_a_list_is_first_looked_for_in_the_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, voc = tmp_path / "voc", LAYOUTS["voc"]
+    WRITERS["voc"](root)
+    (root / "list.txt").write_text("JPEGImages/a.jpg")
+    (tmp_path / "list.txt").write_text("c")
+    monkeypatch.chdir(tmp_path)
+    assert names(images_of(voc, root, "list.txt")) == ["a.jpg"]
+    assert names(masks_of(voc, root, "list.txt")) == ["a.png"]
+    assert list(images_of(voc, root, "train.txt")) == list(images_of(voc, root, "train"))
 
 
 @pytest.mark.parametrize("entry", ["B", "B.JPG", "JPEGImages/B.JPG"])

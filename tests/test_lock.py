@@ -122,7 +122,8 @@ def test_a_killed_process_keeps_nobody_out(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_removed_in_between_is_no_lock(tmp_path: Path) -> None:
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_a_file_removed_in_between_is_no_lock(tmp_path: Path, made_anew: bool) -> None:
     """Whoever waited for it with the old file open would share the folder with who makes a new one."""
     import fcntl
 
@@ -130,7 +131,8 @@ def test_a_file_removed_in_between_is_no_lock(tmp_path: Path) -> None:
 
     def late(file: object, how: int) -> None:
         (tmp_path / NAME).unlink()
-        (tmp_path / NAME).touch()
+        if made_anew:
+            (tmp_path / NAME).touch()
         original(file, how)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -147,6 +149,7 @@ def test_a_drive_without_locks_can_be_trained_on(
 
     monkeypatch.setattr("fcntl.lockf", none)
     refuse_locked(tmp_path)
+    assert not list(tmp_path.iterdir())  # who only looks makes nothing
     with locked(tmp_path):
         pass
     assert not list(tmp_path.iterdir())

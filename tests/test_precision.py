@@ -69,6 +69,8 @@ def test_switched_off_nothing_changes_and_afterwards_neither() -> None:
     layer, x = nn.Conv2d(4, 4, 3), torch.randn(1, 4, 8, 8)
     with mixed_precision(CPU, enabled=False):
         assert layer(x).dtype == torch.float32
+        depthwise = nn.Conv2d(4, 4, 3, groups=4).double()
+        assert depthwise(x.double()).dtype == torch.float64
     with pytest.raises(RuntimeError, match="inside"), mixed_precision(CPU):
         raise RuntimeError("inside")
     assert layer(x).dtype == torch.float32
@@ -98,7 +100,8 @@ def test_and_on_nvidias_from_ampere_on(monkeypatch: pytest.MonkeyPatch) -> None:
     for capability, expected in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
         assert computes_in_bfloat16(torch.device("cuda")) is expected
-    assert not computes_in_bfloat16(torch.device("mps"))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    assert not any(computes_in_bfloat16(torch.device(other)) for other in ("mps", "xpu"))
 
 
 def test_by_default_a_training_runs_in_bfloat16_and_channels_last(

@@ -127,12 +127,23 @@ def test_an_index_of_nvidia_is_understood(data: Path, tmp_path: Path) -> None:
     members, rows = list_members(shard), []
     for i, m in enumerate(members):
         rows.append(f"json {m.offset + 4096} 8 {i}.json {m.suffix} {m.offset} {m.size} {i}.jpg")
+        rows[-1] += f" seg.png {m.offset} 1 {i}.seg.png"  # of each sample the first image
     shard.with_suffix(".idx").write_text("\n".join(["v1.2 3", *rows]))
     assert read_index(shard) == members
 
 
 @pytest.mark.parametrize(
-    "text", ["", "v9 3\n", "v1.1 3\njpg 1 2\n", "v1.1 1\njpg one 2\n", "v1.1 1\njpg 1\n"]
+    "text",
+    [
+        "",
+        "v9 3\n",
+        "v1.1 3\njpg 1 2\n",
+        "v1.1 1\njpg 1 2\njpg 3 2\n",
+        "v1.1 1\njpg one 2\n",
+        "v1.1 1\njpg 1\n",
+        "v1.1 1\njpg -1 2\n",
+        "v1.1 1\njpg 1 -2\n",
+    ],
 )
 def test_a_broken_index_is_named(data: Path, tmp_path: Path, text: str) -> None:
     pack(find_images(data / "extra"), tmp_path)
@@ -155,6 +166,15 @@ def test_a_truncated_shard_is_named(data: Path, tmp_path: Path, cut: float, inde
         ShardedImages(find_shards(tmp_path))
 
 
+def test_an_image_may_end_where_its_shard_does_and_no_later(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(bytes(9))
+    (tmp_path / "a.idx").write_text("v1.1 1\njpg 5 4\n")
+    assert read_index(tmp_path / "a.tar") == [("jpg", 5, 4)]
+    (tmp_path / "a.idx").write_text("v1.1 1\njpg 6 4\n")
+    with pytest.raises(ValueError, match="it has 9 bytes, and its last image ends at 10"):
+        read_index(tmp_path / "a.tar")
+
+
 def test_a_broken_image_is_named_with_its_shard(data: Path, tmp_path: Path) -> None:
     pack(find_images(data / "extra"), tmp_path)
     shard = tmp_path / "000001.tar"
@@ -174,7 +194,7 @@ def test_other_members_are_no_images(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4), (9, 9, 9)).save(buffer, "png")
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         names = ["x/1.png", "x/1.seg.png", "x/.png", "x/2.cls", "y/1.PNG", "3.left.png", "d.png"]
-        for name in names:
+        for name in [*names, "x/._1.png"]:  # the last is what a Mac packs beside an image
             item = tarfile.TarInfo(name)
             item.size = buffer.getbuffer().nbytes
             if name == "d.png":
@@ -182,6 +202,8 @@ def test_other_members_are_no_images(tmp_path: Path) -> None:
             archive.addfile(item, io.BytesIO(buffer.getvalue()))
     members = list_members(tmp_path / "a.tar")
     assert [member.suffix for member in members] == ["png", "PNG", "left.png"]
+    (tmp_path / "folder.tar").mkdir()
+    assert find_shards(tmp_path) == [tmp_path / "a.tar"]
     (tmp_path / "b").mkdir()
     with tarfile.open(tmp_path / "b" / "b.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("1.txt"))

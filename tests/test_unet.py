@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from segmentation_models_pytorch.encoders import get_encoder
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -58,6 +59,7 @@ def test_initialisation_survives_smp() -> None:
         torch.testing.assert_close(
             block.shuffle(block.expand(x)), F.interpolate(one, scale_factor=2.0)
         )
+    assert not model.segmentation_head[0].bias.any()  # SMP's start of a head, not torch's
 
 
 def test_save_and_load_round_trip(tmp_path: Path) -> None:
@@ -70,8 +72,17 @@ def test_save_and_load_round_trip(tmp_path: Path) -> None:
     assert loaded.config == {**model.config, "decoder_channels": [16, 16, 8, 8, 8]}  # JSON
 
 
-def test_loading_never_asks_for_imagenet_weights() -> None:
-    model = small()
+def test_loading_never_asks_for_imagenet_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def without_hub(name: str, *, weights: str, **settings: int) -> nn.Module:
+        asked.append(weights)
+        encoder: nn.Module = get_encoder(name, weights=None, **settings)
+        return encoder
+
+    monkeypatch.setattr("gmix.unet.get_encoder", without_hub)
+    model = GuidedMixUnet("resnet18", decoder_channels=(16, 16, 8, 8, 8), pyramid_channels=16)
+    assert asked == ["imagenet"]
     assert model.config["encoder_weights"] is None
     assert model.config["encoder_name"] == "resnet18"
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gmix.weights import encoder_stats, lite0_weights_path, load_encoder_weights
+from gmix.weights import encoder_stats, lite0_weights_path, lite_name, load_encoder_weights
 
 LITE0 = "tu-tf_efficientnet_lite0"
 
@@ -24,7 +24,7 @@ def build(encoder: str = "resnet18", **kwargs: int) -> nn.Module:
 def random_state(seed: int = 1) -> dict[str, Tensor]:
     torch.manual_seed(seed)
     state: dict[str, Tensor] = build().encoder.state_dict()
-    return {name: tensor.clone() for name, tensor in state.items()}
+    return {name: tensor.clone() if tensor.dim() else tensor + 7 for name, tensor in state.items()}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,12 @@ def test_lite0_by_name_equals_by_order(lite0: Path) -> None:
         assert torch.equal(tensor, expected), name
     unchanged = {name for name in after if torch.equal(after[name], before[name])}
     assert all(name.endswith("num_batches_tracked") for name in unchanged)
+
+
+def test_names_beyond_lite0_stay_as_they_are() -> None:
+    assert lite_name("_blocks.15._bn1.bias") == "blocks.6.0.bn2.bias"
+    for name in ("_blocks.16._bn1.bias", "blocks.1.weight", "_blocks.1._bn1.a.b"):
+        assert lite_name(name) == name
 
 
 def test_lite0_is_a_trained_encoder(lite0: Path) -> None:
@@ -98,6 +104,7 @@ def test_a_whole_model_a_nested_dict_and_a_classifier_head(tmp_path: Path) -> No
             {"state_dict": {"module." + n: t for n, t in source.state_dict().items()}, "step": 3},
             {**state, "fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)},
             {n: t for n, t in state.items() if not n.endswith("num_batches_tracked")},
+            {"model_state_dict": state},
         )
     ):
         path = tmp_path / f"{index}.pth"
@@ -138,6 +145,11 @@ def test_errors_name_the_file_and_what_does_not_fit(tmp_path: Path) -> None:
     cases = (
         ({n: t for n, t in state.items() if n != "bn1.bias"}, r"1 tensors are missing .*bn1\.bias"),
         ({**state, "extra": torch.zeros(1)}, r"1 are unexpected \(first: extra\)"),
+        # Told of the way to read the names that fits best.
+        (
+            {f"module.encoder.{n}": t for n, t in state.items() if n != "bn1.bias"},
+            r"1 tensors are missing \(first: bn1\.bias\) and 0 are unexpected",
+        ),
         ({"epoch": 3}, "must be a dict of tensors"),
         (torch.zeros(3), "must be a dict of tensors"),
     )
