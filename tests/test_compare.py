@@ -38,6 +38,7 @@ from gmix.compare import Comparison
 from gmix.compare.board import LiveBoard, PlainBoard, how_far, print_table
 from gmix.compare.child import Child, is_finished
 from gmix.compare.plan import Run, plan
+from gmix.compare.run import fail
 from gmix.compare.table import classes_table, gain, gap_closed, scores_table
 from gmix.data import eval_transform
 from gmix.methods import CPS, ClassMix, FixMatch, GuidedMix, Method, Supervised, UniMatch
@@ -227,6 +228,11 @@ def test_every_run_has_the_same_flags_but_its_own(tmp_path: Path) -> None:
         if "-full-" in name:
             own |= {"labels": None, "held_out": 0}
         assert vars(run) == {**plain, **own}
+
+
+def test_a_known_data_set_brings_its_validation_images() -> None:
+    known = CompareConfig(methods="supervised", dataset="voc", data="v", out="o", seeds=1)
+    assert [run.name for run in plan(known)] == ["supervised-0"]
 
 
 @pytest.mark.parametrize(
@@ -499,6 +505,7 @@ def test_the_live_table_has_a_row_a_method(
             lines = {line.split()[1]: line for line in shown.splitlines() if "/2" in line}
             for part in ("1/2", "50.0"):
                 assert part in lines["supervised"]
+            assert "seed" not in lines["supervised"]  # the other one is running
             for part in ("0/2", "seed 0: 5/9", "25.0"):
                 assert part in lines["guidedmix"]
 
@@ -540,11 +547,11 @@ def record(method: str, seed: int, miou: float, **changes: Any) -> dict[str, Any
 
 
 def test_a_method_below_supervised_says_so() -> None:
-    mious = {"supervised": 0.5, "cps": 0.48, "cct": 0.53}
+    mious = {"supervised": 0.5, "cps": 0.48, "cct": 0.53, "classmix": 0.5}
     records = [record(method, 0, miou) for method, miou in mious.items()]
     table = scores_table(records, list(mious))
     column = table.head.index("points against supervised")
-    assert [row[column] for row in table.rows] == ["–", "-2.0, below supervised", "+3.0"]
+    assert [row[column] for row in table.rows] == ["–", "-2.0, below supervised", "+3.0", "+0.0"]
     assert "below supervised" in table.markdown()
 
 
@@ -568,6 +575,8 @@ def test_statistics_of_the_table(mious: list[tuple[float, float, float]]) -> Non
     assert statistics.stdev(percent) == pytest.approx(np.std(percent, ddof=1), abs=1e-9)
     best = row["best checkpoint (chosen with the validation masks)"]
     assert float(best) == pytest.approx(np.mean(percent) + 1, abs=0.051)
+    shares = [each[table.head.index("gap to all masks closed")] for each in table.rows]
+    assert shares[0] == shares[2] == "–"
     change, gap = np.mean(own - base), np.mean(full - base)
     assert gain(records, "cps") == pytest.approx(change, abs=1e-9)
     closed = gap_closed(records, "cps")
@@ -591,6 +600,8 @@ def test_only_seeds_both_have_are_compared() -> None:
     assert gap_closed(records, "cps") == pytest.approx(0.5)
     assert gain(records, "cct") is None
     assert gap_closed([record("cps", 0, 0.3)], "cps") is None
+    for more in ("cps", "supervised-full"):  # a seed that the third has not
+        assert gap_closed([*records, record(more, 1, 0.8)], "cps") == pytest.approx(0.5)
     worse = [record("supervised", 0, 0.5), record("cps", 0, 0.6), record("supervised-full", 0, 0.4)]
     assert gap_closed(worse, "cps") is None  # there is no gap to close
 
@@ -623,6 +634,14 @@ def test_a_class_that_never_occurs_has_a_dash() -> None:
     assert table.rows == [["cat", "50.0"], ["cow", "–"]]
 
 
+def test_failures_are_told_in_the_order_of_the_plan() -> None:
+    config = CompareConfig(val_images="v", out="o", seeds=2, methods="supervised")
+    comparison = Comparison(config, plan(config))
+    for run in reversed(comparison.runs):
+        fail(comparison, run, "a reason", PlainBoard())
+    assert list(comparison.failures) == ["supervised-0", "supervised-1"]
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -639,6 +658,22 @@ def test_an_empty_column_of_pseudo_masks_is_explained(changes: dict[str, Any], r
     assert reason in line
     comparison.done["supervised-0"]["pseudo"] = {"precision": 1.0, "coverage": 1.0}
     assert not [line for line in comparison.notes if "pseudo masks" in line]
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_the_upper_bound_is_explained_and_may_be_of_another_split(full: bool) -> None:
+    config = CompareConfig(val_images="v", out="o", seeds=1, full=full, labels=3)
+    comparison = Comparison(config, plan(config))
+    judged = {"precision": 1.0, "coverage": 1.0}
+    # Its masks are all learned from, so there are none to judge by.
+    comparison.done["supervised-full-0"] = record("supervised-full", 0, 0.6, split="all")
+    comparison.done["guidedmix-0"] = record("guidedmix", 0, 0.5, pseudo=judged)
+    notes = comparison.notes
+    assert "Split 1854c52b11fd." in notes
+    assert any("the upper bound" in note for note in notes) == full
+    assert not any("No pseudo masks were judged" in note for note in notes)
+    methods = ["guidedmix", *["supervised-full"] * full]  # in the order of the plan
+    assert [found["method"] for found in comparison.records] == methods
 
 
 # --- what a step costs -----------------------------------------------------------------------

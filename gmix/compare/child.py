@@ -82,8 +82,8 @@ def last_words(text: str) -> str:
     """The last line that says what went wrong, or just the last one.
 
     Examples:
-        >>> last_words("step 1\\ngmix: no mask\\nstep 2\\n"), last_words("step 1\\n\\n")
-        ('no mask', 'step 1')
+        >>> last_words("gmix: going on\\ngmix: no mask\\nstep 2\\n"), last_words("step 1\\nstep 2\\n\\n")
+        ('no mask', 'step 2')
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line.removeprefix("gmix: ") for line in lines if line.startswith("gmix: ")]
