@@ -188,6 +188,7 @@ def test_bad_yaml_is_one_line(capsys: Capture, tmp_path: Path, text: str, messag
     [
         (["trian"], "unknown command trian, did you mean train?"),
         (["train", "--stps", "3"], "unknown flag --stps, did you mean --steps?"),
+        (["train", "--step", "3"], "unknown flag --step, did you mean --steps?"),
         (["train", "--steps", "many"], "--steps expects a whole number, got many"),
         (["train", "--optimizer", "adam"], "--optimizer expects adamw or sgd, got adam"),
         (["train", "--steps"], "--steps"),

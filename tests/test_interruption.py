@@ -6,11 +6,13 @@ import errno
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -37,11 +39,15 @@ from gmix.methods.method import Step
 from gmix.training import run as running
 from gmix.training.build import build_data, build_stream
 from gmix.training.checkpoint import list_checkpoints
+from gmix.training.config import TrainConfig
 from gmix.training.fit import Report, fit
-from gmix.training.nonfinite import Guard, NonFinite, item_name
+from gmix.training.interrupts import Interrupts
+from gmix.training.nonfinite import Guard, NonFinite, batch_names, item_name
 from gmix.training.optim import poly
 from gmix.training.replay import replay
 from gmix.training.run import train
+from gmix.training.state import find_checkpoint
+from gmix.training.yamlfile import write_yaml
 
 Capture = pytest.CaptureFixture[str]
 
@@ -149,6 +155,25 @@ def test_a_polite_stop_exits_with_0_and_says_how_to_go_on(
     assert main(["train", *words(config), "--resume"]) == 0
     assert main(["train", *words(replace(config, out=str(tmp_path / "straight")))]) == 0
     assert_same(state_of(tmp_path / "out"), state_of(tmp_path / "straight"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_is_for_whoever_was_there_before(number: int) -> None:
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with Interrupts() as interrupts:
+        assert not interrupts.asked
+        signal.raise_signal(number)
+        assert interrupts.asked
+        assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_thread_can_train_but_hears_no_signal() -> None:
+    def asked() -> bool:
+        with Interrupts() as interrupts:
+            return interrupts.asked
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(asked).result() is False
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="nothing tells who sent a signal")
@@ -260,7 +285,8 @@ def test_a_folder_that_is_read_only_is_found_out_before_any_work(
     for name in ("file", "file/below"):
         with pytest.raises(ValueError, match=r"cannot write into .*file is a file; choose another"):
             train(tiny_config(data / "missing", tmp_path / name))
-    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # tests may run as root
+    wanted = os.W_OK | os.X_OK  # asked of a stand-in, as tests may run as root
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, wanted))
     with pytest.raises(ValueError, match=r"cannot write into \S+new/run: \S+ is read-only; choose"):
         train(tiny_config(data / "missing", tmp_path / "new" / "run"))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -310,6 +336,45 @@ def test_what_a_killed_process_left_of_a_file_is_written_over(tmp_path: Path) ->
 def test_a_file_that_cannot_be_read_is_not_one_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), whole.whole_file(tmp_path / "a.txt"):
         (tmp_path / "missing").read_text()
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_a_file_is_on_the_disk_before_and_after_it_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flush: bool
+) -> None:
+    flushed: list[tuple[str, bool]] = []
+
+    def note(path: Path) -> None:
+        what = "folder" if path == tmp_path else path.read_text()
+        flushed.append((what, (tmp_path / "a.txt").exists()))
+
+    monkeypatch.setattr(whole, "_flush", note)
+    with whole.whole_file(tmp_path / "a.txt", flush=flush) as aside:
+        aside.write_text("text")
+    assert flushed == ([("text", False), ("folder", True)] if flush else [])
+
+
+def test_a_folder_that_cannot_be_written_leaves_nothing_and_says_what_the_system_said(
+    tmp_path: Path,
+) -> None:
+    with (
+        pytest.raises(ValueError, match=r"cannot write \S+model: full$"),
+        whole.whole_folder(tmp_path / "model") as aside,
+    ):
+        (aside / "weights").write_text("half")
+        try:
+            raise OSError(errno.ENOSPC, "full")
+        except OSError:
+            raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904 - as torch does
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_an_earlier_removal_left_is_removed_too(tmp_path: Path) -> None:
+    for name in ("old", ".old.gmix-gone"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    whole.remove_whole(tmp_path / "old")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes with names")
@@ -442,6 +507,16 @@ def test_the_checkpoint_of_another_training_is_refused(
         train(replace(config, resume=True))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
     assert mine.is_dir()
+
+
+@pytest.mark.parametrize("name", ["results.json", "model"])
+def test_what_is_left_of_a_finished_run_is_not_written_over(tmp_path: Path, name: str) -> None:
+    config = TrainConfig(out=str(tmp_path), resume=True)
+    (tmp_path / name).mkdir()  # a name that others use, too
+    assert find_checkpoint(config, tmp_path) == (None, [])
+    write_yaml(config, tmp_path / "config.yaml")
+    with pytest.raises(ValueError, match="holds a finished run whose checkpoints are gone"):
+        find_checkpoint(config, tmp_path)
 
 
 def test_other_images_are_said_once(tmp_path: Path, capsys: Capture) -> None:
@@ -645,6 +720,9 @@ def test_a_guard_that_has_nothing_to_do_changes_nothing(data: Path, tmp_path: Pa
 
 def test_a_skipped_step_of_guidedmix_leaves_no_trace() -> None:
     method = GuidedMix(tiny_net())
+    with torch.no_grad():
+        for p in method.net.parameters():
+            p += 0.01  # so that the teacher has a way to go
     guard = Guard(1, [], lambda bad: None)
     x, y, u = tiny_batch()
     method.train()
@@ -655,6 +733,7 @@ def test_a_skipped_step_of_guidedmix_leaves_no_trace() -> None:
         losses["total"].backward()
         changed = [n for n, t in method.state_dict().items() if not torch.equal(t, before[n])]
         assert any("running_mean" in name for name in changed)
+        assert any(re.match(r"teacher\.net\..*conv.*weight", name) for name in changed)
         assert {"teacher.step", "reference.written"} <= set(changed)
         found = {name: loss.detach() for name, loss in losses.items()}
         assert guard.passes(1, found, method) != spoiled
@@ -719,3 +798,13 @@ def test_images_are_named_wherever_they_come_from(data: Path, tmp_path: Path) ->
         assert names[2:] == [shards.name(0), shards.name(1)]
     assert f"1 at byte {shards._places[1][1]} of {tmp_path / '0.tar'}" == names[3]
     assert item_name([1, 2], 1) == "image 1"
+
+
+def test_the_images_of_a_step_are_named_in_both_streams(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, tmp_path / "out")
+    stream: Any = build_stream(config, build_data(config), (0.5,) * 3, (0.5,) * 3)
+    labeled, unlabeled = stream.indices(2)
+    assert batch_names(stream, 3) == (
+        [str(stream.labeled.images[i]) for i in labeled],
+        [str(stream.unlabeled.images[i]) for i in unlabeled],
+    )

@@ -1,5 +1,6 @@
 """GuidedMixNet over SMP's architectures and encoders: the model's own logits, bit for bit."""
 
+import re
 from typing import Any
 
 import pytest
@@ -135,6 +136,7 @@ def test_embedding_and_classifier(architecture: str) -> None:
     linear = embedding @ net.classifier.weight.T + net.classifier.bias
     torch.testing.assert_close(net.classify(embedding), linear)
     assert net.classify(embedding).shape == (2, net.classes) == (2, 5)
+    assert GuidedMixNet(smp_model(architecture, classes=1)).classify(embedding).shape == (2, 1)
 
 
 @pytest.mark.parametrize("readout", ["cat", "add", "ignore"])
@@ -345,8 +347,13 @@ def test_models_that_do_not_fit_are_refused() -> None:
         GuidedMixNet(smp_model(activation="sigmoid"))
     model = smp_model()
     model.encoder = nn.Conv2d(3, 4, 3)
-    with pytest.raises(ValueError, match="must declare `output_stride` and `out_channels`"):
-        GuidedMixNet(model)
+    right = {"out_channels": (3, 8), "output_stride": 2}
+    for wrong in ({}, {"out_channels": (3, 8)}, {**right, "out_channels": (3, 0)}):
+        vars(model.encoder).update(wrong)
+        with pytest.raises(ValueError, match="must declare `output_stride` and `out_channels`"):
+            GuidedMixNet(model)
+    vars(model.encoder).update(right)
+    GuidedMixNet(model)
 
 
 def test_an_encoder_that_breaks_its_word_is_refused() -> None:
@@ -354,12 +361,15 @@ def test_an_encoder_that_breaks_its_word_is_refused() -> None:
         out_channels, output_stride = (3, 8), 2
 
         def forward(self, x: Tensor) -> list[Tensor]:
-            return [x, x.mean((2, 3))]
+            return [x, self.deepest]
 
     model = smp_model()
     model.encoder = Flat()
-    with pytest.raises(ValueError, match=r"deepest map must be \(N, 8, h, w\).*got \(2, 3\)"):
-        GuidedMixNet(model)(torch.randn(2, 3, 64, 64))
+    for shape in ((2, 8), (2, 3, 32, 32)):  # without a dimension, of other channels
+        model.encoder.deepest = torch.zeros(shape)
+        got = re.escape(str(shape))
+        with pytest.raises(ValueError, match=rf"deepest map must be \(N, 8, h, w\).*got {got}"):
+            GuidedMixNet(model)(torch.randn(2, 3, 64, 64))
 
 
 def test_logits_of_another_size_are_refused() -> None:

@@ -109,6 +109,8 @@ def test_flags_win_over_a_file_and_the_file_over_the_recipe(tmp_path: Path) -> N
     config = parse(TrainConfig, "gmix train", "", ["--config", str(file), "--steps", "9"])
     found: dict[str, Any] = vars(config)
     assert [found[key] for key in ("steps", "lr", "labels", "optimizer")] == [9, 0.5, 1464, "sgd"]
+    config = parse(TrainConfig, "gmix train", "", ["--config", str(file), "--recipe", "cpu"])
+    assert (config.recipe, config.encoder_weights, config.lr) == ("cpu", "lite0", 0.5)
 
 
 def test_comparisons_take_recipes() -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from gmix.data import Batch
 from gmix.training.build import build_data, build_stream
 from gmix.training.config import TrainConfig
+from gmix.training.device import prepare_device
 from gmix.training.files import training_files, validation_files
 from gmix.training.fit import Report, fit, mean_losses
 from gmix.training.optim import build_optimizer, poly, set_lr
-from gmix.training.options import parse_size
+from gmix.training.options import at_least, parse_range, parse_size, read_windows
 from gmix.training.progress import LiveProgress, PlainProgress
 from gmix.training.run import train
-from gmix.training.state import find_checkpoint
+from gmix.training.state import build_parts
 from gmix.training.yamlfile import read_yaml, refuse_changes, write_yaml
 
 HALF = (0.5, 0.5, 0.5)
@@ -55,15 +57,6 @@ def test_a_tuple_given_in_python_is_no_change_on_resume(tmp_path: Path) -> None:
         refuse_changes(config, tmp_path / "config.yaml")
 
 
-def test_a_folder_of_other_models_is_no_finished_run(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "results.json").touch()
-    assert find_checkpoint(TrainConfig(), tmp_path) == (None, [])
-    write_yaml(TrainConfig(), tmp_path / "config.yaml")
-    with pytest.raises(ValueError, match="holds a finished run whose checkpoints are gone"):
-        find_checkpoint(TrainConfig(), tmp_path)
-
-
 def test_why_more_processes_cannot_go_on_is_said(tmp_path: Path) -> None:
     write_yaml(TrainConfig(accumulate=2), tmp_path / "config.yaml")
     reason = r"--accumulate 2, now --accumulate is 4 \(a step has a part or more for each process\)"
@@ -76,10 +69,51 @@ def test_sizes_are_height_then_width(height: int, width: int) -> None:
     assert parse_size(f"{height}x{width}") == (height, width)
 
 
-@pytest.mark.parametrize("text", ["", "12", "12x", "axb", "0x4", "1x2x3", "-1x4"])
+@pytest.mark.parametrize("text", ["", "12", "12x", "axb", "0x4", "1x2x3", "-1x4", "9x100000"])
 def test_wrong_size_is_named(text: str) -> None:
     with pytest.raises(ValueError, match="--crop must be written HxW"):
         parse_size(text, "crop")
+
+
+def test_ranges_are_low_then_high() -> None:
+    assert parse_range("1-1", "scale", "0.5-2") == (1, 1)
+    for text in ("2-1", "1-", "1.2.3-4", "0-1e400"):
+        with pytest.raises(ValueError, match=r"--scale must be written LOW-HIGH, e\.g\. 0\.5-2: "):
+            parse_range(text, "scale", "0.5-2")
+
+
+def test_windows_leave_no_gap() -> None:
+    assert read_windows(None, None, "shift") is None
+    assert read_windows("12x31", None, "truncate") == ((12, 31), (8, 20))
+    assert read_windows("1x1", None, "shift") == ((1, 1), (1, 1))
+    assert read_windows("12x31", "5x31", "shift") == ((12, 31), (5, 31))
+    for stride, edge in (("4x4", "shift"), (None, "truncate")):
+        with pytest.raises(ValueError, match="are about windows: add --window HxW"):
+            read_windows(None, stride, edge)  # type: ignore[arg-type]
+    for stride in ("9x8", "8x9"):
+        with pytest.raises(ValueError, match=f"--stride {stride} would leave gaps .* of 8x8"):
+            read_windows("8x8", stride, "shift")
+
+
+def test_the_largest_number_is_one_that_int32_holds() -> None:
+    at_least("seed", 2**31 - 1, 0)
+    with pytest.raises(ValueError, match="--seed must be at most 2147483647, got 2147483648"):
+        at_least("seed", 2**31, 0)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"),
+    [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_auto_is_a_gpu_if_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    assert prepare_device("auto", 3) == prepare_device("auto") == torch.device(expected)
+    assert threads == [3]
 
 
 @pytest.mark.parametrize(
@@ -201,6 +235,17 @@ def test_encoder_learns_more_slowly_and_a_teacher_not_at_all() -> None:
         assert (first["lr"], second["lr"]) == (0.025, 0.05)
 
 
+def test_both_students_encoders_learn_more_slowly(data: Path, tmp_path: Path) -> None:
+    rules = {"lr": 0.5, "encoder_lr": 0.25, "weight_decay": 0.0625}
+    config = tiny_config(data, tmp_path / "out", method="cps", **rules)
+    parts = build_parts(config, 3, torch.device("cpu"))
+    rates = {id(p): g["lr"] for g in parts.optimizer.param_groups for p in g["params"]}
+    for net in (parts.method.net, parts.method.other):
+        assert {rates[id(p)] for p in net.model.encoder.parameters()} == {0.5 * 0.25}
+        assert {rates[id(p)] for p in net.model.decoder.parameters()} == {0.5}
+    assert {group["weight_decay"] for group in parts.optimizer.param_groups} == {0.0625}
+
+
 def test_a_step_is_adamw_as_printed() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(3, 2, bias=False)
@@ -302,6 +347,25 @@ def test_the_average_moves_after_each_step() -> None:
     first, second, third = [method.net.weight.item() for _ in reports]
     expected = (first + second) / 4 + third / 2  # it starts at the first
     assert average.module.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_with_ema_the_average_is_deployed_statistics_and_all(data: Path, tmp_path: Path) -> None:
+    config = tiny_config(data, tmp_path / "out", method="supervised", ema=0.75)
+    parts = build_parts(config, 3, torch.device("cpu"))
+    assert parts.average is not None and parts.deployed is parts.average.module
+    for value in (1.0, 3.0):  # the first is copied
+        with torch.no_grad():
+            for name, tensor in parts.method.net.state_dict().items():
+                if not name.endswith("num_batches_tracked"):
+                    tensor.fill_(value)
+        parts.average.update_parameters(parts.method.net)
+    state = parts.deployed.state_dict()
+    assert any("running_mean" in name for name in state)
+    for name, tensor in state.items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(tensor, torch.full_like(tensor, 0.75 * 1 + 0.25 * 3)), name
+    plain = build_parts(replace(config, ema=None), 3, torch.device("cpu"))
+    assert plain.deployed is plain.method.net
 
 
 def test_randomness_is_a_function_of_seed_and_step() -> None:

@@ -208,8 +208,8 @@ def first_names(names: list[str], count: int = 8) -> str:
     """File names for a message of one line; the paths are in the README.
 
     Examples:
-        >>> first_names(["x/a.png", "x/b.png", "x/c.png"], 2)
-        'a.png, b.png and 1 more'
+        >>> first_names(["x/a.png", "x/b.png", "x/c.png"], 2), first_names(["x/a.png"], 1)
+        ('a.png, b.png and 1 more', 'a.png')
     """
     shown = ", ".join(Path(name).name for name in names[:count])
     return f"{shown} and {len(names) - count} more" if len(names) > count else shown
