@@ -167,6 +167,7 @@ def test_words_mean_what_the_configuration_says(data: Path, tmp_path: Path) -> N
     ("text", "message"),
     [
         ("step: 3", "unknown key step, did you mean steps?"),
+        ("steps:", "--steps expects a whole number, got nothing"),
         ("steps: many", "--steps expects a whole number, got many"),
         ("val_part: some", "--val-part expects all or odd or even, got some"),
         ("ema: [1]", r"--ema expects a number"),

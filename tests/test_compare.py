@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +39,7 @@ from gmix.compare import Comparison
 from gmix.compare.board import LiveBoard, PlainBoard, how_far, print_table
 from gmix.compare.child import Child, is_finished
 from gmix.compare.plan import Run, plan
-from gmix.compare.run import fail
+from gmix.compare.run import fail, train_all
 from gmix.compare.table import classes_table, gain, gap_closed, scores_table
 from gmix.data import eval_transform
 from gmix.methods import CPS, ClassMix, FixMatch, GuidedMix, Method, Supervised, UniMatch
@@ -46,6 +47,7 @@ from gmix.training.build import Data, build_data
 from gmix.training.config import CompareConfig, TrainConfig
 from gmix.training.cost import count_first_step, encoders, peak_memory
 from gmix.training.files import held_out_files, training_files
+from gmix.training.interrupts import Interrupts
 from gmix.training.options import flag
 from gmix.training.quality import judge_pseudo_masks
 from gmix.training.run import train
@@ -467,6 +469,62 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     ):
         Child(run)
     assert [path.name for path in tmp_path.iterdir()] == [".gmix-lock"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="on Windows no signal ends a process")
+@pytest.mark.parametrize(
+    ("code", "said", "reason"),
+    [
+        (0, "", "it was stopped: repeat the command to go on"),
+        (1, "gmix: no mask\n", "no mask"),
+        (1, "Traceback\nKeyError: 1\n", "KeyError: 1"),
+        (3, "", "exit code 3"),
+        (-9, "", "it was ended by SIGKILL, as happens when memory runs out"),
+        (-6, "", "it was ended by SIGABRT"),
+    ],
+)
+def test_a_run_without_a_result_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, said: str, reason: str
+) -> None:
+    def ended(words: Any, **settings: Any) -> Any:
+        assert settings["start_new_session"]  # Ctrl-C is for the parent to pass on
+        return SimpleNamespace(returncode=code)
+
+    monkeypatch.setattr("gmix.compare.child.subprocess.Popen", ended)
+    (tmp_path / "log.txt").write_text("gmix: what an earlier one said\n")
+    child = Child(Run("cps", 0, TrainConfig(out=str(tmp_path))))
+    with child.log.open("a") as log:
+        log.write(said)
+    assert child.failure() == reason
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_as_many_runs_go_at_a_time_as_asked_for(monkeypatch: pytest.MonkeyPatch, jobs: int) -> None:
+    going: list[str] = []
+    most = []
+
+    class Quick:
+        process = SimpleNamespace(wait=lambda: 0)
+
+        def __init__(self, run: Run) -> None:
+            self.run = run
+            going.append(run.name)
+            most.append(len(going))
+
+        def ended(self) -> bool:
+            going.remove(self.run.name)
+            return True
+
+        def failure(self) -> str:
+            return "a reason"
+
+    monkeypatch.setattr("gmix.compare.run.Child", Quick)
+    monkeypatch.setattr("gmix.compare.run.PAUSE", 0)
+    config = CompareConfig(val_images="v", out="o", seeds=3, methods="supervised", jobs=jobs)
+    comparison = Comparison(config, plan(config))
+    train_all(comparison, comparison.runs, PlainBoard(), Interrupts())
+    assert max(most) == jobs and not going
+    assert list(comparison.failures) == [run.name for run in plan(config)]
 
 
 def test_finished_means_under_these_settings(compared: tuple[Path, Said], data: Path) -> None:

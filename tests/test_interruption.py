@@ -41,7 +41,7 @@ from gmix.training.build import build_data, build_stream
 from gmix.training.checkpoint import list_checkpoints
 from gmix.training.config import TrainConfig
 from gmix.training.fit import Report, fit
-from gmix.training.interrupts import Interrupts
+from gmix.training.interrupts import Interrupts, leave_to_parent
 from gmix.training.nonfinite import Guard, NonFinite, batch_names, item_name
 from gmix.training.optim import poly
 from gmix.training.replay import replay
@@ -203,6 +203,15 @@ def test_loader_processes_outlive_the_signal_of_a_scheduler(data: Path, tmp_path
     assert said.splitlines()[-1].endswith("repeat the command with --resume to go on")
     step = list_checkpoints(tmp_path / "out")[-1].step
     assert f"stopped after step {step} of 100000" in said
+
+
+def test_loader_processes_do_not_heed_ctrl_c() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        leave_to_parent(0)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_loader_processes_end_with_a_parent_that_forgot_them() -> None:

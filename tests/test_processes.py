@@ -173,6 +173,12 @@ def test_partners_are_found_in_other_processes(found: list[dict[str, Any]]) -> N
         torch.testing.assert_close(mix.image, mixed)
 
 
+def test_a_step_has_as_many_parts_as_all_can_share() -> None:
+    four = Processes()
+    four.count = 4
+    assert [four.parts(accumulate) for accumulate in (1, 2, 3, 4, 6)] == [4, 4, 12, 4, 12]
+
+
 @pytest.mark.parametrize("length", [0, 1, 5, 16, 17])
 @pytest.mark.parametrize("block", [1, 8])
 def test_every_place_has_one_process(length: int, block: int) -> None:

@@ -25,7 +25,7 @@ from gmix.training.device import prepare_device
 from gmix.training.files import training_files, validation_files
 from gmix.training.fit import Report, fit, mean_losses
 from gmix.training.optim import build_optimizer, poly, set_lr
-from gmix.training.options import at_least, parse_range, parse_size, read_windows
+from gmix.training.options import at_least, lookup, parse_range, parse_size, read_windows
 from gmix.training.progress import LiveProgress, PlainProgress
 from gmix.training.run import train
 from gmix.training.state import build_parts
@@ -93,6 +93,12 @@ def test_windows_leave_no_gap() -> None:
     for stride in ("9x8", "8x9"):
         with pytest.raises(ValueError, match=f"--stride {stride} would leave gaps .* of 8x8"):
             read_windows("8x8", stride, "shift")
+
+
+def test_names_are_looked_up_whatever_their_case() -> None:
+    assert lookup("VOC", {"voc": 1, "coco": 2}, "--dataset") == 1
+    with pytest.raises(ValueError, match="--dataset sbd is unknown: choose one of coco, voc"):
+        lookup("sbd", {"voc": 1, "coco": 2}, "--dataset")
 
 
 def test_the_largest_number_is_one_that_int32_holds() -> None:
