@@ -65,7 +65,7 @@ class Paths(Sequence[Path]):
     def texts(self) -> Iterator[str]:
         """Every path as text."""
         for first in range(0, len(self), 4096):
-            yield from self._slice(first, min(first + 4096, len(self)))
+            yield from self._slice(first, first + 4096)
 
     def _slice(self, first: int, last: int) -> Iterator[str]:
         ends = self._ends[first : last + 1].tolist()

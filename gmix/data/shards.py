@@ -178,7 +178,7 @@ class ShardedImages(Dataset[tv_tensors.Image]):
         return len(self._places)
 
     def __getitem__(self, index: int) -> tv_tensors.Image:
-        number, offset, size = self._places[range(len(self))[index]].tolist()
+        number, offset, size = self._places[index].tolist()
         shard = self.shards[number]
         # Opened anew each time: an open file shared by processes has one position for all of them.
         with shard.open("rb") as file:
@@ -191,7 +191,7 @@ class ShardedImages(Dataset[tv_tensors.Image]):
 
     def name(self, index: int) -> str:
         """Where an image is: the index knows no file names."""
-        number, offset, _ = self._places[range(len(self))[index]].tolist()
+        number, offset, _ = self._places[index].tolist()
         return f"{index} at byte {offset} of {self.shards[number]}"
 
 
