@@ -10,7 +10,12 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_DPN_MEAN,
+    IMAGENET_DPN_STD,
+)
 from torch import Tensor, nn
 
 Stats = tuple[float, ...]
@@ -93,7 +98,7 @@ def lite0_weights_path() -> Path:
 def encoder_stats(encoder_name: str) -> tuple[Stats, Stats]:
     """Mean and standard deviation, for images in 0..1, that an encoder's weights expect.
 
-    What timm says for `tu-` and `timm-` encoders, else ImageNet's; asks no hub.
+    What timm says for `tu-` and `timm-` encoders, else ImageNet's, but for those of four older families; asks no hub.
 
     Args:
         encoder_name: Name of an SMP encoder.
@@ -106,6 +111,8 @@ def encoder_stats(encoder_name: str) -> tuple[Stats, Stats]:
     """
     if encoder_name in ("inceptionresnetv2", "inceptionv4", "xception"):
         return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    if encoder_name.startswith("dpn"):
+        return IMAGENET_DPN_MEAN, IMAGENET_DPN_STD
     timm_name = re.sub(r"^(tu|timm)-", "", encoder_name)
     if timm_name != encoder_name and timm.is_model(timm_name):
         config = timm.get_pretrained_cfg(timm_name)

@@ -188,6 +188,10 @@ def test_encoder_stats() -> None:
         "mit_b0": imagenet,
         "timm-efficientnet-b0": imagenet,
         "xception": half,
+        "dpn68": tuple(
+            tuple(values)  # Chen et al., Dual Path Networks, 2017: (x - mean) * 0.0167, x in 0..255
+            for values in ([124 / 255, 117 / 255, 104 / 255], [1 / (0.0167 * 255)] * 3)
+        ),
         "tu-no_such_model": imagenet,
     }
     for name, stats in expected.items():
