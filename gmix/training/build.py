@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -235,9 +234,11 @@ def strays(config: TrainConfig) -> Iterator[str]:
     """What to say of masks in the folder that no image has the name of."""
     if config.images is None or config.masks is None:
         return
-    folders = [config.images, config.unlabeled, config.val_images]  # all masks may be in one
-    images = chain(*(folder_images(folder) for folder in folders if folder is not None))
-    unmatched, total = masks_without_image(images, config.masks)
+    unmatched, total = masks_without_image(folder_images(config.images), config.masks)
+    if unmatched:  # all masks may be in one folder
+        others = [folder for folder in (config.unlabeled, config.val_images) if folder is not None]
+        stems = {image.stem for folder in others for image in folder_images(folder)}
+        unmatched = [mask for mask in unmatched if mask.stem not in stems]
     if unmatched:
         yield (
             f"{len(unmatched)} of {total} masks belong to no image, such as {unmatched[0]}: "
