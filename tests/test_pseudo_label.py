@@ -34,6 +34,8 @@ from gmix.training.commands import PseudoLabelConfig
 from gmix.training.saved import SavedModel
 
 UNSURE = 255
+# Of pycocotools under numpy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 def decode(segmentation: dict[str, Any]) -> npt.NDArray[np.bool_]:
