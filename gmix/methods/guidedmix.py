@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -95,12 +95,7 @@ def default_parts(
     return parts | given
 
 
-def paper_parts(
-    net: GuidedMixNet,
-    mean: Sequence[float] | float,
-    std: Sequence[float] | float,
-    given: GuidedMixParts,
-) -> GuidedMixParts:
+def paper_parts(given: GuidedMixParts) -> GuidedMixParts:
     """`variant="paper"`, but for what is given: one network, squared error, every equation as printed."""
     parts: GuidedMixParts = {
         "selector": SimilarPairSelector(),
@@ -120,7 +115,6 @@ def paper_parts(
     return parts | given
 
 
-RECIPES = {"default": default_parts, "paper": paper_parts}
 REQUIRED = ("selector", "mixer", "decoupler", "criterion")
 
 
@@ -195,10 +189,11 @@ class GuidedMix(Method):
         std: Sequence[float] | float = (0.229, 0.224, 0.225),
         **parts: Unpack[GuidedMixParts],
     ) -> None:
-        if variant not in RECIPES:
-            raise ValueError(f"`variant` must be one of {sorted(RECIPES)}, got {variant!r}")
+        if variant not in get_args(Variant):
+            raise ValueError(f"`variant` must be one of {[*get_args(Variant)]}, got {variant!r}")
         super().__init__(net)
-        chosen = RECIPES[variant](net, mean, std, parts)
+        paper = variant == "paper"
+        chosen = paper_parts(parts) if paper else default_parts(net, mean, std, parts)
         known = sorted(GuidedMixParts.__annotations__)
         if unknown := sorted(chosen.keys() - known):
             if unknown[0] == "ignore_index":
