@@ -864,8 +864,14 @@ def test_it_fits_phones_and_follows_dark_mode(
 
 
 def test_it_prints(browser: Any, colourful: Path) -> None:
+    from selenium.common.exceptions import WebDriverException
+    from selenium.webdriver.support import ui
+
     open_page(browser, colourful, 1280, dark=True)
-    printed = browser.execute_cdp_cmd("Page.printToPDF", {})["data"]
+    # Chromium prints in a process of its own, which rarely dies ("Printing failed"): ask again.
+    printed = ui.WebDriverWait(browser, 60, ignored_exceptions=[WebDriverException]).until(
+        lambda opened: opened.execute_cdp_cmd("Page.printToPDF", {})["data"]
+    )
     assert base64.b64decode(printed).startswith(b"%PDF")
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     assert visible(browser, ".pair") == 2  # one of them on a screen
