@@ -411,18 +411,18 @@ class Recorded(Child):
 
 
 @contextmanager
-def once_at(folder: Path, step: int, act: Callable[[], None]) -> Iterator[None]:
-    """Do something when a run has come to a step."""
+def once(is_so: Callable[[], bool], act: Callable[[], None]) -> Iterator[None]:
+    """Do something as soon as something is so."""
 
     def watch() -> None:
-        while how_far(folder).step < step:
+        while not is_so():
             time.sleep(0.03)
         act()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     yield
-    thread.join(timeout=1)
+    thread.join(timeout=60)
     assert not thread.is_alive()
 
 
@@ -436,13 +436,19 @@ def test_a_killed_and_a_stopped_comparison_ends_with_the_same_results(
     folder = tmp_path / "out" / "supervised-0"
     monkeypatch.setattr("gmix.compare.run.Child", Recorded)
 
-    with once_at(folder, 25, lambda: Recorded.started[-1].process.kill()):
+    def at(step: int) -> bool:
+        return how_far(folder).step >= step
+
+    with once(lambda: at(25), lambda: Recorded.started[-1].process.kill()):
         said = run_command(argv)
     assert said.code == 1
     assert "1 of 1 runs failed: supervised-0: it was ended by SIGKILL" in said.err
     assert not (folder / "results.json").exists()
 
-    with once_at(folder, 75, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+    def goes_on() -> bool:  # the killed one may have come further than we saw
+        return "going on after step" in (folder / "log.txt").read_text(encoding="utf-8")
+
+    with once(lambda: goes_on() and at(75), lambda: os.kill(os.getpid(), signal.SIGTERM)):
         said = run_command(argv)
     assert said.code == 0
     assert "stopped with 0 of 1 runs finished, everything is saved: repeat the command" in said.out
