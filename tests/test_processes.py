@@ -94,7 +94,8 @@ def work(rank: int, folder: str) -> None:
     assert (processes.rank, processes.count, processes.first) == (rank, COUNT, rank == 0)
     found: dict[str, Any] = {name: after(name, processes, 2) for name in METHODS}
     found["four parts"] = after("guidedmix", processes, 4)
-    found["sharded"] = after("guidedmix", processes, 2, sharded)
+    if torch.__version__ >= "2.7":  # FSDP's ignored_params
+        found["sharded"] = after("guidedmix", processes, 2, sharded)
     found["gathered"] = gather(torch.full((2, 3), float(rank)))
     found["any"] = [processes.any(asked) for asked in (rank == 1, False)]
     found["across"] = across(rank)
@@ -142,6 +143,7 @@ def test_two_parts_in_each_of_two_processes_are_four_in_one(found: list[dict[str
     assert_alike(found[0]["four parts"], after("guidedmix", ALONE, 4), 1e-5)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="FSDP's ignored_params are of torch 2.7")
 def test_shards_train_like_copies(found: list[dict[str, Any]]) -> None:
     assert_alike(found[0]["sharded"], found[0]["guidedmix"], 1e-5)
 

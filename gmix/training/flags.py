@@ -145,7 +145,7 @@ def plain(message: str, hints: dict[str, Any], refused: dict[str, Field[Any]]) -
     if found and found[1] in hints:
         value = message.rsplit("alue: ", 1)[-1].strip()
         return f"{flag(found[1])} expects {expected(hints[found[1]])}, got {value}"
-    unknown = re.search(r"unrecognized arguments: ([^\s=]+)", message)
+    unknown = re.search(r"(?i)unrecognized arguments: ([^\s=]+)", message)
     if unknown:
         for item in refused.values():
             if unknown[1] == flag(item.name):
