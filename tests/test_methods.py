@@ -575,6 +575,16 @@ EVERY: dict[str, Callable[[int], Method]] = {
 }
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_what_is_learned_after_pseudo_masks_under_autocast_has_gradients(name: str) -> None:
+    method = EVERY[name](3)
+    with torch.autocast("cpu", torch.bfloat16):
+        method.pseudo_masks(*batch_of(), generator=seeded(0))
+        losses = method(*batch_of(), generator=seeded(0))
+    losses["total"].backward()
+    assert all(p.grad is not None for p in method.net.model.encoder.parameters())
+
+
 @pytest.mark.parametrize("classes", [1, 3])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", EVERY)

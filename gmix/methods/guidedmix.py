@@ -318,8 +318,7 @@ class GuidedMix(Method):
             pseudo = torch.lerp(decoupled, direct, self.direct)
         if self.reference is not None:
             pseudo = self.reference(pseudo, x_unlabeled)
-        # Older versions of torch let the student learn with weights cast here, without a gradient.
-        torch.clear_autocast_cache()
+        torch.clear_autocast_cache()  # as in `Method.pseudo_masks`
         return Guidance(partner, x_partner, y_partner, direct, mix, pseudo)
 
     def _check_labeled(self, x: Tensor, y: Tensor) -> None:

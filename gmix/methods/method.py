@@ -130,7 +130,10 @@ class Method(nn.Module):
         teacher = getattr(self, "teacher", None)
         net = self.net if teacher is None else teacher.net
         with eval_mode(net):
-            return G.probabilities(net(x_unlabeled))
+            probs = G.probabilities(net(x_unlabeled))
+        # torch up to 2.9, at least, keeps weights cast here, without a gradient, for what is learned next.
+        torch.clear_autocast_cache()
+        return probs
 
     def supervised(self, logits: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy of the labeled images, the one term all methods have."""
