@@ -48,8 +48,12 @@ def main() -> None:
 
 def methods(probe: Probe) -> dict[str, GuidedMix]:
     """From the paper's way to the default's, one change at a time; the views are added later."""
-    soft = GuidedMixLoss(objective="soft_cross_entropy", decoupling=0.0, ramp_length=0.0)
-    hard = GuidedMixLoss(objective="cross_entropy", threshold=0.95, decoupling=0.0, ramp_length=0.0)
+    soft = GuidedMixLoss(
+        objective="soft_cross_entropy", certainty=0.0, decoupling=0.0, ramp_length=0.0
+    )
+    hard = GuidedMixLoss(
+        objective="cross_entropy", threshold=0.95, certainty=0.0, decoupling=0.0, ramp_length=0.0
+    )
     ways = {
         "as printed: decoupled, squared error": {"variant": "paper", "reference": None},
         "as printed, soft cross-entropy": {

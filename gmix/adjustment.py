@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gmix import functional as G
+from gmix.given import remember_given
 from gmix.processes import gather
 
 __all__ = ["LogitAdjustment"]
@@ -47,6 +48,7 @@ class LogitAdjustment(nn.Module):
         tensor([-0.2877, -1.3863])
     """
 
+    @remember_given
     def __init__(self, classes: int, strength: float = 0.5, floor: float = 1e-3) -> None:
         super().__init__()
         if strength < 0:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from gmix import functional as G
 from gmix.functional.mixing import Mode, Normalize
+from gmix.given import remember_given
 
 __all__ = ["SoftDecoupler"]
 
@@ -38,6 +39,7 @@ class SoftDecoupler(nn.Module):
         tensor([0.1000, 0.9000])
     """
 
+    @remember_given
     def __init__(self, mode: Mode = "soft", normalize: Normalize = "renormalize") -> None:
         super().__init__()
         # Decoupling nothing refuses bad options now, not at the first step.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gmix import functional as G
 from gmix.functional.shapes import per_pixel
+from gmix.given import remember_given
 
 __all__ = ["GuidedMixLoss", "check_unit_interval"]
 
@@ -54,6 +55,7 @@ class GuidedMixLoss(nn.Module):
 
     Shape:
         - `logits_labeled` `(N, K, H, W)` and `y_labeled` `(N, H, W)` int64
+        - `supervised`, a scalar: this term computed elsewhere, by another loss than cross-entropy
         - `class_logits` `(N, K)`
         - `logits_unlabeled`, `pseudo` (probabilities): `(M, K, H, W)`; `valid` `(M, H, W)` bool, False on padding
         - `probs_decoupled`, `decoupled_target`: `(N, K, H, W)`; `valid_decoupled` `(N, H, W)`
@@ -76,6 +78,7 @@ class GuidedMixLoss(nn.Module):
         {'supervised': 1.0986, 'classification': 0.6931, 'total': 1.7918}
     """
 
+    @remember_given
     def __init__(
         self,
         *,
@@ -114,6 +117,7 @@ class GuidedMixLoss(nn.Module):
         logits_labeled: Tensor,
         y_labeled: Tensor,
         *,
+        supervised: Tensor | None = None,
         class_logits: Tensor | None = None,
         logits_unlabeled: Tensor | None = None,
         pseudo: Tensor | None = None,
@@ -125,9 +129,9 @@ class GuidedMixLoss(nn.Module):
     ) -> dict[str, Tensor]:
         _together("logits_unlabeled", logits_unlabeled, "pseudo", pseudo)
         _together("probs_decoupled", probs_decoupled, "decoupled_target", decoupled_target)
-        losses = {
-            "supervised": G.cross_entropy(logits_labeled, y_labeled, ignore_index=self.ignore_index)
-        }
+        if supervised is None:
+            supervised = G.cross_entropy(logits_labeled, y_labeled, ignore_index=self.ignore_index)
+        losses = {"supervised": supervised}
         total = losses["supervised"]
         if class_logits is not None:
             present = G.present_classes(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gmix import functional as G
+from gmix.given import remember_given
 
 __all__ = ["LabeledUnlabeledMixer", "Mixed"]
 
@@ -51,6 +52,7 @@ class LabeledUnlabeledMixer(nn.Module):
         True
     """
 
+    @remember_given
     def __init__(self, alpha: float = 1.0, max_lambda: float = 0.5) -> None:
         super().__init__()
         G.sample_lambda(0, alpha=alpha, max_lambda=max_lambda)  # refuse bad options now, not later

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from gmix import functional as G
 from gmix.functional.mixing import Metric
+from gmix.given import remember_given
 
 __all__ = ["RandomPairSelector", "SimilarPairSelector"]
 
@@ -39,6 +40,7 @@ class SimilarPairSelector(nn.Module):
         tensor([1, 0, 1])
     """
 
+    @remember_given
     def __init__(self, metric: Metric = "euclidean") -> None:
         super().__init__()
         if metric not in ("euclidean", "cosine"):

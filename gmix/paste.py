@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gmix import functional as G
+from gmix.given import remember_given
 
 __all__ = ["ClassPaste"]
 
@@ -41,6 +42,7 @@ class ClassPaste(nn.Module):
         tensor([[[False, False, False,  True, False]]])
     """
 
+    @remember_given
     def __init__(self, classes: int, p: float = 0.5) -> None:
         super().__init__()
         if not 0 <= p <= 1:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmix import functional as G
+from gmix.given import remember_given
 from gmix.processes import gather, process_count
 
 __all__ = ["LabeledReference"]
@@ -75,6 +76,7 @@ class LabeledReference(nn.Module):
         (torch.Size([1, 2, 64, 64]), True)
     """
 
+    @remember_given
     def __init__(
         self,
         encoder: nn.Module,

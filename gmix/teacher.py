@@ -8,6 +8,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
+from gmix.given import remember_given
+
 __all__ = ["EMATeacher"]
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -42,6 +44,7 @@ class EMATeacher(nn.Module, Generic[Net]):
         0.5
     """
 
+    @remember_given
     def __init__(self, student: Net, decay: float = 0.99) -> None:
         super().__init__()
         if not 0 <= decay < 1:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gmix.given import remember_given
+
 __all__ = ["CutMix", "GaussianBlur", "Pasted", "StrongColor", "StrongView", "drop_channels"]
 
 
@@ -44,6 +46,7 @@ class StrongColor(nn.Module):
         True
     """
 
+    @remember_given
     def __init__(
         self,
         strength: float = 0.5,
@@ -171,6 +174,7 @@ class CutMix(nn.Module):
         True
     """
 
+    @remember_given
     def __init__(
         self,
         p: float = 0.5,

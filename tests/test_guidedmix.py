@@ -15,9 +15,13 @@ import gmix
 from gmix import GuidedMixLoss
 from gmix.methods import GuidedMix, Supervised
 
-UNSURE = GuidedMixLoss(  # nets that know nothing yet are never 95% sure
-    objective="cross_entropy", threshold=0.36, decoupling=0.0, ramp_length=0.0
-)
+UNSURE = {  # nets that know nothing yet are never 95% sure
+    "objective": "cross_entropy",
+    "threshold": 0.36,
+    "certainty": 0.0,
+    "decoupling": 0.0,
+    "ramp_length": 0.0,
+}
 
 
 def default(classes: int = 3, **parts: Any) -> GuidedMix:
@@ -323,8 +327,10 @@ def test_every_trained_parameter_gets_a_gradient(make: Any, mitrans: bool, autoc
 
 @VARIANTS
 def test_pseudo_masks_and_the_labeled_side_are_constants(make: Any) -> None:
-    options = {} if make is paper else {"objective": "cross_entropy"}
-    criterion = Recorder(**options, ramp_length=0.0)  # with `decoupling` in both variants
+    options = {} if make is paper else {"objective": "cross_entropy", "certainty": 0.0}
+    criterion = Recorder(
+        **options, decoupling=1.0, ramp_length=0.0
+    )  # with `decoupling` in both variants
     losses = make(criterion=criterion)(*tiny_batch(), generator=seeded(0))
     labeled, given = criterion.logits_labeled, criterion.given
     assert not given["pseudo"].requires_grad and not given["decoupled_target"].requires_grad
@@ -448,10 +454,11 @@ def test_the_ignore_index_reaches_every_part(make: Any) -> None:
     expected = make()(x_l, y, x_u, generator=seeded(0))
     criterion = copy.deepcopy(make().criterion)
     criterion.ignore_index = 77
-    method = make(criterion=criterion)
-    losses = method(x_l, torch.where(y == 255, 77, y), x_u, generator=seeded(0))
-    for name, value in losses.items():
-        assert torch.equal(value, expected[name])
+    for method in (make(criterion=criterion), make(ignore_index=77)):
+        losses = method(x_l, torch.where(y == 255, 77, y), x_u, generator=seeded(0))
+        for name, value in losses.items():
+            assert torch.equal(value, expected[name])
+        assert method.ignore_index == method.criterion.ignore_index == 77
 
 
 def test_a_class_that_is_ignored_is_not_remembered() -> None:
@@ -524,8 +531,8 @@ images, y, _ = tiny_batch(2, 2)
         (lambda: default(direct=1.2), "`direct` is a weight in [0, 1], got 1.2"),
         (lambda: default(techer=None), "no part 'techer': choose from ['adjustment', "),
         (
-            lambda: default(ignore_index=0),
-            "criterion=GuidedMixLoss(objective='cross_entropy', threshold=0.36, certainty=0.0",
+            lambda: default(ignore_index=0, criterion=GuidedMixLoss(ignore_index=7)),
+            "`ignore_index` is 0 here and 7 in `criterion`: say it once",
         ),
         (lambda: default(mixer=None), "`mixer` cannot be None"),
         (lambda: default(selector=None), "`selector` cannot be None"),

@@ -3,10 +3,12 @@
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -76,6 +78,14 @@ def make(name: str, classes: int = 3, **options: Any) -> Method:
     if name == "cct":
         options = {"decoders": ONE_OF_EACH, **options}
     return METHODS[name](tiny_net(classes), **options)
+
+
+EVERY: dict[str, Callable[..., Method]] = {
+    **{name: partial(make, name) for name in METHODS},
+    "supervised": lambda classes, **given: Supervised(tiny_net(classes), **given),
+    "guidedmix": lambda classes, **given: GuidedMix(tiny_net(classes), **given),
+    "paper": lambda classes, **given: GuidedMix(tiny_net(classes), variant="paper", **given),
+}
 
 
 def moved(method: Any) -> Any:
@@ -557,7 +567,7 @@ def test_a_teacher_follows_in_training_only_and_is_always_in_eval_mode(name: str
 def test_a_teacher_is_asked_for_by_a_mapping(name: str) -> None:
     assert made_from_flags(name, {}).teacher is None
     assert made_from_flags(name, {"teacher": {"decay": 0.9}}).teacher.decay == 0.9
-    with pytest.raises(ValueError, match="teacher must be a mapping of its arguments or null"):
+    with pytest.raises(ValueError, match=r"teacher must be a mapping of its options, .* got 0\.9"):
         made_from_flags(name, {"teacher": 0.9})
 
 
@@ -565,14 +575,70 @@ def made_from_flags(name: str, given: dict[str, Any]) -> Any:
     return build_method(TrainConfig(method=name, method_args=given), tiny_net())
 
 
-# --- pseudo masks -------------------------------------------------------------------------------
+# --- another loss of the labeled images ---------------------------------------------------------
 
-EVERY: dict[str, Callable[[int], Method]] = {
-    **{name: lambda classes, name=name: make(name, classes) for name in METHODS},
-    "supervised": lambda classes: Supervised(tiny_net(classes)),
-    "guidedmix": lambda classes: GuidedMix(tiny_net(classes)),
-    "paper": lambda classes: GuidedMix(tiny_net(classes), variant="paper"),
-}
+
+class Counted(nn.Module):
+    """Sums up what it is called with; has a weight of its own, to be moved and learned with the method's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(2.0))
+        self.calls: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, logits: Tensor, y: Tensor) -> Tensor:
+        self.calls.append((logits, y))
+        return self.weight * logits.square().mean()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_supervised_loss_can_be_exchanged_in_every_method(name: str) -> None:
+    loss, batch = Counted(), batch_of()
+    method = EVERY[name](3, supervised=loss)
+    losses = method(*batch, progress=0.5, generator=seeded(0))
+    usual = EVERY[name](3)(*batch, progress=0.5, generator=seeded(0))
+    assert len(loss.calls) == (2 if name == "cps" else 1)
+    assert all(y is batch.y_labeled for _, y in loss.calls)
+    expected = sum(2.0 * logits.square().mean() for logits, _ in loss.calls)
+    torch.testing.assert_close(losses["supervised"], expected)
+    assert losses.keys() == usual.keys()
+    for term in losses.keys() - {"supervised", "total"}:  # which are as they were
+        assert torch.equal(losses[term], usual[term]), term
+    change = losses["supervised"] - usual["supervised"]
+    torch.testing.assert_close(losses["total"] - usual["total"], change, atol=1e-4, rtol=1e-4)
+    losses["total"].backward()
+    assert loss.weight.grad is not None and "supervised_loss.weight" in method.state_dict()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_dice_loss_of_smp_trains(name: str) -> None:
+    dice = smp.losses.DiceLoss("multiclass", ignore_index=255)
+    method, (x_l, y, x_u) = EVERY[name](3, supervised=dice), batch_of()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = method(x_l, y, x_u, generator=seeded(0))
+    assert losses["supervised"].dtype == torch.float32 and 0 < losses["supervised"] < 2
+    losses["total"].backward()
+    assert method.net.model.segmentation_head[0].weight.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        ("dice", "`supervised` must be a loss to call with logits and masks, None for"),
+        (nn.CrossEntropyLoss, "`supervised` must be a loss to call"),
+        (lambda logits, y: logits.mean((1, 2, 3)), "must return a scalar of floating point, the"),
+        (lambda logits, y: (logits > 0).sum(), "must return a scalar of floating point"),
+        (lambda logits, y: 0.5, "got 0.5"),
+    ],
+)
+@pytest.mark.parametrize("name", ["supervised", "guidedmix", "cct"])
+def test_what_is_no_supervised_loss_is_refused(name: str, loss: Any, words: str) -> None:
+    with pytest.raises(TypeError) as error:
+        EVERY[name](3, supervised=loss)(*batch_of())
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+# --- pseudo masks -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", EVERY)

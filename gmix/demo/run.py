@@ -33,6 +33,7 @@ GUIDANCE = {
     "criterion": {
         "objective": "cross_entropy",
         "threshold": 0.9,
+        "certainty": 0.0,
         "decoupling": 0.0,
         "ramp_length": 0.0,
     },

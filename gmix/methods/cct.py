@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gmix import functional as G
 from gmix.losses import check_unit_interval
-from gmix.methods.method import Method, Step
+from gmix.methods.method import Method, Step, SupervisedLoss
 from gmix.mitrans import icnr_
 from gmix.network import GuidedMixNet
 from gmix.views import drop_channels
@@ -54,6 +54,7 @@ class CCT(Method):
         unsupervised: $w$, 30 with the mean over K classes as the authors take it.
         ramp_length: Share of the training over which $\omega$ rises to 1.
         decoders: How many auxiliary decoders of each kind, by the names above.
+        supervised: Loss of the labeled images in place of cross-entropy, as in every [`Method`][gmix.methods.Method].
         ignore_index: Mask value without a class.
 
     Returns:
@@ -80,9 +81,10 @@ class CCT(Method):
         unsupervised: float = 30.0,
         ramp_length: float = 0.1,
         decoders: Mapping[str, int] = DECODERS,
+        supervised: SupervisedLoss | None = None,
         ignore_index: int = 255,
     ) -> None:
-        super().__init__(net, ignore_index=ignore_index)
+        super().__init__(net, supervised=supervised, ignore_index=ignore_index)
         if unknown := sorted(decoders.keys() - DECODERS.keys()):
             raise ValueError(f"CCT has no decoder {unknown[0]!r}: choose from {sorted(DECODERS)}")
         self.kinds = [kind for kind, number in decoders.items() for _ in range(number)]

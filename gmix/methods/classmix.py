@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gmix import functional as G
 from gmix.losses import check_unit_interval
-from gmix.methods.method import Method, Step
+from gmix.methods.method import Method, Step, SupervisedLoss
 from gmix.network import GuidedMixNet
 from gmix.pseudo import PseudoMask
 from gmix.teacher import EMATeacher
@@ -32,6 +32,7 @@ class ClassMix(Method):
         decay: Of the teacher.
         mean: Per channel, what was subtracted from the images (in 0..1) when they were normalised.
         std: Per channel, what they were divided by. Both serve the strong colours, the part `color`.
+        supervised: Loss of the labeled images in place of cross-entropy, as in every [`Method`][gmix.methods.Method].
         ignore_index: Mask value without a class.
 
     Returns:
@@ -61,9 +62,10 @@ class ClassMix(Method):
         decay: float = 0.99,
         mean: Sequence[float] | float = (0.485, 0.456, 0.406),
         std: Sequence[float] | float = (0.229, 0.224, 0.225),
+        supervised: SupervisedLoss | None = None,
         ignore_index: int = 255,
     ) -> None:
-        super().__init__(net, ignore_index=ignore_index)
+        super().__init__(net, supervised=supervised, ignore_index=ignore_index)
         self.teacher = EMATeacher(net, decay)
         self.color = StrongColor(strength=0.25, grey=0.0, hue=0.25, mean=mean, std=std)
         self.blur = GaussianBlur(sigma=(0.15, 1.15))

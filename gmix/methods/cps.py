@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
-from gmix.methods.method import Method, Step
+from gmix.methods.method import Method, Step, SupervisedLoss
 from gmix.network import GuidedMixNet
 from gmix.pseudo import PseudoMask
 
@@ -25,6 +25,7 @@ class CPS(Method):
     Args:
         net: The network to train.
         cross: $w$; 1.5 on VOC, 6 on Cityscapes.
+        supervised: Loss of the labeled images in place of cross-entropy, as in every [`Method`][gmix.methods.Method].
         ignore_index: Mask value without a class.
 
     Returns:
@@ -41,8 +42,15 @@ class CPS(Method):
         ['cross', 'supervised', 'total']
     """
 
-    def __init__(self, net: GuidedMixNet, *, cross: float = 1.5, ignore_index: int = 255) -> None:
-        super().__init__(net, ignore_index=ignore_index)
+    def __init__(
+        self,
+        net: GuidedMixNet,
+        *,
+        cross: float = 1.5,
+        supervised: SupervisedLoss | None = None,
+        ignore_index: int = 255,
+    ) -> None:
+        super().__init__(net, supervised=supervised, ignore_index=ignore_index)
         self.other = copy.deepcopy(net)
         self.other.reset_decoder()
         self.weight = cross

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,8 +13,9 @@ from typing_extensions import TypedDict, Unpack
 from gmix import functional as G
 from gmix.adjustment import LogitAdjustment
 from gmix.decoupler import SoftDecoupler
+from gmix.given import Options, make_part
 from gmix.losses import GuidedMixLoss
-from gmix.methods.method import Method, Step
+from gmix.methods.method import Method, Step, SupervisedLoss
 from gmix.mixer import LabeledUnlabeledMixer
 from gmix.modes import eval_mode
 from gmix.network import GuidedMixNet
@@ -30,18 +32,21 @@ Variant = Literal["default", "paper"]
 
 
 class GuidedMixParts(TypedDict, total=False):
-    """What can be exchanged in `GuidedMix`; None takes a part out where that is allowed."""
+    """What can be exchanged in `GuidedMix`: a part, a mapping of its options, or None to go without it.
 
-    selector: SimilarPairSelector | RandomPairSelector
-    mixer: LabeledUnlabeledMixer
-    decoupler: SoftDecoupler
-    adjustment: LogitAdjustment | None
-    criterion: GuidedMixLoss
-    teacher: EMATeacher[GuidedMixNet] | None
-    reference: LabeledReference | None
-    color: StrongColor | None
-    paste: ClassPaste | None
-    cutmix: CutMix | None
+    Options that are not said stay as the variant has them, whether the others come in a mapping or in a part.
+    """
+
+    selector: SimilarPairSelector | RandomPairSelector | Options
+    mixer: LabeledUnlabeledMixer | Options
+    decoupler: SoftDecoupler | Options
+    adjustment: LogitAdjustment | Options | None
+    criterion: GuidedMixLoss | Options
+    teacher: EMATeacher[GuidedMixNet] | Options | None
+    reference: LabeledReference | Options | None
+    color: StrongColor | Options | None
+    paste: ClassPaste | Options | None
+    cutmix: CutMix | Options | None
     direct: float
     true_masks: bool
     pair_across: bool
@@ -67,42 +72,31 @@ class Guidance(NamedTuple):
     pseudo: Tensor  # (N, K, H, W) the target of the student
 
 
-def default_parts(
-    net: GuidedMixNet,
-    mean: Sequence[float] | float,
-    std: Sequence[float] | float,
-    given: GuidedMixParts,
-) -> GuidedMixParts:
-    """`variant="default"`, but for what is given: the settings measured in `docs/results.md`."""
-    parts: GuidedMixParts = {
-        "selector": SimilarPairSelector(),
-        "mixer": LabeledUnlabeledMixer(max_lambda=0.3),
-        "decoupler": SoftDecoupler(),
-        "adjustment": LogitAdjustment(net.classes),
-        "criterion": GuidedMixLoss(objective="soft_cross_entropy", decoupling=0.0, certainty=1.0),
-        "color": StrongColor(mean=mean, std=std),
+# What a variant makes of each part: its options, or None where it does without the part.
+VARIANTS: dict[Variant, dict[str, Any]] = {
+    # The settings measured in `docs/results.md`.
+    "default": {
+        "selector": {},
+        "mixer": {"max_lambda": 0.3},
+        "decoupler": {},
+        "adjustment": {},
+        "criterion": {"objective": "soft_cross_entropy", "decoupling": 0.0, "certainty": 1.0},
+        "teacher": {},
+        "reference": {},
+        "color": {},
         "paste": None,
-        "cutmix": CutMix(),
+        "cutmix": {},
         "direct": 0.5,
         "true_masks": True,
         "pair_across": False,
-    }
-    # These copy a network, and not every encoder can be a reference.
-    if "teacher" not in given:
-        parts["teacher"] = EMATeacher(net, decay=0.99)
-    if "reference" not in given:
-        parts["reference"] = LabeledReference(net.model.encoder, net.classes)
-    return parts | given
-
-
-def paper_parts(given: GuidedMixParts) -> GuidedMixParts:
-    """`variant="paper"`, but for what is given: one network, squared error, every equation as printed."""
-    parts: GuidedMixParts = {
-        "selector": SimilarPairSelector(),
-        "mixer": LabeledUnlabeledMixer(),
-        "decoupler": SoftDecoupler(),
+    },
+    # One network, squared error, every equation as printed.
+    "paper": {
+        "selector": {},
+        "mixer": {},
+        "decoupler": {},
         "adjustment": None,
-        "criterion": GuidedMixLoss(),
+        "criterion": {},
         "teacher": None,
         "reference": None,
         "color": None,
@@ -111,8 +105,39 @@ def paper_parts(given: GuidedMixParts) -> GuidedMixParts:
         "direct": 0.0,
         "true_masks": False,
         "pair_across": False,
+    },
+}
+
+
+def part_makers(net: GuidedMixNet) -> dict[str, Callable[..., Any]]:
+    """Say what makes each part from its options."""
+    return {
+        "selector": SimilarPairSelector,
+        "mixer": LabeledUnlabeledMixer,
+        "decoupler": SoftDecoupler,
+        "adjustment": partial(LogitAdjustment, net.classes),
+        "criterion": GuidedMixLoss,
+        "teacher": partial(EMATeacher, net),
+        "reference": partial(LabeledReference, net.model.encoder, net.classes),
+        "color": StrongColor,
+        "paste": partial(ClassPaste, net.classes),
+        "cutmix": CutMix,
     }
-    return parts | given
+
+
+def make_parts(
+    net: GuidedMixNet,
+    variant: Variant,
+    given: GuidedMixParts,
+    further: Mapping[str, Options],
+) -> dict[str, Any]:
+    """Make every part of a variant, but for what is given of it; `further` options belong to both variants."""
+    parts = {**VARIANTS[variant], **given}
+    for name, make in part_makers(net).items():
+        if parts[name] is not None:
+            options = {**(VARIANTS[variant][name] or {}), **further.get(name, {})}
+            parts[name] = make_part(name, make, options, parts[name])
+    return parts
 
 
 REQUIRED = ("selector", "mixer", "decoupler", "criterion")
@@ -153,17 +178,21 @@ class GuidedMix(Method):
         variant: Where the parts come from that are not given.
         mean: Per channel, what was subtracted from the images (in 0..1) when they were normalised.
         std: Per channel, what they were divided by. Both serve the strong colours.
+        supervised: Loss of the labeled images in place of cross-entropy, as in every [`Method`][gmix.methods.Method].
+        ignore_index: Mask value without a class; None leaves it to the criterion, which ignores 255.
         **parts: Any of [`GuidedMixParts`][gmix.methods.GuidedMixParts]. `direct` is the weight of the direct
             prediction beside the decoupled one, in [0, 1]; `true_masks` subtracts the partner's mask instead of
             its prediction; `pair_across` looks for partners among the labeled images of all processes that train
-            together.
+            together. `criterion={"classification": 0.1}` and `criterion=GuidedMixLoss(classification=0.1)` both
+            change this one option and leave the others as the variant has them.
 
     Returns:
         `supervised`, `classification`, `unsupervised`, with `variant="paper"` also
         `decoupling`, and `total`.
 
     Raises:
-        ValueError: An unknown part, or None for one that no step can do without.
+        TypeError: Something that is no part, or an option that a part does not have.
+        ValueError: An unknown part, None for one that no step can do without, or two different `ignore_index`.
 
     Reference:
         Tu et al., "GuidedMix-Net: Learning to Improve Pseudo Masks Using Labeled Images as Reference", 2022.
@@ -187,40 +216,41 @@ class GuidedMix(Method):
         variant: Variant = "default",
         mean: Sequence[float] | float = (0.485, 0.456, 0.406),
         std: Sequence[float] | float = (0.229, 0.224, 0.225),
+        supervised: SupervisedLoss | None = None,
+        ignore_index: int | None = None,
         **parts: Unpack[GuidedMixParts],
     ) -> None:
-        if variant not in get_args(Variant):
-            raise ValueError(f"`variant` must be one of {[*get_args(Variant)]}, got {variant!r}")
-        super().__init__(net)
-        paper = variant == "paper"
-        chosen = paper_parts(parts) if paper else default_parts(net, mean, std, parts)
-        known = sorted(GuidedMixParts.__annotations__)
-        if unknown := sorted(chosen.keys() - known):
-            if unknown[0] == "ignore_index":
-                loss = repr(chosen["criterion"])[:-1]
-                raise ValueError(
-                    f"`ignore_index` is the loss's: criterion={loss}, ignore_index=...)"
-                )
+        if variant not in VARIANTS:
+            raise ValueError(f"`variant` must be one of {[*VARIANTS]}, got {variant!r}")
+        if unknown := sorted(parts.keys() - VARIANTS[variant].keys()):
+            known = sorted(VARIANTS[variant])
             raise ValueError(f"GuidedMix has no part {unknown[0]!r}: choose from {known}")
-        if missing := [n for n, part in chosen.items() if n in REQUIRED and part is None]:
+        if missing := [name for name in REQUIRED if parts.get(name, "") is None]:
             raise ValueError(f"`{missing[0]}` cannot be None: no step does without it")
+        further: dict[str, Options] = {
+            "color": {"mean": mean, "std": std},
+            "criterion": {} if ignore_index is None else {"ignore_index": ignore_index},
+        }
+        super().__init__(net, supervised=supervised)
+        chosen = make_parts(net, variant, parts, further)
         if not 0 <= chosen["direct"] <= 1:
             raise ValueError(f"`direct` is a weight in [0, 1], got {chosen['direct']}")
+        check_criterion(chosen["criterion"], ignore_index)
         self.ignore_index = chosen["criterion"].ignore_index
         net.classifier.requires_grad_(True)
-        self.selector = chosen["selector"]
-        self.mixer = chosen["mixer"]
-        self.decoupler = chosen["decoupler"]
-        self.adjustment = chosen["adjustment"]
-        self.criterion = chosen["criterion"]
-        self.teacher = chosen["teacher"]
-        self.reference = chosen["reference"]
-        self.color = chosen["color"]
-        self.paste = chosen["paste"]
-        self.cutmix = chosen["cutmix"]
-        self.direct = chosen["direct"]
-        self.true_masks = chosen["true_masks"]
-        self.pair_across = chosen["pair_across"]
+        self.selector: SimilarPairSelector | RandomPairSelector = chosen["selector"]
+        self.mixer: LabeledUnlabeledMixer = chosen["mixer"]
+        self.decoupler: SoftDecoupler = chosen["decoupler"]
+        self.adjustment: LogitAdjustment | None = chosen["adjustment"]
+        self.criterion: GuidedMixLoss = chosen["criterion"]
+        self.teacher: EMATeacher[GuidedMixNet] | None = chosen["teacher"]
+        self.reference: LabeledReference | None = chosen["reference"]
+        self.color: StrongColor | None = chosen["color"]
+        self.paste: ClassPaste | None = chosen["paste"]
+        self.cutmix: CutMix | None = chosen["cutmix"]
+        self.direct: float = chosen["direct"]
+        self.true_masks: bool = chosen["true_masks"]
+        self.pair_across: bool = chosen["pair_across"]
 
     @property
     def threshold(self) -> float:  # type: ignore[override]
@@ -268,6 +298,7 @@ class GuidedMix(Method):
         losses: dict[str, Tensor] = self.criterion(
             labeled,
             y_labeled,
+            supervised=self.supervised(labeled, y_labeled),
             class_logits=self.net.classify(embedding[:n]),
             logits_unlabeled=unlabeled,
             pseudo=pseudo,
@@ -342,3 +373,16 @@ class GuidedMix(Method):
             "probs_decoupled": self.decoupler(predicted, probs[partner], mixed.lam),
             "decoupled_target": probs,
         }
+
+
+def check_criterion(criterion: Any, ignore_index: int | None) -> None:
+    """Refuse what is no objective of all terms, and another `ignore_index` than the method's."""
+    if not all(hasattr(criterion, name) for name in ("ignore_index", "decoupling", "threshold")):
+        raise TypeError(
+            f"`criterion` is the whole objective, a GuidedMixLoss, got {type(criterion).__name__}: "
+            "pass another loss of the labeled images as `supervised`"
+        )
+    if ignore_index not in (None, criterion.ignore_index):
+        raise ValueError(
+            f"`ignore_index` is {ignore_index} here and {criterion.ignore_index} in `criterion`: say it once"
+        )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gmix import functional as G
 from gmix.losses import check_unit_interval
-from gmix.methods.method import Method, Step
+from gmix.methods.method import Method, Step, SupervisedLoss
 from gmix.network import GuidedMixNet
 from gmix.teacher import EMATeacher
 from gmix.views import StrongColor
@@ -32,6 +32,7 @@ class MeanTeacher(Method):
         ramp_length: Share of the training over which $\omega$ rises to 1. The paper: 5 of 60 epochs.
         mean: Per channel, what was subtracted from the images (in 0..1) when they were normalised.
         std: Per channel, what they were divided by. Both serve the strong colours, the part `color`.
+        supervised: Loss of the labeled images in place of cross-entropy, as in every [`Method`][gmix.methods.Method].
         ignore_index: Mask value without a class.
 
     Returns:
@@ -60,9 +61,10 @@ class MeanTeacher(Method):
         ramp_length: float = 0.08,
         mean: Sequence[float] | float = (0.485, 0.456, 0.406),
         std: Sequence[float] | float = (0.229, 0.224, 0.225),
+        supervised: SupervisedLoss | None = None,
         ignore_index: int = 255,
     ) -> None:
-        super().__init__(net, ignore_index=ignore_index)
+        super().__init__(net, supervised=supervised, ignore_index=ignore_index)
         self.teacher = EMATeacher(net, decay)
         self.color = StrongColor(mean=mean, std=std)
         self.weight = unsupervised

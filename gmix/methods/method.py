@@ -14,7 +14,10 @@ from gmix.network import GuidedMixNet
 
 NEEDED = ("encode", "decode", "classifier", "classes")
 
-__all__ = ["Method", "Step"]
+__all__ = ["Method", "Step", "SupervisedLoss"]
+
+# Logits (N, K, H, W) and masks (N, H, W) to a scalar.
+SupervisedLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Step(NamedTuple):
@@ -38,6 +41,9 @@ class Method(nn.Module):
 
     Args:
         net: The network to train.
+        supervised: Loss of the labeled images in place of cross-entropy, for instance
+            `smp.losses.DiceLoss("multiclass", ignore_index=255)`: called with float32 logits `(N, K, H, W)` and
+            masks `(N, H, W)`, returns a scalar. What it ignores is its own business.
         ignore_index: Mask value without a class.
 
     Shape:
@@ -53,7 +59,7 @@ class Method(nn.Module):
         Named float32 scalars, each unweighted, and `total`, what is to be minimised.
 
     Raises:
-        TypeError: A network that is not wrapped.
+        TypeError: A network that is not wrapped, or a `supervised` loss that cannot be called or returns no scalar.
         ValueError: No labeled images, no unlabeled ones for a method that needs them, shapes or types that do not fit,
             or masks with other values than classes and `ignore_index`. Where these would have to be waited for, on a
             GPU, only the first masks are looked at; a compiled call looks at none.
@@ -64,14 +70,26 @@ class Method(nn.Module):
     # Pixels whose pseudo label is less sure are not learned; a method with a threshold sets its own.
     threshold: float = 0.0
 
-    def __init__(self, net: GuidedMixNet, *, ignore_index: int = 255) -> None:
+    def __init__(
+        self,
+        net: GuidedMixNet,
+        *,
+        supervised: SupervisedLoss | None = None,
+        ignore_index: int = 255,
+    ) -> None:
         super().__init__()
         if not all(hasattr(net, name) for name in NEEDED):
             raise TypeError(
                 f"`net` must be a GuidedMixNet, got {type(net).__name__}: "
                 "wrap the model, GuidedMixNet(model)"
             )
+        if supervised is not None and (not callable(supervised) or isinstance(supervised, type)):
+            raise TypeError(
+                "`supervised` must be a loss to call with logits and masks, None for cross-entropy, "
+                f"got {supervised!r}"
+            )
         self.net = net
+        self.supervised_loss = supervised
         self.ignore_index = ignore_index
         self.masks_seen = False
         # Only GuidedMix trains it, and a parameter without a gradient must not be trained.
@@ -136,8 +154,22 @@ class Method(nn.Module):
         return probs
 
     def supervised(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Cross-entropy of the labeled images, the one term all methods have."""
-        return G.cross_entropy(logits, y, ignore_index=self.ignore_index)
+        """Compute the loss of the labeled images, the one term all methods have.
+
+        Raises:
+            TypeError: The loss the method was given returns no scalar.
+        """
+        if self.supervised_loss is None:
+            return G.cross_entropy(logits, y, ignore_index=self.ignore_index)
+        with torch.autocast(logits.device.type, enabled=False):
+            loss = self.supervised_loss(logits.float(), y)
+        if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
+            found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+            raise TypeError(
+                "`supervised` must return a scalar of floating point, the mean over the images, "
+                f"got {found}"
+            )
+        return loss.float()
 
     def _check_labeled(self, x: Tensor, y: Tensor) -> None:
         """Refuse what cannot be learned, before a teacher or a memory has changed."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from gmix.adjustment import LogitAdjustment
-from gmix.methods.method import Method, Step
+from gmix.given import Options, optional_part
+from gmix.methods.method import Method, Step, SupervisedLoss
 from gmix.network import GuidedMixNet
 
 __all__ = ["Supervised"]
@@ -16,8 +19,9 @@ class Supervised(Method):
 
     Args:
         net: The network to train.
-        adjustment: Adjusts the logits before the loss for how frequent their classes are. GuidedMix has it by
-            default; with it here, what the unlabeled images alone are worth can be told.
+        adjustment: Adjusts the logits before the loss for how frequent their classes are; the part, or a mapping of its
+            options. GuidedMix has it by default; with it here, what the unlabeled images alone are worth can be told.
+        supervised: Loss of the labeled images in place of cross-entropy, as in every [`Method`][gmix.methods.Method].
         ignore_index: Mask value without a class.
 
     Returns:
@@ -38,11 +42,13 @@ class Supervised(Method):
         self,
         net: GuidedMixNet,
         *,
-        adjustment: LogitAdjustment | None = None,
+        adjustment: LogitAdjustment | Options | None = None,
+        supervised: SupervisedLoss | None = None,
         ignore_index: int = 255,
     ) -> None:
-        super().__init__(net, ignore_index=ignore_index)
-        self.adjustment = adjustment
+        super().__init__(net, supervised=supervised, ignore_index=ignore_index)
+        make = partial(LogitAdjustment, net.classes)
+        self.adjustment = optional_part("adjustment", make, adjustment)
 
     def begin(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
         """Count the classes of the labeled images."""

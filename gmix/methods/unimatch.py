@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from gmix.given import Options, optional_part
 from gmix.losses import check_unit_interval
-from gmix.methods.method import Method, Step
+from gmix.methods.method import Method, Step, SupervisedLoss
 from gmix.network import GuidedMixNet
 from gmix.pseudo import PseudoMask
 from gmix.teacher import EMATeacher
@@ -32,9 +34,10 @@ class UniMatch(Method):
         strong: $w$ of the two strong views together.
         features: $w_f$ of the view disturbed in the features.
         drop: Share of channels that are dropped from the encoder's maps.
-        teacher: Labels the unlabeled images in place of the network itself.
+        teacher: Labels the unlabeled images in place of the network itself; a teacher, or a mapping of its options.
         mean: Per channel, what was subtracted from the images (in 0..1) when they were normalised.
         std: Per channel, what they were divided by. Both serve the strong view, the part `view`.
+        supervised: Loss of the labeled images in place of cross-entropy, as in every [`Method`][gmix.methods.Method].
         ignore_index: Mask value without a class.
 
     Returns:
@@ -63,13 +66,14 @@ class UniMatch(Method):
         strong: float = 0.5,
         features: float = 0.5,
         drop: float = 0.5,
-        teacher: EMATeacher[GuidedMixNet] | None = None,
+        teacher: EMATeacher[GuidedMixNet] | Options | None = None,
         mean: Sequence[float] | float = (0.485, 0.456, 0.406),
         std: Sequence[float] | float = (0.229, 0.224, 0.225),
+        supervised: SupervisedLoss | None = None,
         ignore_index: int = 255,
     ) -> None:
-        super().__init__(net, ignore_index=ignore_index)
-        self.teacher = teacher
+        super().__init__(net, supervised=supervised, ignore_index=ignore_index)
+        self.teacher = optional_part("teacher", partial(EMATeacher, net), teacher)
         self.view = StrongView(mean=mean, std=std)
         check_unit_interval("threshold", threshold)
         self.threshold = threshold

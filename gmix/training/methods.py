@@ -6,9 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from gmix.adjustment import LogitAdjustment
-from gmix.decoupler import SoftDecoupler
-from gmix.losses import GuidedMixLoss
 from gmix.methods import (
     CCT,
     CPS,
@@ -21,20 +18,15 @@ from gmix.methods import (
     Supervised,
     UniMatch,
 )
-from gmix.mixer import LabeledUnlabeledMixer
 from gmix.network import GuidedMixNet
 from gmix.pairing import RandomPairSelector, SimilarPairSelector
-from gmix.paste import ClassPaste
-from gmix.reference import LabeledReference
 from gmix.say import one_line
-from gmix.teacher import EMATeacher
 from gmix.training.build import image_stats
 from gmix.training.config import TrainConfig
 from gmix.training.options import lookup
-from gmix.views import CutMix, StrongColor
 
 # By what it needs: those that change colours have to know how images were normalised.
-PLAIN: dict[str, Callable[..., Method]] = {"cct": CCT, "cps": CPS}
+PLAIN: dict[str, Callable[..., Method]] = {"cct": CCT, "cps": CPS, "supervised": Supervised}
 COLORED: dict[str, Callable[..., Method]] = {
     "mean_teacher": MeanTeacher,
     "cutmix": CutMixSeg,
@@ -42,7 +34,7 @@ COLORED: dict[str, Callable[..., Method]] = {
     "fixmatch": FixMatch,
     "unimatch": UniMatch,
 }
-METHODS = sorted([*PLAIN, *COLORED, "guidedmix", "supervised"])
+METHODS = sorted([*PLAIN, *COLORED, "guidedmix"])
 
 
 def build_method(config: TrainConfig, net: GuidedMixNet) -> Method:
@@ -52,13 +44,9 @@ def build_method(config: TrainConfig, net: GuidedMixNet) -> Method:
         ValueError: if the method, its variant or one of its arguments is unknown.
     """
     mean, std = image_stats(config)
-    colored = {
-        name: partial(published, build, mean=mean, std=std) for name, build in COLORED.items()
-    }
     builders: dict[str, Callable[..., Method]] = {
         **PLAIN,
-        **colored,
-        "supervised": supervised,
+        **{name: partial(build, mean=mean, std=std) for name, build in COLORED.items()},
         "guidedmix": partial(guidedmix, config),
     }
     build = lookup(config.method, builders, "--method")
@@ -90,46 +78,11 @@ def refuse_few(config: TrainConfig, method: Method, parts: int) -> None:
         )
 
 
-def published(build: Callable[..., Method], net: GuidedMixNet, **given: Any) -> Method:
-    """`--method fixmatch`, say: `{teacher: {decay: 0.99}}` makes that part, where a method takes one."""
-    return build(net, **with_parts(given, {"teacher": partial(EMATeacher, net)}))
-
-
-def supervised(net: GuidedMixNet, **given: Any) -> Supervised:
-    """`--method supervised`: `{adjustment: {strength: 0.5}}` makes that part."""
-    return Supervised(
-        net, **with_parts(given, {"adjustment": partial(LogitAdjustment, net.classes)})
-    )
-
-
 def guidedmix(config: TrainConfig, net: GuidedMixNet, **given: Any) -> GuidedMix:
-    """`--method guidedmix`: `{teacher: {decay: 0.999}}` makes that part with these arguments."""
+    """`--method guidedmix`: selectors go by their names, too."""
     mean, std = image_stats(config)
-    parts: dict[str, Callable[..., Any]] = {
-        "mixer": LabeledUnlabeledMixer,
-        "decoupler": SoftDecoupler,
-        "adjustment": partial(LogitAdjustment, net.classes),
-        "criterion": GuidedMixLoss,
-        "teacher": partial(EMATeacher, net),
-        "reference": partial(LabeledReference, net.model.encoder, net.classes),
-        "color": partial(StrongColor, mean=mean, std=std),
-        "paste": partial(ClassPaste, net.classes),
-        "cutmix": CutMix,
-    }
     selectors = {"similar": SimilarPairSelector, "random": RandomPairSelector}
-    given = with_parts(given, parts)
-    if "selector" in given:
-        given["selector"] = lookup(str(given["selector"]), selectors, "selector")()
+    if isinstance(given.get("selector"), str):
+        given["selector"] = lookup(given["selector"], selectors, "selector")()
     variant: Any = config.variant
     return GuidedMix(net, variant=variant, mean=mean, std=std, **given)
-
-
-def with_parts(given: dict[str, Any], parts: dict[str, Callable[..., Any]]) -> dict[str, Any]:
-    """Arguments with the parts among them made of theirs: `{teacher: {decay: 0.999}}`."""
-    made = dict(given)
-    for name, value in given.items():
-        if name in parts and isinstance(value, dict):
-            made[name] = parts[name](**value)
-        elif name in parts and value is not None:
-            raise ValueError(f"{name} must be a mapping of its arguments or null, got {value!r}")
-    return made
