@@ -289,12 +289,12 @@ TURNED = Image.Exif()
 TURNED[0x0112] = 6  # shown turned by 90 degrees clockwise
 
 
-def png_header(width: int, height: int) -> bytes:
-    """The start of a grey PNG file of that size."""
+def png_header(width: int, height: int, bits: int = 8, rows: bytes = b"\0" * 9) -> bytes:
+    """A grey PNG file of that size, or the start of one."""
     parts = [b"\x89PNG\r\n\x1a\n"]
     for kind, content in (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
-        (b"IDAT", zlib.compress(b"\0" * 9)),
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
         (b"IEND", b""),
     ):
         crc = struct.pack(">I", zlib.crc32(kind + content))
@@ -400,6 +400,15 @@ def huge_tiff(place: Place) -> Words:
     return place.train("--channels", 4)
 
 
+def deep_colours(place: Place) -> Words:
+    import imagecodecs
+
+    grey = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    return put("images/01.png", imagecodecs.png_encode(np.dstack([grey, grey, 65535 - grey])))(
+        place
+    )
+
+
 def one_pixel(place: Place) -> Words:
     for folder in ("images", "masks"):
         Image.new("L", (1, 1), 1).save(place.data / folder / "00.png")
@@ -494,7 +503,29 @@ group(
     Case(
         "a TIFF image with holes (nan)",
         save("images/01.tif", Image.fromarray(HOLED)),
-        "cannot read image …01.tif: some of its pixels are nan: give them a value",
+        "cannot read image …01.tif: some of its pixels are nan or infinite: give them a value",
+    ),
+    Case(
+        "a TIFF image with infinite pixels",
+        save(
+            "images/01.tif", Image.fromarray(np.where(np.eye(64), np.inf, FRACTIONS).astype("f4"))
+        ),
+        "cannot read image …01.tif: some of its pixels are nan or infinite: give them a value",
+    ),
+    Case(
+        "a `.npy` image of fractions that go up to 255",
+        save("images/01.npy", FRACTIONS * 510),
+        "cannot read image …01.npy: its values go from 255 to 255, where 0 is taken for black and 1 for white: say …",
+    ),
+    Case(
+        "a TIFF file of 3 pages",
+        save("images/01.tif", PHOTO, save_all=True, append_images=[PHOTO.convert("L"), PHOTO]),
+        "cannot read image …01.tif: it holds 3 pages, expected one picture: save each as a file of its own …",
+    ),
+    Case(
+        "an image that moves (APNG)",
+        save("images/01.png", PHOTO, save_all=True, append_images=[PHOTO.rotate(90)]),
+        "cannot read image …01.png: it holds 2 pictures, expected one: save each as a file of its own",
     ),
     Case(
         "PostScript called `01.png`, for which Pillow would start Ghostscript",
@@ -531,6 +562,12 @@ group(
         save("images/01.png", DEEP),
         "works: as float32 in 0..255, nothing is cut",
         is_deep,
+    ),
+    Case(
+        "a colour image of 16 bits",
+        deep_colours,
+        "works: as float32 in 0..255, nothing is cut",
+        lambda data: len(first(data, 1).image[2].unique()) == 64 * 64,
     ),
     Case(
         "a JPEG file called `01.png`",
@@ -588,6 +625,30 @@ def jpeg_masks(place: Place) -> Words:
         Image.open(path).convert("L").save(path.with_suffix(".jpg"))
         path.unlink()
     return place.train()
+
+
+def white_and_one(folder: str) -> Make:
+    """Binary masks, the foreground of one of which is stored as 255 and that of the others as 1."""
+
+    def make(place: Place) -> Words:
+        for path in [*(place.data / "masks").iterdir(), *(place.data / "val_masks").iterdir()]:
+            Image.fromarray(ids(0, 1)).save(path)
+        Image.fromarray(ids(0, 255)).save(max((place.data / folder).iterdir()))
+        return place.train("--classes", 1)
+
+    return make
+
+
+def own_palettes(place: Place) -> Words:
+    """The same mask, but each with the palette that suits it best."""
+    for number, colors in enumerate(([0, 0, 0, 255, 0, 0], [255, 0, 0, 0, 0, 0])):
+        picture = Image.fromarray(ids(number, 1 - number))
+        picture.putpalette(colors)
+        picture.save(place.data / "masks" / f"0{number}.png")
+    return place.train()
+
+
+TWO_BITS = (b"\0" + bytes([0b00011000]) * 16) * 64  # 0, 1, 2, 0 and so on
 
 
 IGNORED = Image.new("L", (64, 64), 255)
@@ -648,7 +709,7 @@ group(
     Case(
         "a mask of fractions (TIFF)",
         save("masks/01.tif", Image.fromarray(FRACTIONS)),
-        "mask …01.tif is an image of fractions (mode F)" + NOT_IDS,
+        "mask …01.tif is an array of 64x64 float32 numbers" + NOT_IDS,
     ),
     Case(
         "a mask with a pickle that runs code (`.npy`)",
@@ -700,6 +761,32 @@ group(
         save("masks/01.png", Image.fromarray(ids(0, 2, dtype="uint16"))),
         "works",
         lambda data: first(data, 1).mask.unique().tolist() == [0, 2],
+    ),
+    Case(
+        "a mask of 2 bits",
+        put("masks/01.png", png_header(64, 64, 2, TWO_BITS)),
+        "works: its values are 0 to 3",
+        lambda data: first(data, 1).mask[5, :4].tolist() == [0, 1, 2, 0],
+    ),
+    Case(
+        "a JPEG file called `01.png` as mask",
+        save("masks/01.png", Image.fromarray(ids(0, 1)), format="JPEG"),
+        "cannot read mask …01.png: it is no image of a known kind (PNG, TIFF, BMP, GIF, PPM), or …",
+    ),
+    Case(
+        "binary masks of which one holds 255, the others 1",
+        white_and_one("masks"),
+        "mask …03.png holds 255 for a foreground or for what is ignored, mask …00.png holds 1: say whether …",
+    ),
+    Case(
+        "binary masks of 1, and a validation mask of 255",
+        white_and_one("val_masks"),
+        "mask …v2.png holds 255 for a foreground or for what is ignored, mask …00.png holds 1: say whether …",
+    ),
+    Case(
+        "palette masks whose palettes have one colour at several indices",
+        own_palettes,
+        "the colour (255, 0, 0) is 1 in mask …00.png but 0 in …01.png: indices of such files are no classes; save …",
     ),
     Case(
         "a mask of 1 bit",

@@ -23,6 +23,7 @@ from gmix.data import (
     ImageFormat,
     SegmentationDataset,
     find_images,
+    fit_binary,
     holds_only_0_and_255,
     images_of,
     masks_of,
@@ -190,11 +191,34 @@ def test_channels_of_ordinary_images(tmp_path: Path) -> None:
         read_image(tmp_path / "p.npy")
 
 
-@given(st.lists(st.sampled_from([0, 1, 128, 255]), min_size=1, max_size=6))
-def test_0_and_255(values: list[int]) -> None:
+@given(st.lists(st.sets(st.sampled_from([0, 1, 255]), min_size=1), min_size=1, max_size=6))
+def test_0_and_255(values: list[set[int]]) -> None:
+    """All masks store the foreground alike, or one of each kind is named."""
     with TemporaryDirectory() as folder:
-        paths = [save(Path(folder) / f"{i}.png", [[value]]) for i, value in enumerate(values)]
-        assert holds_only_0_and_255(paths) == (255 in values and set(values) <= {0, 255})
+        paths = [save(Path(folder) / f"{i}.png", [list(seen)]) for i, seen in enumerate(values)]
+        ones = [path for path, seen in zip(paths, values, strict=True) if 1 in seen]
+        whites = [path for path, seen in zip(paths, values, strict=True) if 255 in seen - {1}]
+        whites = [path for path in whites if path not in ones]
+        if ones and whites:
+            with pytest.raises(ValueError, match="label-map") as caught:
+                holds_only_0_and_255(paths)
+            assert all(f"mask {path} " in str(caught.value) for path in (ones[0], whites[0]))
+        else:
+            assert holds_only_0_and_255(paths) == bool(whites)
+
+
+def test_each_kind_of_binary_mask_is_read_right(tmp_path: Path) -> None:
+    white, one = save(tmp_path / "w.png", [[0, 255]]), save(tmp_path / "o.png", [[0, 1, 255]])
+    grey = save(tmp_path / "g.png", [[0, 128, 255]])
+    assert read_mask(white, fit_binary(Classes.of(1), [white])).tolist() == [[0, 1]]
+    assert read_mask(one, fit_binary(Classes.of(1), [one])).tolist() == [[0, 1, 255]]
+    with pytest.raises(ValueError, match="holds the id 128"):  # an edge that was smoothed
+        read_mask(grey, fit_binary(Classes.of(1), [grey, white]))
+    said = Classes.of(1, "0:0,1:1")
+    assert (
+        fit_binary(said, [white, one]) is said
+        and fit_binary(Classes.of(2), [white]).label_map is None
+    )
 
 
 def test_array_masks(tmp_path: Path) -> None:

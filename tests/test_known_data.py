@@ -246,6 +246,56 @@ def test_masks_of_other_images_of_the_run_are_not_odd(tmp_path: Path) -> None:
     assert not [note for note in build_data(config).notes if "belong to no image" in note]
 
 
+def test_notes_never_advise_what_was_given_and_speak_of_validation_masks_too(
+    tmp_path: Path,
+) -> None:
+    data = write_data(tmp_path / "data")
+    for path in [*(data / "masks").iterdir(), *(data / "val_masks").iterdir()]:
+        Image.fromarray(np.repeat([[0, 255]], 32, axis=1).repeat(64, axis=0).astype("u1")).save(
+            path
+        )
+    settings: dict[str, Any] = {"method": "supervised", "classes": 2}
+    notes = build_data(tiny_config(data, tmp_path, **settings)).notes
+    lost = {"labeled": "learned", "validation": "scored"}
+    assert list(notes) == [
+        f"no {split} pixel, so nothing is {what}, of class 1; where 255 is the foreground, say --classes 1"
+        for split, what in lost.items()
+    ]
+    settings |= {"classes": 1, "label_map": "0:0,1:1"}
+    notes = build_data(tiny_config(data, tmp_path, **settings)).notes
+    assert [note.rpartition(" ")[2] for note in notes] == ["foreground", "foreground"]
+    settings |= {"label_map": None}
+    built = build_data(tiny_config(data, tmp_path, **settings))
+    assert built.notes == () and built.labeled[0].mask.unique().tolist() == [0, 1]
+
+
+def test_notes_on_values_name_file_and_range(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    for path in (data / "images").iterdir():
+        with Image.open(path) as file:
+            np.save(path.with_suffix(".npy"), np.array(file).astype(np.uint16) * 16)
+        path.unlink()
+    settings: dict[str, Any] = {"method": "supervised", "val_images": None, "val_masks": None}
+    (note,) = build_data(tiny_config(data, tmp_path, **settings)).notes
+    assert "than 14 of 255" in note and "--value-range 0-4095" in note
+    assert not build_data(tiny_config(data, tmp_path, **settings, value_range="0-4095")).notes
+    (note,) = build_data(tiny_config(data, tmp_path, **settings, value_range="0-255")).notes
+    assert note.startswith("4 of 4 images") and "--value-range 0-255" in note
+    assert note.endswith(f"{data / 'images' / '00.npy'}: 640 to 3520")
+
+
+def test_palettes_that_differ_without_contradiction_are_a_note(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    for path, colour in zip(
+        sorted((data / "masks").iterdir()), ([9, 0, 0], [0, 9, 0]), strict=False
+    ):
+        picture = Image.fromarray(np.eye(64, dtype=np.uint8) * 2)
+        picture.putpalette([0, 0, 0, 0, 0, 7, *colour])
+        picture.save(path)
+    (note,) = build_data(tiny_config(data, tmp_path, method="supervised")).notes
+    assert "2 is (9, 0, 0) in " in note and "but (0, 9, 0) in " in note
+
+
 def test_masks_of_0_and_128_are_not_those_of_an_editor(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data")
     for path in [*(data / "masks").iterdir(), *(data / "val_masks").iterdir()]:

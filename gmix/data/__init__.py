@@ -9,8 +9,9 @@ from gmix.data.files import (
     match_masks,
     pair_masks,
 )
-from gmix.data.images import RGB, ImageFormat, holds_only_0_and_255, read_image, read_mask, to_rgb
+from gmix.data.images import RGB, ImageFormat, read_image, to_rgb
 from gmix.data.layouts import LAYOUTS, Finder, Layout, images_of, masks_of
+from gmix.data.masks import compare_palettes, fit_binary, holds_only_0_and_255, read_mask
 from gmix.data.paths import Paths, folder_images
 from gmix.data.prefetch import ahead
 from gmix.data.shards import ShardedImages, find_shards, write_index
@@ -38,6 +39,7 @@ __all__ = [
     "TrainTransform",
     "TwoStream",
     "ahead",
+    "compare_palettes",
     "data_names",
     "eval_transform",
     "evenly_spaced",
@@ -45,6 +47,7 @@ __all__ = [
     "find_images",
     "find_shards",
     "fingerprint",
+    "fit_binary",
     "folder_images",
     "holds_only_0_and_255",
     "images_of",

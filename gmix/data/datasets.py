@@ -16,7 +16,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from gmix.data.classes import Classes
-from gmix.data.images import RGB, ImageFormat, read_image, read_mask
+from gmix.data.images import RGB, ImageFormat, read_image
+from gmix.data.masks import read_mask
 from gmix.data.paths import Paths
 
 T = TypeVar("T")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,14 +28,16 @@ from gmix.data import (
     SegmentationDataset,
     ShardedImages,
     TwoStream,
+    compare_palettes,
     data_names,
     find_shards,
     fingerprint,
+    fit_binary,
     folder_images,
-    holds_only_0_and_255,
     train_transform,
 )
 from gmix.data.files import masks_without_image
+from gmix.data.images import value_span
 from gmix.network import GuidedMixNet
 from gmix.say import one_line
 from gmix.training.config import TrainConfig
@@ -78,9 +81,8 @@ def build_data(config: TrainConfig) -> Data:
         ValueError: if something is missing or does not fit, naming the file.
     """
     data = find_data(config)
-    masks = {
-        name: getattr(data, name).masks for name in ("labeled", "validation") if getattr(data, name)
-    }
+    read = [name for name in ("labeled", "validation") if getattr(data, name) is not None]
+    pairs = {name: getattr(data, name) for name in read}  # which know their files
     if config.cache:
         cached: dict[str, Any] = {
             name: Cached(getattr(data, name))
@@ -90,14 +92,17 @@ def build_data(config: TrainConfig) -> Data:
         data = replace(data, **cached)
     elif data.held_out is not None:
         read_once(data.held_out)
-    ids = {name: read_once(getattr(data, name)) for name in masks}
-    for name, seen in ids.items():
-        if seen <= {IGNORE}:
+    seen = {name: read_once(getattr(data, name)) for name in read}
+    for name, found in seen.items():
+        if found.ids <= {IGNORE}:
             raise ValueError(
-                f"no {name} mask has a pixel of any class, from {masks[name][0]} on all is ignored: "
+                f"no {name} mask has a pixel of any class, from {pairs[name].masks[0]} on all is ignored: "
                 "is the label map (--label-map) the one of these masks?"
             )
-    return replace(data, notes=(*data.notes, *untaught(data.classes, ids["labeled"])))
+    notes = [note for name in read for note in absent(name, data.classes, seen[name].ids)]
+    images = [path for name in read for path in pairs[name].images]
+    notes += clipped(images, image_format(config)), dark(config, [*seen.values()])
+    return replace(data, notes=(*data.notes, *filter(None, notes)))
 
 
 def find_data(config: TrainConfig) -> Data:
@@ -115,7 +120,6 @@ def find_data(config: TrainConfig) -> Data:
     found = all_files(config, finder)
     (images, masks), unlabeled = training_files(config, found)
     validation = validation_files(config, finder)
-    classes = build_classes(config, masks + (validation[1] if validation is not None else []))
     format = image_format(config)
     if validation is not None:
         # Never learn from what the run is judged on, not even without masks.
@@ -123,6 +127,8 @@ def find_data(config: TrainConfig) -> Data:
         unlabeled = unlabeled.without(validation[0])
     held_out = held_out_files(config, unlabeled, found)
     del finder, found
+    read = [*masks, *(mask for pairs in (validation, held_out) if pairs for mask in pairs[1])]
+    classes = build_classes(config, read)
     shards = [] if config.unlabeled_shards is None else find_shards(config.unlabeled_shards)
     # Before supervised training leaves the unlabeled ones aside: it is compared on the same split.
     groups = (images, unlabeled, [] if validation is None else validation[0])
@@ -165,7 +171,7 @@ def find_data(config: TrainConfig) -> Data:
         counts,
         held_out_set,
         split,
-        tuple(strays(config)),
+        (*strays(config), *compare_palettes(read)),
     )
 
 
@@ -189,10 +195,7 @@ def build_classes(config: Any, masks: Sequence[Path]) -> Classes:
         if config.label_map is None:
             return own
         return replace(Classes.of(own.names, config.label_map), colors=own.colors)
-    classes = Classes.of(config.classes, config.label_map)
-    if classes.binary and classes.label_map is None and holds_only_0_and_255(masks):
-        return replace(classes, label_map={0: 0, 1: 1, 255: 1})
-    return classes
+    return fit_binary(Classes.of(config.classes, config.label_map), masks)
 
 
 def image_format(config: TrainConfig) -> ImageFormat:
@@ -211,23 +214,66 @@ def image_stats(config: TrainConfig) -> tuple[Stats, Stats]:
     return (sum(mean) / 3,) * config.channels, (sum(std) / 3,) * config.channels
 
 
-def read_once(dataset: Any) -> set[int]:
-    """Read every item, so that a bad file ends the run now and not after an hour.
+class Seen(NamedTuple):
+    """What reading all of a data set showed."""
 
-    Returns:
-        The class ids that the masks hold, with 255 if they do.
-    """
+    ids: set[int]  # in the masks, 255 among them
+    brightest: float  # value of an image, of 255
 
-    def look(index: int) -> npt.NDArray[np.bool_]:
+
+def read_once(dataset: Any) -> Seen:
+    """Read every item, so that a bad file ends the run now and not after an hour."""
+
+    def look(index: int) -> tuple[npt.NDArray[np.bool_], float]:
         # By numpy: torch would start threads of its own in each of these.
-        counts: npt.NDArray[np.bool_] = np.bincount(dataset[index].mask.numpy().ravel()) > 0
-        return counts
+        image, mask = (part.numpy() for part in dataset[index])
+        counts: npt.NDArray[np.bool_] = np.bincount(mask.ravel()) > 0
+        return counts, 255.0 if image.dtype == np.uint8 else float(image.max())
 
-    seen: set[int] = set()
+    ids: set[int] = set()
+    brightest = 0.0
     with ThreadPool(4) as pool:
-        for present in pool.imap(look, range(len(dataset))):
-            seen.update(present.nonzero()[0].tolist())
-    return seen
+        for present, most in pool.imap(look, range(len(dataset))):
+            ids.update(present.nonzero()[0].tolist())
+            brightest = max(brightest, most)
+    return Seen(ids, brightest)
+
+
+def clipped(images: Sequence[Path], format: ImageFormat) -> str:
+    """Say which images hold values outside of a range that was given; nothing if none does."""
+    if format.span is None:  # then such images are refused
+        return ""
+    with ThreadPool(4) as pool:
+        spans = pool.map(partial(value_span, channels=format.channels), images)
+    low, high = format.span
+    outside = [
+        (path, span)
+        for path, span in zip(images, spans, strict=True)
+        if span is not None and (span[0] < low or span[1] > high)
+    ]
+    if not outside:
+        return ""
+    path, (least, most) = outside[0]
+    return (
+        f"{len(outside)} of {len(images)} images with masks hold values outside of --value-range {low:g}-{high:g}, "
+        f"which become black and white, such as {path}: {least:g} to {most:g}"
+    )
+
+
+def dark(config: TrainConfig, seen: Sequence[Seen]) -> str:
+    """Say that images look as if they had fewer bits than their files; nothing if they do not.
+
+    Examples:
+        >>> dark(TrainConfig(), [Seen({0}, 255 * 4095 / 65535)])[:61]
+        'no image with a mask is brighter than 16 of 255: say which va'
+    """
+    brightest = max(each.brightest for each in seen)
+    if config.value_range is not None or brightest >= 16:
+        return ""
+    return (
+        f"no image with a mask is brighter than {brightest:.2g} of 255: say which values are black and white, "
+        "--value-range 0-4095 for 12 bits in files of 16"
+    )
 
 
 def strays(config: TrainConfig) -> Iterator[str]:
@@ -246,20 +292,22 @@ def strays(config: TrainConfig) -> Iterator[str]:
         )
 
 
-def untaught(classes: Classes, seen: set[int]) -> Iterator[str]:
-    """What to say of classes that no labeled mask has.
+def absent(split: str, classes: Classes, seen: set[int]) -> Iterator[str]:
+    """Say which classes no mask of a split has.
 
     Examples:
-        >>> list(untaught(Classes.of(3), {0, 1, 255}))
+        >>> list(absent("labeled", Classes.of(3), {0, 1, 255}))
         ['no labeled pixel, so nothing is learned, of class 2']
-        >>> list(untaught(Classes.of(2), {0, 255}))
-        ['no labeled pixel, so nothing is learned, of class 1; where 255 is the foreground, say --classes 1']
+        >>> list(absent("validation", Classes.of(2), {0, 255}))
+        ['no validation pixel, so nothing is scored, of class 1; where 255 is the foreground, say --classes 1']
     """
-    absent = [name for index, name in enumerate(classes.names) if index not in seen]
-    if absent:
-        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-        hint = "; where 255 is the foreground, say --classes 1" if seen == {0, IGNORE} else ""
-        yield f"no labeled pixel, so nothing is learned, of {', '.join(absent[:5])}{more}{hint}"
+    names = [name for index, name in enumerate(classes.names) if index not in seen]
+    if names:
+        lost = "scored" if split == "validation" else "learned"
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        white = seen == {0, IGNORE} and not classes.binary
+        hint = "; where 255 is the foreground, say --classes 1" if white else ""
+        yield f"no {split} pixel, so nothing is {lost}, of {', '.join(names[:5])}{more}{hint}"
 
 
 def build_stream(config: TrainConfig, data: Data, mean: Stats, std: Stats) -> TwoStream:

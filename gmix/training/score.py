@@ -16,9 +16,11 @@ from gmix.data import (
     Classes,
     Sample,
     SegmentationDataset,
+    compare_palettes,
     data_names,
     eval_transform,
     fingerprint,
+    fit_binary,
 )
 from gmix.evaluation import (
     IncomparableCenter,
@@ -109,11 +111,13 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
 def fit_masks(classes: Classes, config: EvaluateConfig | TrainConfig, masks: list[Path]) -> Classes:
     """The model's classes, read from these masks as their data set wants it.
 
-    A model trained on one kind of Cityscapes' masks may be tested on the other.
+    A model trained on one kind of Cityscapes' masks may be tested on the other; one trained on masks of 0 and 1
+    on masks of 0 and 255.
     """
+    compare_palettes(masks)
     layout = known_layout(config)
     if layout is None or layout.classes().names != classes.names:
-        return classes
+        return fit_binary(classes, masks)
     return layout.classes(masks)
 
 

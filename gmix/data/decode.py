@@ -1,0 +1,201 @@
+"""The pixels of an image file: all the bits and channels it stores, upright."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from gmix.data.tiff import is_tiff, open_tiff
+
+Pixels = npt.NDArray[Any]
+
+# What image files may be. Pillow knows more kinds, EPS among them, for which it starts another program.
+KINDS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
+# And mask files: these keep a value as it is.
+LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
+
+ORIENTATION = 0x0112
+"""The EXIF (and TIFF) tag that says how a picture is turned."""
+
+# Modes of one channel in which Pillow hands over the pixels as they are in the file.
+_DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+
+# What `ImageOps.exif_transpose` does for a value of the tag "orientation".
+_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}
+
+
+def upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Turn stored pixels `(H, W)` or `(H, W, C)` as EXIF says a picture is shown.
+
+    Examples:
+        >>> upright(np.array([[1, 2, 3]]), 3)
+        array([[3, 2, 1]])
+    """
+    turn = _UPRIGHT.get(orientation)
+    return pixels if turn is None else turn(pixels)
+
+
+def load_image(file: BinaryIO, channels: int) -> Pixels:
+    """Load what is to be seen: `(H, W)` or `(H, W, C)` numbers of any type, the larger the brighter.
+
+    What a file is, it says itself, whatever it is called. Palettes become colours; where one or three `channels`
+    are wanted, an alpha channel is dropped, and for one channel colour becomes grey.
+
+    Raises:
+        ValueError: If the file holds more than one picture, or what this cannot read as a picture.
+    """
+    depth, colour = _png_header(file)
+    if _starts_with(file, b"\x93NUMPY"):
+        return _channels_last(load_npy(file), channels)
+    if is_tiff(file):
+        with open_tiff(file, channels) as tiff:
+            # Pillow makes RGB of other colours, and knows these of 8 bits.
+            if tiff.plain or tiff.bits > 8 or channels not in (1, 3):
+                pixels = _channels_last(tiff.brightness(), channels)
+                pixels = _without_alpha(pixels, tiff.alpha, tiff.rgb, channels)
+                return upright(pixels, tiff.orientation)
+    with open_picture(file) as picture:
+        _expect_one_picture(picture)
+        if depth == 16 and colour in (2, 4, 6):  # of these Pillow keeps 8 bits
+            from imagecodecs import png_decode
+
+            file.seek(0)
+            pixels = png_decode(file.read())
+            pixels = _without_alpha(pixels, colour in (4, 6), colour != 4, channels)
+            return upright(pixels, picture.getexif().get(ORIENTATION, 1))
+        return _pixels(picture, channels)
+
+
+def load_ids(file: BinaryIO) -> tuple[Pixels, str]:
+    """Load the samples as stored: palette indices, and grey values of few bits as these bits.
+
+    Returns:
+        The samples, and what they are, for an error message.
+
+    Raises:
+        ValueError: If the file holds more than one picture, or is of a kind that changes values.
+    """
+    depth, _ = _png_header(file)
+    if _starts_with(file, b"\x93NUMPY"):
+        return _described(load_npy(file))
+    if is_tiff(file):
+        with open_tiff(file, 1) as tiff:
+            if tiff.lossy:
+                raise ValueError("it is compressed as JPEG, which changes ids")
+            return _described(upright(tiff.samples(), tiff.orientation))
+    with open_picture(file, LOSSLESS) as picture:
+        _expect_one_picture(picture)
+        turned = ImageOps.exif_transpose(picture)
+        ids = np.array(turned)
+        if turned.mode == "L" and depth in (2, 4):
+            ids = ids // (255 // (2**depth - 1))  # Pillow makes the largest value white
+        return ids, f"a colour image (mode {turned.mode})"
+
+
+def load_npy(file: BinaryIO) -> Pixels:
+    """Load an array; no pickle is run."""
+    array: Pixels = np.load(file, allow_pickle=False)
+    return array
+
+
+@contextmanager
+def open_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file, but no pipe: that would be to wait for whoever may write to it."""
+    path = Path(path)
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is no file")
+    with path.open("rb") as file:
+        yield file
+
+
+def open_picture(file: BinaryIO, kinds: tuple[str, ...] = KINDS) -> Image.Image:
+    """Open an image file by Pillow; its pixels are not read yet."""
+    file.seek(0)
+    try:
+        return Image.open(file, formats=kinds)
+    except UnidentifiedImageError:
+        what = f"it is no image of a known kind ({', '.join(kinds)}), or one that is cut short"
+        raise ValueError(what) from None
+
+
+def _pixels(picture: Image.Image, channels: int) -> Pixels:
+    turned = ImageOps.exif_transpose(picture)
+    if turned.mode in _DEEP:
+        # Some releases of Pillow hold 16-bit PNG files in 32 bits.
+        deep = np.array(turned)
+        return deep.astype(np.uint16) if picture.format == "PNG" else deep
+    clear = turned.info.pop("transparency", None)  # Pillow would warn that it is lost
+    if channels in (1, 3):
+        return np.array(turned.convert("L" if channels == 1 else "RGB"))
+    if turned.mode == "P":
+        if clear is not None:
+            turned.info["transparency"] = clear
+        turned = turned.convert("RGB" if clear is None else "RGBA")
+    return np.array(turned)
+
+
+def _expect_one_picture(picture: Any) -> None:
+    """Refuse what would be lost: pictures after the first, and numbers that Pillow rounds."""
+    # Not of JPEG files, where cameras append smaller or brighter copies; nor of TIFF files, which are looked at.
+    count = getattr(picture, "n_frames", 1) if picture.format in ("PNG", "GIF", "WEBP") else 1
+    if count > 1:
+        raise ValueError(f"it holds {count} pictures, expected one: save each as a file of its own")
+    if picture.format == "PPM" and picture.tile[0][0] == "ppm":
+        raise ValueError("its numbers do not end at 255 (or 65535 in grey): save it as PNG")
+
+
+def _without_alpha(pixels: Pixels, alpha: bool, rgb: bool, channels: int) -> Pixels:
+    """Drop alpha, and make grey of RGB, where one or three channels are wanted."""
+    if channels not in (1, 3):
+        return pixels
+    if alpha:
+        pixels = pixels[..., :-1]
+    if channels == 1 and rgb and pixels.shape[-1] == 3:
+        if pixels.dtype == np.uint8:
+            return np.array(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))
+        grey = pixels @ np.array([0.299, 0.587, 0.114])
+        pixels = (grey if pixels.dtype.kind == "f" else grey.round()).astype(pixels.dtype)
+    return pixels
+
+
+def _channels_last(array: Pixels, channels: int) -> Pixels:
+    """Turn an array of either order into `(H, W, C)`; `(H, W)` stays."""
+    if array.ndim == 3 and array.shape[2] not in (1, channels) and array.shape[0] in (1, channels):
+        return array.transpose(1, 2, 0)
+    return array
+
+
+def _described(ids: Pixels) -> tuple[Pixels, str]:
+    return ids, f"an array of {'x'.join(map(str, ids.shape))} {ids.dtype} numbers"
+
+
+def _starts_with(file: BinaryIO, magic: bytes) -> bool:
+    file.seek(0)
+    start = file.read(len(magic))
+    file.seek(0)
+    return start == magic
+
+
+def _png_header(file: BinaryIO) -> tuple[int, int]:
+    """Read bits a sample and type of colour of a PNG file; zeros for others."""
+    file.seek(0)
+    start = file.read(26)
+    file.seek(0)
+    if len(start) < 26 or start[:8] != b"\x89PNG\r\n\x1a\n" or start[12:16] != b"IHDR":
+        return 0, 0
+    return start[24], start[25]

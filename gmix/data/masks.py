@@ -1,0 +1,207 @@
+"""Reading mask files, and what they say of themselves beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torchvision import tv_tensors
+
+from gmix.data.classes import IGNORE, Classes
+from gmix.data.decode import LOSSLESS, Pixels, load_ids, open_file, open_picture, upright
+
+Ids = npt.NDArray[np.int64]
+Color = tuple[int, int, int]
+Found = TypeVar("Found")
+
+
+def read_mask(path: str | Path, classes: Classes, orientation: int = 1) -> tv_tensors.Mask:
+    """Read a mask upright as class ids: palette *indices*, grey values or numbers, through the label map.
+
+    Values are taken as stored: of a grey PNG file of 2 bits these are 0 to 3. `.npy` files hold an array of whole
+    numbers; `.mat` files what the SBD and PASCAL Context have in theirs (`GTcls.Segmentation`, `LabelMap`).
+
+    Args:
+        path: The file.
+        classes: Class names and label map.
+        orientation: How to turn it, as EXIF has it, if it was drawn on stored pixels that are shown turned.
+
+    Returns:
+        int64 tensor `(H, W)` of class ids and 255.
+
+    Raises:
+        ValueError: If the file cannot be read, is a colour image, or (without a label map) holds
+            an id that is no class; names file and value.
+    """
+    ids = upright(_whole_ids(path), orientation)
+    if classes.label_map is None:
+        bad = ids[(ids != IGNORE) & ((ids < 0) | (ids >= classes.num_classes))]
+        if bad.size:
+            raise ValueError(
+                f"mask {path} holds the id {bad[0]}: expected 0..{classes.num_classes - 1} or "
+                f"{IGNORE}; give a label map if the file holds raw ids"
+            )
+    else:
+        table = np.full(65536, IGNORE, dtype=np.int64)
+        table[list(classes.label_map)] = list(classes.label_map.values())
+        known = (ids >= 0) & (ids < len(table))
+        ids = np.where(known, table[np.where(known, ids, 0)], IGNORE)
+    return tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(ids)))
+
+
+def fit_binary(classes: Classes, masks: Sequence[Path]) -> Classes:
+    """Read 255 as the foreground of a binary problem without a label map, if that is how the masks store it.
+
+    Raises:
+        ValueError: As `holds_only_0_and_255`.
+    """
+    if classes.binary and classes.label_map is None and holds_only_0_and_255(masks):
+        return replace(classes, label_map={0: 0, 1: 1, IGNORE: 1})
+    return classes
+
+
+def holds_only_0_and_255(masks: Sequence[Path]) -> bool:
+    """Tell whether a binary data set has its foreground stored as 255, as most editors do.
+
+    That is so if 255 occurs and nothing but 0 beside it; where masks have a 1, 255 is what is ignored.
+
+    Raises:
+        ValueError: If some masks are of one kind and some of the other; names one of each, or a file that cannot
+            be read.
+    """
+    ones: Path | None = None
+    whites: Path | None = None
+    for path, seen in zip(masks, _in_threads(lambda path: set(_values(path)), masks), strict=True):
+        if seen - {0, 1, IGNORE}:
+            return False  # whoever reads it says what is wrong
+        if 1 in seen:
+            ones = ones or path
+        elif IGNORE in seen:
+            whites = whites or path
+        if ones is not None and whites is not None:
+            raise ValueError(
+                f"mask {whites} holds 255 for a foreground or for what is ignored, mask {ones} holds 1: say whether "
+                '255 is a foreground too (--label-map "0:0,1:1,255:1") or ignored (--label-map "0:0,1:1")'
+            )
+    return whites is not None
+
+
+class _Painted(NamedTuple):
+    """How a mask file shows its indices."""
+
+    path: Path
+    palette: npt.NDArray[np.uint8]  # (N, 3)
+
+    def color(self, index: int) -> Color | None:
+        """Tell the colour of an index, if the palette has one."""
+        if index >= len(self.palette):
+            return None
+        red, green, blue = self.palette[index].tolist()
+        return red, green, blue
+
+
+def compare_palettes(masks: Sequence[Path]) -> list[str]:
+    """Compare the palettes of masks: where each file was given one of its own, indices are no classes.
+
+    Pixels are only read where palettes differ.
+
+    Returns:
+        A sentence if an index has several colours, which may be on purpose.
+
+    Raises:
+        ValueError: If a colour has another index in one mask than in another; names both.
+    """
+    raw = list(_in_threads(_palette_bytes, masks))
+    kinds = {palette for palette in raw if palette is not None}
+    if len(kinds) < 2:
+        return []
+    colors: dict[Color, tuple[int, _Painted]] = {}
+    indices: dict[int, tuple[Color, _Painted]] = {}
+    note: list[str] = []
+    painted = [path for path, palette in zip(masks, raw, strict=True) if palette is not None]
+    for mask, used in _in_threads(_paint, painted):
+        for index in used:
+            color = mask.color(index)
+            if color is None:
+                continue
+            first, other = colors.setdefault(color, (index, mask))
+            # A palette may well show two indices alike.
+            if first != index and color not in (mask.color(first), other.color(index)):
+                raise ValueError(
+                    f"the colour {color} is {first} in mask {other.path} but {index} in {mask.path}: indices of "
+                    "such files are no classes; save all masks with one palette, or in grey if the indices are right"
+                )
+            shown, other = indices.setdefault(index, (color, mask))
+            if shown != color and not note:
+                note.append(
+                    f"the palettes of the masks differ: {index} is {shown} in {other.path} but {color} in "
+                    f"{mask.path}; the index counts, not the colour"
+                )
+    return note
+
+
+def _paint(path: Path) -> tuple[_Painted, list[int]]:
+    with open_file(path) as file, open_picture(file, LOSSLESS) as picture:
+        picture.load()
+        palette = np.array(picture.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+    return _Painted(path, palette), _values(path)
+
+
+def _palette_bytes(path: Path) -> tuple[str, bytes] | None:
+    """Read the palette of a file, not its pixels; None if it has none, or for whoever reads it to say what it is."""
+    try:
+        with open_file(path) as file, open_picture(file, LOSSLESS) as picture:
+            palette: Any = picture.palette if picture.mode == "P" else None
+            return None if palette is None else (str(palette.rawmode), bytes(palette.palette))
+    except Exception:
+        return None
+
+
+def _in_threads(work: Callable[[Path], Found], paths: Sequence[Path]) -> Iterator[Found]:
+    with ThreadPool(4) as pool:
+        yield from pool.imap(work, paths)
+
+
+def _values(path: str | Path) -> list[int]:
+    values: list[int] = np.unique(_whole_ids(path)).tolist()
+    return values
+
+
+def _whole_ids(path: str | Path) -> Ids:
+    """What a mask file holds, if these are whole numbers, one a pixel."""
+    try:
+        ids, kind = _load(Path(path))
+    except Exception as error:  # readers raise nearly anything on a broken file
+        raise ValueError(f"cannot read mask {path}: {error}") from None
+    if ids.ndim != 2 or ids.dtype.kind not in "biu":
+        raise ValueError(
+            f"mask {path} is {kind}: expected a palette or grey image (or an array of whole numbers) "
+            "whose pixel values are class ids"
+        )
+    return ids.astype(np.int64)
+
+
+def _load(path: Path) -> tuple[Pixels, str]:
+    with open_file(path) as file:
+        if path.suffix.lower() != ".mat":
+            return load_ids(file)
+    ids = _load_mat(path)
+    return ids, f"an array of {'x'.join(map(str, ids.shape))} {ids.dtype} numbers"
+
+
+def _load_mat(path: Path) -> Pixels:
+    from scipy.io import loadmat
+
+    content = loadmat(path, squeeze_me=True, struct_as_record=False)
+    if "GTcls" in content:
+        return np.asarray(content["GTcls"].Segmentation)
+    if "LabelMap" in content:
+        return np.asarray(content["LabelMap"])
+    names = [name for name in content if not name.startswith("__")]
+    raise ValueError(f"expected GTcls or LabelMap in it, found {', '.join(names) or 'nothing'}")

@@ -1,0 +1,141 @@
+"""The samples of a TIFF file, of any depth and number of channels."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Pixels = npt.NDArray[Any]
+
+_QUIET = logging.NullHandler()
+
+_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE = 0, 1, 2, 3
+_JPEG = (6, 7, 34892)
+
+
+class Tiff:
+    """The one picture of an open TIFF file; its samples are not read yet.
+
+    Args:
+        page: Its only page, or the first of those that make up its channels or rows.
+        series: All these pages; `None` if there is one.
+
+    Attributes:
+        photometric: What samples mean: 0 grey from white to black, 1 grey, 2 RGB.
+        bits: Of a sample.
+        alpha: Whether the last channel is said to be alpha.
+        orientation: As in EXIF.
+        lossy: Whether the samples were compressed as JPEG.
+    """
+
+    def __init__(self, page: Any, series: Any = None) -> None:
+        self._page, self._series = page, series
+        self.photometric = int(page.photometric)
+        self.bits = int(np.max(page.bitspersample))
+        self.alpha = bool(page.extrasamples) and int(page.extrasamples[-1]) in (1, 2)
+        tag = page.tags.get("Orientation")
+        self.orientation = 1 if tag is None else int(tag.value)
+        self.lossy = int(page.compression) in _JPEG
+
+    @property
+    def plain(self) -> bool:
+        """Whether a sample says how bright a channel is."""
+        return self.photometric in (_MIN_IS_BLACK, _RGB)
+
+    @property
+    def rgb(self) -> bool:
+        """Whether the first three channels are red, green and blue."""
+        return self.photometric == _RGB
+
+    def samples(self) -> Pixels:
+        """Read the samples as stored, `(H, W)` or `(H, W, C)`; pages in their own order."""
+        samples: Pixels = (self._page if self._series is None else self._series).asarray()
+        planes_first = self._series is None and self._page.axes == "SYX"
+        return samples.transpose(1, 2, 0) if planes_first else samples
+
+    def brightness(self) -> Pixels:
+        """Read the samples such that larger ones are brighter, with those of few bits spread over 8.
+
+        Raises:
+            ValueError: If their colours are not known.
+        """
+        samples, white = self.samples(), 2**self.bits - 1
+        if self.photometric == _MIN_IS_WHITE and samples.dtype.kind == "u":
+            samples = white - samples
+        elif self.photometric in (_MIN_IS_WHITE, _PALETTE):
+            kind = "a palette" if self.photometric else "white as its lowest value"
+            raise ValueError(f"it has {kind} and {self.bits} bits: save it as RGB or grey")
+        if samples.dtype == np.uint8 and self.bits < 8:
+            samples = np.round(samples * (255 / white)).astype(np.uint8)
+        return samples
+
+
+def is_tiff(file: BinaryIO) -> bool:
+    """Tell whether a file begins as TIFF files do, BigTIFF among them."""
+    file.seek(0)
+    start = file.read(4)
+    file.seek(0)
+    return start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+@contextmanager
+def open_tiff(file: BinaryIO, channels: int) -> Iterator[Tiff]:
+    """Open the picture of a TIFF file, whose header is looked at before memory is taken.
+
+    Grey pages, as many as `channels`, are these channels. Smaller copies and masks of a page are passed over.
+
+    Raises:
+        ValueError: If the file holds other pages, is too large, or is none.
+    """
+    import tifffile
+
+    # What it logs of a broken file is no line of ours.
+    logging.getLogger("tifffile").addHandler(_QUIET)
+    with tifffile.TiffFile(file) as tiff:
+        pages: Any = tiff.pages
+        first = pages.first
+        _check_page(first, channels)
+        others = (page for page in islice(pages, 1, None) if not (page.is_reduced or page.is_mask))
+        count = len(pages)
+        if next(others, None) is None:
+            # Some programs store pages after the first without saying where.
+            count = tiff.series[0].size // max(1, first.size) if count == 1 else 1
+        if count <= 1:
+            yield Tiff(first)
+            return
+        # Pages that are channels, or rows: that is how tifffile writes (H, W, 5) if not told otherwise.
+        series = tiff.series[0] if channels in (count, first.shape[-1]) else None
+        if series is None or len(series.shape) != 3 or series.size != count * first.size:
+            raise ValueError(
+                f"it holds {count} pages, expected one picture: save each as a file of its own (only "
+                "--channels N pages of one size are channels)"
+            )
+        _check_limit(math.prod(series.shape) // channels)
+        yield Tiff(first, series)
+
+
+def _check_page(page: Any, channels: int) -> None:
+    _check_limit(page.imagelength * page.imagewidth)
+    _check_limit(
+        page.tilelength * page.tilewidth
+    )  # decoded as a whole, however little is in the image
+    if page.axes not in ("YX", "YXS", "SYX"):
+        raise ValueError(f"its axes are {page.axes}, expected one flat picture")
+    if page.samplesperpixel > max(4, channels):
+        raise ValueError(
+            f"it has {page.samplesperpixel} channels, expected {channels} (--channels N says how many)"
+        )
+
+
+def _check_limit(count: int) -> None:
+    limit = None if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
+    if limit is not None and count > limit:  # as Pillow has it for other files
+        raise ValueError(f"Image size ({count} pixels) exceeds limit of {limit} pixels")

@@ -1,0 +1,354 @@
+"""Every bit, channel and page of a file is read as stored, or the file is refused."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tarfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from gmix.data import (
+    Classes,
+    ImageFormat,
+    ShardedImages,
+    compare_palettes,
+    read_image,
+    read_mask,
+)
+
+RNG = np.random.default_rng(0)
+COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
+
+
+def png(pixels: Any, depth: int, colour: int | None = None) -> bytes:
+    """A PNG file by the letter of the specification: `(H, W)` or `(H, W, C)` samples, `depth` bits each."""
+    rows = pixels.reshape(len(pixels), -1)
+    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+    lines = []
+    for row in rows:
+        bits = "".join(f"{value:0{depth}b}" for value in row.tolist())
+        bits += "0" * (-len(bits) % 8)
+        lines.append(b"\0" + int(bits, 2).to_bytes(len(bits) // 8, "big"))
+    colour = COLOUR_TYPES[channels] if colour is None else colour
+    header = struct.pack(">IIBBBBB", pixels.shape[1], len(pixels), depth, colour, 0, 0, 0)
+    palette = bytes(range(256)) * 3 if colour == 3 else b""
+    chunks = [(b"IHDR", header), (b"PLTE", palette[: 3 * 2**depth])]
+    chunks += [(b"IDAT", zlib.compress(b"".join(lines))), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+        if content or kind == b"IEND"
+    )
+
+
+def expected(pixels: Any, channels: int) -> Any:
+    """The image `(C, H, W)` in its own numbers: alpha dropped, grey by the usual weights."""
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    if channels not in (1, 3):
+        return pixels.transpose(2, 0, 1)
+    if pixels.shape[2] in (2, 4):
+        pixels = pixels[..., :-1]
+    if channels == 1 and pixels.shape[2] == 3:
+        pixels = (pixels * [0.299, 0.587, 0.114]).sum(axis=2, keepdims=True).round()
+    return pixels.repeat(channels // pixels.shape[2], axis=2).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("stored", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", ["png", "tif", "lzw.tif", "planar.tif"])
+def test_12_bits_in_files_of_16_stay_12_bits(tmp_path: Path, stored: int, kind: str) -> None:
+    pixels = RNG.integers(0, 4096, (9, 11, stored), dtype=np.uint16)
+    path = tmp_path / f"x.{kind}"
+    if kind == "png":
+        path.write_bytes(png(pixels, 16))
+    else:
+        more: Any = {"planarconfig": "separate" if "planar" in kind else "contig"}
+        more |= {"compression": "lzw"} if "lzw" in kind else {}
+        alpha = ["unassalpha"] if stored in (2, 4) else None
+        photometric = "rgb" if stored > 2 else "minisblack"
+        samples = pixels.transpose(2, 0, 1) if "planar" in kind else pixels
+        if stored == 1:
+            samples, more = pixels[..., 0], {k: v for k, v in more.items() if k == "compression"}
+        tifffile.imwrite(path, samples, photometric=photometric, extrasamples=alpha, **more)
+    for channels in {1, 3, stored}:
+        image = read_image(path, ImageFormat(channels, span=(0, 4095)))
+        np.testing.assert_allclose(image, expected(pixels, channels) / 4095 * 255, rtol=1e-5)
+        assert len(np.unique(image)) > 50
+
+
+def test_deep_images_in_shards_and_turned(tmp_path: Path) -> None:
+    pixels = RNG.integers(0, 65536, (4, 6, 3), dtype=np.uint16)
+    (tmp_path / "x.png").write_bytes(png(pixels, 16))
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        archive.add(tmp_path / "x.png", "x.png")
+    (image,) = [ShardedImages([tmp_path / "0.tar"])[0]]
+    np.testing.assert_allclose(image, pixels.transpose(2, 0, 1) / 257, rtol=1e-5)
+    with Image.open(tmp_path / "x.png") as file:
+        exif = Image.Exif()
+        exif[0x0112] = 8
+        file.save(tmp_path / "turned.png", exif=exif)  # in 8 bits
+    content = (tmp_path / "x.png").read_bytes()
+    turned = (tmp_path / "turned.png").read_bytes()
+    start = turned.index(b"eXIf") - 4
+    (length,) = struct.unpack(">I", turned[start : start + 4])
+    (tmp_path / "x.png").write_bytes(
+        content[:33] + turned[start : start + 12 + length] + content[33:]
+    )
+    np.testing.assert_allclose(
+        read_image(tmp_path / "x.png"), np.rot90(pixels).transpose(2, 0, 1) / 257, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("kind", ["png", "palette", "tif", "white.tif"])
+def test_masks_are_samples_as_stored(tmp_path: Path, depth: int, kind: str) -> None:
+    ids = RNG.integers(0, min(2**depth, 200), (5, 7))
+    path = tmp_path / f"m.{kind.split('.')[-1]}"
+    if kind in ("png", "palette"):
+        if kind == "palette" and depth == 16:
+            return
+        path = tmp_path / "m.png"
+        path.write_bytes(png(ids, depth, 3 if kind == "palette" else None))
+    else:
+        stored: Any = ids.astype(bool if depth == 1 else np.uint16 if depth == 16 else np.uint8)
+        photometric = "miniswhite" if "white" in kind else "minisblack"
+        tifffile.imwrite(path, stored, photometric=photometric, bitspersample=depth)
+    assert read_mask(path, Classes.of(200)).tolist() == ids.tolist()
+    halves = dict.fromkeys(range(100), 0) | dict.fromkeys(range(100, 200), 1)
+    assert read_mask(path, Classes.of(2, halves)).tolist() == (ids >= 100).astype(int).tolist()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["png", "tif", "white.tif"])
+def test_few_bits_of_an_image_reach_from_black_to_white(
+    tmp_path: Path, depth: int, kind: str
+) -> None:
+    samples = RNG.integers(0, 2**depth, (5, 7))
+    path = tmp_path / f"x.{kind}"
+    if kind == "png":
+        path.write_bytes(png(samples, depth))
+    else:
+        photometric = "miniswhite" if "white" in kind else "minisblack"
+        stored = samples.astype(bool if depth == 1 else np.uint8)
+        tifffile.imwrite(path, stored, photometric=photometric, bitspersample=depth)
+    shown = 2**depth - 1 - samples if "white" in kind else samples
+    image = read_image(path, ImageFormat(1))
+    assert image[0].tolist() == (shown * 255 // (2**depth - 1)).tolist()
+
+
+def test_deep_images_that_store_white_as_0_are_turned_over(tmp_path: Path) -> None:
+    samples = RNG.integers(0, 65536, (5, 7), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "x.tif", samples, photometric="miniswhite")
+    image = read_image(tmp_path / "x.tif")
+    np.testing.assert_allclose(image[1], (65535.0 - samples) / 257, rtol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("compression", ["lzw", "jpeg", "zlib", "packbits"])
+def test_compressed_tiff_of_any_channels(tmp_path: Path, channels: int, compression: str) -> None:
+    rows, columns = np.mgrid[:32, :48]
+    planes = [rows * 4 + columns, 200 - rows * 3, columns * 5, 255 - columns]
+    pixels = np.stack(planes[:channels], axis=-1).astype(np.uint8)
+    path = tmp_path / "x.tif"
+    separate = compression == "jpeg" and channels == 2  # which knows no two in one
+    tifffile.imwrite(
+        path,
+        pixels.transpose(2, 0, 1) if separate else pixels,
+        photometric="minisblack",
+        planarconfig="separate" if separate else "contig",
+        compression=compression,
+    )
+    image = read_image(path, ImageFormat(channels)).numpy().transpose(1, 2, 0)
+    np.testing.assert_allclose(image.astype(int), pixels, atol=6 if compression == "jpeg" else 0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tiff_of_8_bits_is_what_pillow_makes_of_it(tmp_path: Path, channels: int) -> None:
+    photo = Image.fromarray(RNG.integers(0, 256, (16, 24, 3), dtype=np.uint8))
+    mode = "L" if channels == 1 else "RGB"
+    for number, (made, more) in enumerate(
+        [
+            (photo, {}),
+            (photo, {"compression": "jpeg"}),
+            (photo.convert("RGBA"), {"compression": "tiff_lzw"}),
+            (photo.convert("CMYK"), {}),
+            (photo.convert("LA"), {}),
+            (photo.convert("1"), {"compression": "group4"}),
+            (photo.quantize(7), {}),
+        ]
+    ):
+        path = tmp_path / f"{number}.tif"
+        made.save(path, **more)
+        with Image.open(path) as file:
+            shown = np.array(file.convert(mode))
+        image = read_image(path, ImageFormat(channels))
+        assert torch.equal(
+            image, torch.from_numpy(np.atleast_3d(shown).transpose(2, 0, 1).copy())
+        ), number
+
+
+def test_pages_are_channels_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.tif"
+    pages = RNG.integers(0, 256, (5, 6, 7), dtype=np.uint8)
+    tifffile.imwrite(path, pages, photometric="minisblack")
+    assert torch.equal(read_image(path, ImageFormat(5)), torch.from_numpy(pages))
+    for channels in (1, 3, 4):
+        with pytest.raises(ValueError, match=r"x\.tif: it holds 5 pages, expected one"):
+            read_image(path, ImageFormat(channels))
+    with pytest.raises(ValueError, match=r"cannot read mask .*x\.tif: it holds 5 pages"):
+        read_mask(path, Classes.of(2))
+    tifffile.imwrite(path, pages, imagej=True)  # of which the first alone has a place of its own
+    with pytest.raises(ValueError, match="it holds 5 pages"):
+        read_image(path)
+    rows = RNG.integers(0, 256, (6, 7, 5), dtype=np.uint8)
+    tifffile.imwrite(path, rows, photometric="minisblack")  # 6 pages of 7 x 5
+    by_row = read_image(path, ImageFormat(5))
+    assert torch.equal(by_row, torch.from_numpy(rows.transpose(2, 0, 1).copy()))
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(pages[0], photometric="minisblack")
+        tiff.write(pages[1, ::2], photometric="minisblack")
+    with pytest.raises(ValueError, match="it holds 2 pages"):
+        read_image(path, ImageFormat(2))
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(pages[0], photometric="minisblack")
+        tiff.write(pages[0, ::2, ::2], photometric="minisblack", subfiletype=1)  # a thumbnail
+    assert torch.equal(read_image(path, ImageFormat(1))[0], torch.from_numpy(pages[0]))
+
+
+def test_two_thousand_pages_are_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "x.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        for _ in range(2000):
+            tiff.write(np.zeros((1, 1), np.uint8), photometric="minisblack", metadata=None)
+    content = bytearray(path.read_bytes())
+    (start,) = struct.unpack_from("<I", content, 4)
+    while start:
+        (count,) = struct.unpack_from("<H", content, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            (tag,) = struct.unpack_from("<H", content, entry)
+            if tag in (256, 257, 278):  # 13,000 x 13,000, which one page may be
+                struct.pack_into("<HHII", content, entry, tag, 4, 1, 13_000)
+        (start,) = struct.unpack_from("<I", content, start + 2 + 12 * count)
+    path.write_bytes(content)
+    for channels in (1, 3, 4):
+        with pytest.raises(ValueError, match=r"it holds 2000 pages, expected one"):
+            read_image(path, ImageFormat(channels))
+
+
+@pytest.mark.parametrize("kind", ["gif", "png", "webp"])
+def test_moving_pictures_are_refused(tmp_path: Path, kind: str) -> None:
+    frames = [Image.new("L", (8, 8), value) for value in (0, 100, 200)]
+    frames[0].save(tmp_path / f"x.{kind}", save_all=True, append_images=frames[1:])
+    with pytest.raises(ValueError, match=r"it holds 3 pictures, expected one"):
+        read_image(tmp_path / f"x.{kind}")
+
+
+def test_channels_that_are_no_alpha_are_not_dropped(tmp_path: Path) -> None:
+    pixels = RNG.integers(0, 256, (6, 7, 4), dtype=np.uint8)
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, pixels, photometric="rgb", extrasamples=["unspecified"])  # infrared, say
+    assert torch.equal(
+        read_image(path, ImageFormat(4)), torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+    )
+    with pytest.raises(ValueError, match=r"x\.tif: it is an array of 6x7x4, expected 3 channels"):
+        read_image(path)
+
+
+def test_numbers_pillow_would_round_are_refused(tmp_path: Path) -> None:
+    deep = b"P6 2 1 65535\n" + np.arange(6, dtype=">u2").tobytes()
+    with pytest.raises(ValueError, match="save it as PNG"):
+        read_image(io.BytesIO(deep))
+    assert read_image(io.BytesIO(b"P6 2 1 255\n" + bytes(range(6))))[0].tolist() == [[0, 3]]
+
+
+# Values
+
+
+def test_values_outside_the_assumed_range_are_refused(tmp_path: Path) -> None:
+    values = np.linspace(0, 255, 12, dtype=np.float32).reshape(3, 4)
+    for suffix in ("npy", "tif"):
+        path = tmp_path / f"x.{suffix}"
+        np.save(path, values) if suffix == "npy" else tifffile.imwrite(path, values)
+        with pytest.raises(ValueError, match=r"values go from 0 to 255.*--value-range LOW-HIGH"):
+            read_image(path)
+        image = read_image(path, ImageFormat(1, span=(0, 255)))
+        np.testing.assert_allclose(image[0], values, rtol=1e-5)
+    np.save(tmp_path / "x.npy", values / 255 * 1.001 - 0.0005)  # what resampling leaves
+    np.testing.assert_allclose(read_image(tmp_path / "x.npy")[0], values, atol=0.2)
+    np.save(tmp_path / "x.npy", values / 255 - 0.5)
+    with pytest.raises(ValueError, match=r"values go from -0\.5 to 0\.5"):
+        read_image(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("span", [None, (0.0, 1.0)])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_infinite_pixels_are_refused(tmp_path: Path, value: float, span: Any) -> None:
+    np.save(tmp_path / "x.npy", np.array([[0.5, value]]))
+    with pytest.raises(ValueError, match=r"x\.npy: some of its pixels are nan or infinite"):
+        read_image(tmp_path / "x.npy", ImageFormat(1, span))
+
+
+def test_large_numbers_keep_their_last_bits(tmp_path: Path) -> None:
+    values = np.arange(256).reshape(16, 16)
+    for dtype in (np.int64, np.uint32, np.float64):
+        np.save(tmp_path / "x.npy", (10**9 + values).astype(dtype))
+        image = read_image(tmp_path / "x.npy", ImageFormat(1, span=(1e9, 1e9 + 255)))
+        assert image[0].tolist() == values.tolist()
+
+
+# Palettes
+
+
+def painted(path: Path, ids: Any, palette: list[tuple[int, int, int]]) -> Path:
+    picture = Image.fromarray(np.array(ids, dtype=np.uint8))
+    picture.putpalette([channel for color in palette for channel in color])
+    picture.save(path)
+    return path
+
+
+BLACK, RED, GREEN, BLUE = (0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
+def test_a_colour_with_two_indices_is_refused(tmp_path: Path, suffix: str) -> None:
+    a = painted(tmp_path / f"a.{suffix}", [[0, 1, 2]], [BLACK, RED, GREEN])
+    b = painted(tmp_path / f"b.{suffix}", [[0, 1, 2]], [BLACK, GREEN, RED])
+    grey = tmp_path / "grey.png"
+    Image.fromarray(np.array([[0, 1]], dtype=np.uint8)).save(grey)
+    with pytest.raises(ValueError, match=r"is 2 in mask .*a\.\w+ but 1 in .*b\.\w+: indices") as e:
+        compare_palettes([grey, a, b])
+    assert str(GREEN) in str(e.value)
+    assert compare_palettes([a, a, grey]) == []
+
+
+def test_palettes_may_differ_where_no_colour_moves(tmp_path: Path) -> None:
+    full = [BLACK, RED, GREEN, BLUE]
+    a = painted(tmp_path / "a.png", [[0, 1, 3]], full)
+    short = painted(tmp_path / "b.png", [[0, 1]], full[:2])
+    unused = painted(tmp_path / "c.png", [[0, 1]], [BLACK, RED, BLUE, GREEN])
+    assert compare_palettes([a, short, unused]) == []
+    alike = painted(tmp_path / "d.png", [[1, 3]], [BLACK, RED, RED, RED])  # tells nothing of 3
+    (note,) = compare_palettes([a, alike])
+    assert f"3 is {BLUE} in {a} but {RED} in {alike}" in note
+    other = painted(tmp_path / "e.png", [[0, 1]], [BLACK, GREEN])
+    (note,) = compare_palettes([short, other])
+    assert f"1 is {RED} in {short} but {GREEN} in {other}" in note
+
+
+def test_a_mask_that_is_a_jpeg_inside_is_refused(tmp_path: Path) -> None:
+    Image.new("L", (8, 8), 1).save(tmp_path / "m.png", "JPEG")
+    with pytest.raises(ValueError, match=r"m\.png: it is no image of a known kind \(PNG, TIFF"):
+        read_mask(tmp_path / "m.png", Classes.of(2))
+    tifffile.imwrite(tmp_path / "m.tif", np.ones((16, 16), np.uint8), compression="jpeg")
+    with pytest.raises(ValueError, match=r"m\.tif: it is compressed as JPEG"):
+        read_mask(tmp_path / "m.tif", Classes.of(2))
