@@ -1,6 +1,7 @@
 """The equations, against naive loops, other libraries and what must always hold."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,9 +9,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_nets import tiny_net
 from torch import Tensor
 
+import gmix
 from gmix import functional as G
+from gmix.evaluation import ConfusionMatrix
+from gmix.reference import class_shares
 
 seeds = st.integers(0, 2**31 - 1)
 
@@ -462,3 +467,38 @@ def test_pixels_of_classes_are_those_numpy_counts(seed: int, classes: int) -> No
     mask = torch.where(mask == classes, 255, mask)
     expected = [int((mask.numpy() == k).sum()) for k in range(classes)]
     assert G.pixels_of_classes(mask, classes).tolist() == expected
+
+
+def test_255_is_no_class_by_default_so_more_than_255_classes_need_another_number() -> None:
+    """Else class 255 would be neither learned nor scored."""
+    logits = torch.randn(1, 300, 2, 3)
+    y = torch.tensor([[[0, 255, 299], [254, 255, -1]]])
+    calls: dict[str, Any] = {
+        "cross_entropy": lambda **to: G.cross_entropy(logits, y, **to),
+        "fill_in": lambda **to: G.fill_in(G.probabilities(logits), y, **to)[0, 255],
+        "present_classes": lambda **to: G.present_classes(y, 300, **to)[0, 250:],
+        "class_shares": lambda **to: class_shares(y, 300, (2, 3), **to)[0, 255],
+        "supervised": lambda **to: gmix.methods.Supervised(tiny_net(300), **to)(
+            torch.randn(2, 3, 64, 64), torch.full((2, 64, 64), 255)
+        )["supervised"],
+        "confusion": lambda **to: counted(y.clamp(min=0), y, **to),
+    }
+
+    def counted(pred: Tensor, target: Tensor, **to: int) -> Tensor:
+        matrix = ConfusionMatrix(300, **to)
+        matrix.update(pred, target)
+        return matrix.counts.diagonal()
+
+    found = {}
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=r"of 300 classes 255 is one.*ignore_index=-1"):
+            call()
+        found[name] = call(ignore_index=-1)
+    kept = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    chances = [logits[0, :, i, j].log_softmax(0)[y[0, i, j]] for i, j in kept]
+    torch.testing.assert_close(found["cross_entropy"], -torch.stack(chances).mean())
+    assert found["class_shares"].tolist() == (y[0] == 255).float().tolist()
+    assert found["fill_in"][y[0] >= 0].tolist() == (y[0] == 255)[y[0] >= 0].float().tolist()
+    assert found["present_classes"].nonzero().flatten().tolist() == [4, 5, 49]
+    assert found["confusion"][[0, 254, 255, 299]].tolist() == [1, 1, 2, 1]
+    assert found["supervised"] > 0

@@ -95,7 +95,10 @@ class Classes:
             if classes < 1:
                 raise ValueError(f"the number of classes must be at least 1, got {classes}")
             if classes > IGNORE:
-                raise ValueError(f"a data set has 2 to {IGNORE} classes, got {classes}")
+                raise ValueError(
+                    f"a data set has 2 to {IGNORE} classes, got {classes}: in its masks {IGNORE} is what is ignored; "
+                    "put classes together with a label map"
+                )
             names = ["foreground"] if classes == 1 else [f"class {i}" for i in range(classes)]
         elif isinstance(classes, (str, Path)):
             names = [line.strip() for line in _read_text(classes, "class names").splitlines()]

@@ -1,8 +1,8 @@
-"""Shapes that do not fit are named, where broadcasting would go on without a word."""
+"""Shapes and class numbers that do not fit are named, where the maths would go on without a word."""
 
 from torch import Tensor
 
-__all__ = ["per_image", "per_pixel", "same_shape"]
+__all__ = ["per_image", "per_pixel", "refuse_ignored_class", "same_shape"]
 
 
 def same_shape(a: Tensor, b: Tensor, names: str, shape: str) -> None:
@@ -27,4 +27,17 @@ def per_pixel(values: Tensor, scores: Tensor, name: str) -> None:
     if values.shape != expected:
         raise ValueError(
             f"`{name}` must have shape {expected}, one value per pixel, got {tuple(values.shape)}"
+        )
+
+
+def refuse_ignored_class(classes: int, ignore_index: int) -> None:
+    """Refuse 255, which means "no class" by default, where it is a class.
+
+    Raises:
+        ValueError: It would be neither learned nor scored.
+    """
+    if ignore_index == 255 and classes > 255:
+        raise ValueError(
+            f"of {classes} classes 255 is one, so `ignore_index` cannot be 255: pass `ignore_index=-1` and masks with "
+            "-1 where there is no class"
         )
