@@ -289,6 +289,10 @@ TURNED = Image.Exif()
 TURNED[0x0112] = 6  # shown turned by 90 degrees clockwise
 
 
+UPSIDE_DOWN = Image.Exif()
+UPSIDE_DOWN[0x0112] = 3
+
+
 def png_header(width: int, height: int, bits: int = 8, rows: bytes = b"\0" * 9) -> bytes:
     """A grey PNG file of that size, or the start of one."""
     parts = [b"\x89PNG\r\n\x1a\n"]
@@ -584,7 +588,19 @@ group(
     Case(
         "a photo that a camera turned, with an upright mask of the stored size",
         turned_image_only,
-        "image …01.jpg is 64x40 (HxW) but its mask …01.png is 40x64: they must have the same size",
+        "image …01.jpg is 64x40 (HxW) but its mask …01.png is 40x64: … stored pixels: --mask-orientation stored",
+    ),
+    Case(
+        "the same with `--mask-orientation stored`",
+        lambda place: [*turned_image_only(place), "--mask-orientation", "stored"],
+        "works: the mask is turned with its image",
+        lambda data: first(data, 1).mask.shape == (64, 40),
+    ),
+    Case(
+        "a photo that EXIF turns by 180 degrees",
+        save("images/01.png", PHOTO, exif=UPSIDE_DOWN),
+        "works: a note says that its mask is taken as drawn on what is shown",
+        lambda data: "--mask-orientation stored" in data.notes[0],
     ),
     Case(
         "a photo with broken EXIF data",

@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from gmix.data import (
     Classes,
     ImageFormat,
+    SegmentationDataset,
     ShardedImages,
     compare_palettes,
     read_image,
     read_mask,
 )
+from gmix.data.decode import orientation
 
 RNG = np.random.default_rng(0)
 COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
@@ -185,12 +187,13 @@ def test_tiff_of_8_bits_is_what_pillow_makes_of_it(tmp_path: Path, channels: int
             (photo.convert("LA"), {}),
             (photo.convert("1"), {"compression": "group4"}),
             (photo.quantize(7), {}),
+            (photo.quantize(200), {"compression": "tiff_lzw", "tiffinfo": {274: 3}}),
         ]
     ):
         path = tmp_path / f"{number}.tif"
         made.save(path, **more)
         with Image.open(path) as file:
-            shown = np.array(file.convert(mode))
+            shown = np.array(ImageOps.exif_transpose(file).convert(mode))
         image = read_image(path, ImageFormat(channels))
         assert torch.equal(
             image, torch.from_numpy(np.atleast_3d(shown).transpose(2, 0, 1).copy())
@@ -269,6 +272,53 @@ def test_numbers_pillow_would_round_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="save it as PNG"):
         read_image(io.BytesIO(deep))
     assert read_image(io.BytesIO(b"P6 2 1 255\n" + bytes(range(6))))[0].tolist() == [[0, 3]]
+
+
+# EXIF
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif"])
+def test_masks_drawn_on_stored_pixels_are_turned_with_their_image(
+    tmp_path: Path, turn: int, kind: str
+) -> None:
+    ids = RNG.integers(0, 3, (8, 16))
+    picture = Image.fromarray((ids * 100).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    image, mask = tmp_path / f"x.{kind}", tmp_path / "m.png"
+    more: Any = {"webp": {"lossless": True}, "jpg": {"quality": 100}}.get(kind, {})
+    picture.save(image, exif=exif, **more)
+    Image.fromarray(ids.astype(np.uint8)).save(mask)
+    picture.save(
+        tmp_path / "shown.png", exif=exif
+    )  # Pillow 13 garbles TIFF files that lie on their side
+    with Image.open(tmp_path / "shown.png") as file:
+        shown = np.array(ImageOps.exif_transpose(file)) // 100
+    sample = SegmentationDataset([image], [mask], Classes.of(3), turn_masks=True)[0]
+    assert orientation(image) == turn
+    assert sample.mask.tolist() == shown.tolist()
+    assert (sample.image[0] / 100).round().tolist() == shown.tolist()
+    plain = SegmentationDataset([image], [mask], Classes.of(3))
+    if turn <= 4:
+        assert plain[0].mask.tolist() == ids.tolist()
+    else:
+        with pytest.raises(ValueError, match=r"its stored pixels: --mask-orientation stored$"):
+            plain[0]
+    Image.fromarray(ids.astype(np.uint8)).save(
+        mask, exif=exif
+    )  # which says itself how it is turned
+    for turn_masks in (False, True):
+        again = SegmentationDataset([image], [mask], Classes.of(3), turn_masks=turn_masks)
+        assert again[0].mask.tolist() == shown.tolist()
+
+
+def test_orientation_of_what_is_no_turned_picture_is_1(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((2, 3)))
+    (tmp_path / "b.jpg").write_bytes(b"no image")
+    Image.new("L", (2, 3)).save(tmp_path / "c.bmp")
+    names = ("a.npy", "b.jpg", "c.bmp", "missing.png")
+    assert [orientation(tmp_path / name) for name in names] == [1] * 4
 
 
 # Values

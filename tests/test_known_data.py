@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
 from gmix.cli import main
 from gmix.data import LAYOUTS, Classes, Finder, Layout, read_mask
 from gmix.training.build import build_data, find_data
+from gmix.training.commands import EvaluateConfig
 from gmix.training.saved import load_model
+from gmix.training.score import judged_on
+from gmix.training.yamlfile import write_yaml
 from tests.tiny_data import NAMES, tiny_config, words, write_data
 from tests.true_layouts import WRITERS
 
@@ -282,6 +286,33 @@ def test_notes_on_values_name_file_and_range(tmp_path: Path) -> None:
     (note,) = build_data(tiny_config(data, tmp_path, **settings, value_range="0-255")).notes
     assert note.startswith("4 of 4 images") and "--value-range 0-255" in note
     assert note.endswith(f"{data / 'images' / '00.npy'}: 640 to 3520")
+
+
+def test_a_photo_turned_by_180_degrees_is_a_note_until_its_masks_are_said_to_be_drawn_on_something(
+    tmp_path: Path,
+) -> None:
+    data = write_data(tmp_path / "data")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    path = data / "images" / "00.png"
+    with Image.open(path) as file:
+        file.save(path, exif=exif)
+    with Image.open(data / "masks" / "00.png") as file:
+        ids = torch.from_numpy(np.array(file)).long()
+    settings: dict[str, Any] = {"method": "supervised"}
+    (note,) = build_data(tiny_config(data, tmp_path, **settings)).notes
+    assert note.startswith("1 of 7 images") and str(path) in note and "--mask-orientation" in note
+    for how, mask in (("shown", ids), ("stored", ids.flip(0, 1))):
+        built = build_data(tiny_config(data, tmp_path, **settings, mask_orientation=how))
+        assert built.notes == () and torch.equal(
+            built.labeled[0].mask.as_subclass(torch.Tensor), mask
+        )
+        run = tmp_path / how
+        run.mkdir()
+        write_yaml(tiny_config(data, run, **settings, mask_orientation=how), run / "config.yaml")
+        assert judged_on(EvaluateConfig(model=str(run)), run).mask_orientation == how
+        said = EvaluateConfig(model=str(run), mask_orientation="stored")
+        assert judged_on(said, run).mask_orientation == "stored"
 
 
 def test_palettes_that_differ_without_contradiction_are_a_note(tmp_path: Path) -> None:

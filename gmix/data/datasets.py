@@ -16,6 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from gmix.data.classes import Classes
+from gmix.data.decode import orientation
 from gmix.data.images import RGB, ImageFormat, read_image
 from gmix.data.masks import read_mask
 from gmix.data.paths import Paths
@@ -48,6 +49,8 @@ class SegmentationDataset(Dataset[Sample]):
         size: Height and width to resize to (image bilinear, mask nearest); `None` keeps each
             image's own size, as evaluation wants it.
         format: Channels of the images, and what their values mean.
+        turn_masks: Whether masks were drawn on the stored pixels of photos that EXIF shows turned: then each is
+            turned with its image, unless it has EXIF data of its own.
 
     Raises:
         ValueError: If the lists differ in length or are empty; when an item is read: if a file
@@ -61,6 +64,7 @@ class SegmentationDataset(Dataset[Sample]):
         classes: Classes,
         size: Size | None = None,
         format: ImageFormat = RGB,
+        turn_masks: bool = False,
     ) -> None:
         if len(images) != len(masks) or not images:
             raise ValueError(
@@ -72,18 +76,28 @@ class SegmentationDataset(Dataset[Sample]):
         self.classes = classes
         self.size = size
         self.format = format
+        self.turn_masks = turn_masks
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Sample:
-        image = read_image(self.images[index], self.format)
-        mask = read_mask(self.masks[index], self.classes)
+        path, mask_path = self.images[index], self.masks[index]
+        image = read_image(path, self.format)
+        turn = orientation(path) if self.turn_masks and orientation(mask_path) == 1 else 1
+        mask = read_mask(mask_path, self.classes, turn)
         if image.shape[-2:] != mask.shape[-2:]:
             (h, w), (mask_h, mask_w) = image.shape[-2:], mask.shape[-2:]
+            hint = ""
+            if (h, w) == (mask_w, mask_h) and orientation(path) >= 5:
+                drawn = "what is shown" if self.turn_masks else "its stored pixels"
+                hint = (
+                    f"; EXIF turns the image, and the mask was drawn on {drawn}: "
+                    f"--mask-orientation {'shown' if self.turn_masks else 'stored'}"
+                )
             raise ValueError(
-                f"image {self.images[index]} is {h}x{w} (HxW) but its mask {self.masks[index]} is "
-                f"{mask_h}x{mask_w}: they must have the same size"
+                f"image {path} is {h}x{w} (HxW) but its mask {mask_path} is {mask_h}x{mask_w}: they must "
+                f"have the same size{hint}"
             )
         if self.size is not None:
             image = v2.functional.resize(image, list(self.size), antialias=True)

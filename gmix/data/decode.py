@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from gmix.data.tiff import is_tiff, open_tiff
+from gmix.data.tiff import is_tiff, open_tiff, tiff_orientation
 
 Pixels = npt.NDArray[Any]
 
@@ -50,6 +50,23 @@ def upright(pixels: Pixels, orientation: int) -> Pixels:
     return pixels if turn is None else turn(pixels)
 
 
+def orientation(path: str | Path) -> int:
+    """Read how EXIF says that a picture is turned; 1 if it is not, or cannot be read."""
+    try:
+        with open_file(path) as file:
+            if is_tiff(file):
+                return tiff_orientation(file)
+            if _png_header(file) != (0, 0):
+                # Elsewhere in a PNG file Pillow would have to decode it all to find this.
+                content = file.read()
+                if b"eXIf" not in content and b"rientation" not in content:
+                    return 1
+            with open_picture(file) as picture:
+                return int(picture.getexif().get(ORIENTATION, 1))
+    except Exception:  # whoever reads the file says what is wrong with it
+        return 1
+
+
 def load_image(file: BinaryIO, channels: int) -> Pixels:
     """Load what is to be seen: `(H, W)` or `(H, W, C)` numbers of any type, the larger the brighter.
 
@@ -64,11 +81,15 @@ def load_image(file: BinaryIO, channels: int) -> Pixels:
         return _channels_last(load_npy(file), channels)
     if is_tiff(file):
         with open_tiff(file, channels) as tiff:
-            # Pillow makes RGB of other colours, and knows these of 8 bits.
-            if tiff.plain or tiff.bits > 8 or channels not in (1, 3):
+            if tiff.known or channels not in (1, 3):
                 pixels = _channels_last(tiff.brightness(), channels)
                 pixels = _without_alpha(pixels, tiff.alpha, tiff.rgb, channels)
                 return upright(pixels, tiff.orientation)
+            # Pillow makes RGB of other colours, but not of 16 bits, nor well of pictures that lie on their side.
+            if tiff.bits > 8 or tiff.orientation > 4:
+                raise ValueError(
+                    "it is turned or deeper than 8 bits, and neither RGB nor grey: save it as RGB"
+                )
     with open_picture(file) as picture:
         _expect_one_picture(picture)
         if depth == 16 and colour in (2, 4, 6):  # of these Pillow keeps 8 bits

@@ -41,19 +41,18 @@ class Tiff:
         self.photometric = int(page.photometric)
         self.bits = int(np.max(page.bitspersample))
         self.alpha = bool(page.extrasamples) and int(page.extrasamples[-1]) in (1, 2)
-        tag = page.tags.get("Orientation")
-        self.orientation = 1 if tag is None else int(tag.value)
+        self.orientation = _orientation(page)
         self.lossy = int(page.compression) in _JPEG
 
     @property
-    def plain(self) -> bool:
-        """Whether a sample says how bright a channel is."""
-        return self.photometric in (_MIN_IS_BLACK, _RGB)
+    def known(self) -> bool:
+        """Whether `brightness` knows what samples mean; other colours are for Pillow."""
+        return self.photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE)
 
     @property
     def rgb(self) -> bool:
-        """Whether the first three channels are red, green and blue."""
-        return self.photometric == _RGB
+        """Whether the first three channels of `brightness` are red, green and blue."""
+        return self.photometric in (_RGB, _PALETTE)
 
     def samples(self) -> Pixels:
         """Read the samples as stored, `(H, W)` or `(H, W, C)`; pages in their own order."""
@@ -62,17 +61,13 @@ class Tiff:
         return samples.transpose(1, 2, 0) if planes_first else samples
 
     def brightness(self) -> Pixels:
-        """Read the samples such that larger ones are brighter, with those of few bits spread over 8.
-
-        Raises:
-            ValueError: If their colours are not known.
-        """
+        """Read how bright each channel is, the larger the brighter, with samples of few bits spread over 8."""
         samples, white = self.samples(), 2**self.bits - 1
-        if self.photometric == _MIN_IS_WHITE and samples.dtype.kind == "u":
-            samples = white - samples
-        elif self.photometric in (_MIN_IS_WHITE, _PALETTE):
-            kind = "a palette" if self.photometric else "white as its lowest value"
-            raise ValueError(f"it has {kind} and {self.bits} bits: save it as RGB or grey")
+        if self.photometric == _PALETTE:
+            colors = np.asarray(self._page.colormap, dtype=np.uint16).T  # of 16 bits each
+            return (colors >> 8).astype(np.uint8)[samples.astype(np.intp)]
+        if self.photometric == _MIN_IS_WHITE and samples.dtype.kind in "bu":
+            samples = ~samples if samples.dtype == bool else white - samples
         if samples.dtype == np.uint8 and self.bits < 8:
             samples = np.round(samples * (255 / white)).astype(np.uint8)
         return samples
@@ -84,6 +79,14 @@ def is_tiff(file: BinaryIO) -> bool:
     start = file.read(4)
     file.seek(0)
     return start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def tiff_orientation(file: BinaryIO) -> int:
+    """Read how a TIFF file says that it is turned, as in EXIF."""
+    import tifffile
+
+    with tifffile.TiffFile(file) as tiff:
+        return _orientation(tiff.pages.first)
 
 
 @contextmanager
@@ -139,3 +142,8 @@ def _check_limit(count: int) -> None:
     limit = None if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
     if limit is not None and count > limit:  # as Pillow has it for other files
         raise ValueError(f"Image size ({count} pixels) exceeds limit of {limit} pixels")
+
+
+def _orientation(page: Any) -> int:
+    tag = page.tags.get("Orientation")
+    return 1 if tag is None else int(tag.value)

@@ -126,7 +126,8 @@ def open_validation(folder: Path, model: SavedModel) -> tuple[SegmentationDatase
     if files is None:
         raise ValueError("the run has no validation images")
     classes = fit_masks(model.classes, source, files[1])
-    dataset = SegmentationDataset(*files, classes, format=model.format)
+    turn = source.mask_orientation == "stored"
+    dataset = SegmentationDataset(*files, classes, format=model.format, turn_masks=turn)
     return dataset, data_names(files[0], source.voc or source.data)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,11 +32,8 @@ from gmix.data import (
     find_shards,
     fingerprint,
     fit_binary,
-    folder_images,
     train_transform,
 )
-from gmix.data.files import masks_without_image
-from gmix.data.images import value_span
 from gmix.network import GuidedMixNet
 from gmix.say import one_line
 from gmix.training.config import TrainConfig
@@ -51,6 +47,7 @@ from gmix.training.files import (
     validation_files,
 )
 from gmix.training.interrupts import leave_to_parent
+from gmix.training.notes import Seen, absent, clipped, dark, strays, turned
 from gmix.training.options import lookup, parse_size
 from gmix.unet import GuidedMixUnet
 from gmix.weights import encoder_stats, load_encoder_weights
@@ -102,6 +99,7 @@ def build_data(config: TrainConfig) -> Data:
     notes = [note for name in read for note in absent(name, data.classes, seen[name].ids)]
     images = [path for name in read for path in pairs[name].images]
     notes += clipped(images, image_format(config)), dark(config, [*seen.values()])
+    notes.append(turned(config, images))
     return replace(data, notes=(*data.notes, *filter(None, notes)))
 
 
@@ -129,6 +127,7 @@ def find_data(config: TrainConfig) -> Data:
     del finder, found
     read = [*masks, *(mask for pairs in (validation, held_out) if pairs for mask in pairs[1])]
     classes = build_classes(config, read)
+    turn = config.mask_orientation == "stored"
     shards = [] if config.unlabeled_shards is None else find_shards(config.unlabeled_shards)
     # Before supervised training leaves the unlabeled ones aside: it is compared on the same split.
     groups = (images, unlabeled, [] if validation is None else validation[0])
@@ -152,9 +151,9 @@ def find_data(config: TrainConfig) -> Data:
     if pools:
         unlabeled_set = pools[0] if len(pools) == 1 else ConcatDataset(pools)
     if validation is not None:
-        validation_set = SegmentationDataset(*validation, classes, format=format)
+        validation_set = SegmentationDataset(*validation, classes, format=format, turn_masks=turn)
     if held_out is not None:
-        held_out_set = SegmentationDataset(*held_out, classes, size, format)
+        held_out_set = SegmentationDataset(*held_out, classes, size, format, turn)
     counts = {
         "labeled": len(images),
         "unlabeled": 0 if unlabeled_set is None else len(unlabeled_set),
@@ -162,7 +161,7 @@ def find_data(config: TrainConfig) -> Data:
     }
     if held_out is not None:
         counts["held_out"] = len(held_out[0])
-    labeled_set = SegmentationDataset(images, masks, classes, size, format)
+    labeled_set = SegmentationDataset(images, masks, classes, size, format, turn)
     return Data(
         classes,
         labeled_set,
@@ -214,13 +213,6 @@ def image_stats(config: TrainConfig) -> tuple[Stats, Stats]:
     return (sum(mean) / 3,) * config.channels, (sum(std) / 3,) * config.channels
 
 
-class Seen(NamedTuple):
-    """What reading all of a data set showed."""
-
-    ids: set[int]  # in the masks, 255 among them
-    brightest: float  # value of an image, of 255
-
-
 def read_once(dataset: Any) -> Seen:
     """Read every item, so that a bad file ends the run now and not after an hour."""
 
@@ -237,77 +229,6 @@ def read_once(dataset: Any) -> Seen:
             ids.update(present.nonzero()[0].tolist())
             brightest = max(brightest, most)
     return Seen(ids, brightest)
-
-
-def clipped(images: Sequence[Path], format: ImageFormat) -> str:
-    """Say which images hold values outside of a range that was given; nothing if none does."""
-    if format.span is None:  # then such images are refused
-        return ""
-    with ThreadPool(4) as pool:
-        spans = pool.map(partial(value_span, channels=format.channels), images)
-    low, high = format.span
-    outside = [
-        (path, span)
-        for path, span in zip(images, spans, strict=True)
-        if span is not None and (span[0] < low or span[1] > high)
-    ]
-    if not outside:
-        return ""
-    path, (least, most) = outside[0]
-    return (
-        f"{len(outside)} of {len(images)} images with masks hold values outside of --value-range {low:g}-{high:g}, "
-        f"which become black and white, such as {path}: {least:g} to {most:g}"
-    )
-
-
-def dark(config: TrainConfig, seen: Sequence[Seen]) -> str:
-    """Say that images look as if they had fewer bits than their files; nothing if they do not.
-
-    Examples:
-        >>> dark(TrainConfig(), [Seen({0}, 255 * 4095 / 65535)])[:61]
-        'no image with a mask is brighter than 16 of 255: say which va'
-    """
-    brightest = max(each.brightest for each in seen)
-    if config.value_range is not None or brightest >= 16:
-        return ""
-    return (
-        f"no image with a mask is brighter than {brightest:.2g} of 255: say which values are black and white, "
-        "--value-range 0-4095 for 12 bits in files of 16"
-    )
-
-
-def strays(config: TrainConfig) -> Iterator[str]:
-    """What to say of masks in the folder that no image has the name of."""
-    if config.images is None or config.masks is None:
-        return
-    unmatched, total = masks_without_image(folder_images(config.images), config.masks)
-    if unmatched:  # all masks may be in one folder
-        others = [folder for folder in (config.unlabeled, config.val_images) if folder is not None]
-        stems = {image.stem for folder in others for image in folder_images(folder)}
-        unmatched = [mask for mask in unmatched if mask.stem not in stems]
-    if unmatched:
-        yield (
-            f"{len(unmatched)} of {total} masks belong to no image, such as {unmatched[0]}: "
-            "a mask is called as its image is, but for the ending"
-        )
-
-
-def absent(split: str, classes: Classes, seen: set[int]) -> Iterator[str]:
-    """Say which classes no mask of a split has.
-
-    Examples:
-        >>> list(absent("labeled", Classes.of(3), {0, 1, 255}))
-        ['no labeled pixel, so nothing is learned, of class 2']
-        >>> list(absent("validation", Classes.of(2), {0, 255}))
-        ['no validation pixel, so nothing is scored, of class 1; where 255 is the foreground, say --classes 1']
-    """
-    names = [name for index, name in enumerate(classes.names) if index not in seen]
-    if names:
-        lost = "scored" if split == "validation" else "learned"
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        white = seen == {0, IGNORE} and not classes.binary
-        hint = "; where 255 is the foreground, say --classes 1" if white else ""
-        yield f"no {split} pixel, so nothing is {lost}, of {', '.join(names[:5])}{more}{hint}"
 
 
 def build_stream(config: TrainConfig, data: Data, mean: Stats, std: Stats) -> TwoStream:

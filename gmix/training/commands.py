@@ -53,6 +53,9 @@ class EvaluateConfig:
     val_part: Literal["all", "odd", "even"] | None = option(
         None, IMAGES, "PART", "all, odd or even images (default: all, or the run's)"
     )
+    mask_orientation: Literal["shown", "stored"] | None = option(
+        None, IMAGES, "HOW", "masks drawn on photos as shown, or as stored (default: as the run's)"
+    )
     window: str | None = option(None, TEST, *WINDOW)
     stride: str | None = option(None, TEST, *STRIDE)
     edge: Edge = option("shift", TEST, *EDGE)

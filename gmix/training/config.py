@@ -85,6 +85,12 @@ class TrainConfig:
         "PART",
         "all, odd or even validation images: choose on one, report the other",
     )
+    mask_orientation: Literal["shown", "stored"] | None = option(
+        None,
+        CLASSES,
+        "HOW",
+        "masks were drawn on photos as shown, upright (default), or as stored: EXIF turns both",
+    )
 
     arch: str = option("Unet", MODEL, "NAME", "any segmentation-models-pytorch architecture")
     encoder: str = option("resnet34", MODEL, "NAME", "any of its encoders")

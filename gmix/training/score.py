@@ -73,7 +73,9 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
     if files is None:
         raise ValueError("--val-images and --val-masks are missing (the run had none of its own)")
     classes = fit_masks(saved.classes, source, files[1])
-    dataset: Dataset[Sample] = SegmentationDataset(*files, classes, format=saved.format)
+    dataset: Dataset[Sample] = SegmentationDataset(
+        *files, classes, format=saved.format, turn_masks=source.mask_orientation == "stored"
+    )
     if center is not None:
         if saved.size is not None:
             raise ValueError(
@@ -155,7 +157,8 @@ def judged_on(config: EvaluateConfig, run: Path) -> EvaluateConfig | TrainConfig
     if config.dataset is not None and not (folders or known):
         raise ValueError(f"--dataset {config.dataset} needs --data ROOT, its folder")
     source = config if folders or known else original_data(run)
-    chosen: dict[str, Any] = {"val_list": config.val_list, "val_part": config.val_part}
+    names = ("val_list", "val_part", "mask_orientation")
+    chosen: dict[str, Any] = {name: getattr(config, name) for name in names}
     default = {"val_list": "val", "val_part": "all"} if source is config else {}
     given = {name: value for name, value in chosen.items() if value is not None}
     if "val_list" in given and source.val_images is not None:
