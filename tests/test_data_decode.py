@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse
 import tifffile
 import torch
 from PIL import Image, ImageOps
+from scipy.io import savemat
 
 from gmix.data import (
     Classes,
@@ -402,3 +404,52 @@ def test_a_mask_that_is_a_jpeg_inside_is_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "m.tif", np.ones((16, 16), np.uint8), compression="jpeg")
     with pytest.raises(ValueError, match=r"m\.tif: it is compressed as JPEG"):
         read_mask(tmp_path / "m.tif", Classes.of(2))
+
+
+# MATLAB
+
+
+def nested(depth: int, pack: bool, lie: bool = False) -> bytes:
+    """A .mat file with cells in cells: each has flags, dimensions, a name and one cell."""
+    name = struct.pack("<IIQ", 1, 5, int.from_bytes(b"GTcls", "little"))
+    flags = struct.pack("<IIII", 6, 1000 if lie else 8, 1, 0)
+    inner = b""
+    parts = []
+    for level in range(depth):
+        head = flags + struct.pack("<IIII", 5, 8, 1, 1)
+        parts.append(head + (name if level == depth - 1 else struct.pack("<II", 1, 0)))
+    size, tags = 0, []
+    for part in parts:  # from the innermost outwards
+        size += len(part)
+        tags.append(struct.pack("<II", 14, size) + part)
+        size += 8
+    inner = b"".join(reversed(tags))
+    if pack:
+        packed = zlib.compress(inner)
+        inner = struct.pack("<II", 15, len(packed)) + packed
+    return b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM" + inner
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("lie", [False, True])
+def test_cells_in_cells_in_cells_do_not_end_the_process(
+    tmp_path: Path, pack: bool, lie: bool
+) -> None:
+    few = nested(2, False)  # another array before it
+    (tmp_path / "m.mat").write_bytes(few + nested(100_000, pack, lie)[128:])
+    what = "does not begin" if lie else "more than 200 arrays"
+    with pytest.raises(ValueError, match=rf"cannot read mask .*m\.mat: .*{what}"):
+        read_mask(tmp_path / "m.mat", Classes.of(2))
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_mat_masks_are_read_whatever_lies_beside_them(tmp_path: Path, pack: bool) -> None:
+    ids = RNG.integers(0, 21, (20, 30)).astype(np.uint8)
+    cells = np.empty((20, 1), dtype=object)
+    cells[:, 0] = [scipy.sparse.csc_matrix(ids == k) for k in range(20)]
+    fields = {"Boundaries": cells, "Segmentation": ids, "CategoriesPresent": np.unique(ids)}
+    savemat(tmp_path / "a.mat", {"notes": "x" * 99, "GTcls": fields}, do_compression=pack)
+    savemat(tmp_path / "b.mat", {"LabelMap": ids.astype(np.uint16)}, do_compression=pack)
+    savemat(tmp_path / "c.mat", {"LabelMap": ids}, format="4")
+    for name in "abc":
+        assert read_mask(tmp_path / f"{name}.mat", Classes.of(21)).tolist() == ids.tolist()

@@ -15,6 +15,7 @@ from torchvision import tv_tensors
 
 from gmix.data.classes import IGNORE, Classes
 from gmix.data.decode import LOSSLESS, Pixels, load_ids, open_file, open_picture, upright
+from gmix.data.matfile import load_mat
 
 Ids = npt.NDArray[np.int64]
 Color = tuple[int, int, int]
@@ -191,17 +192,5 @@ def _load(path: Path) -> tuple[Pixels, str]:
     with open_file(path) as file:
         if path.suffix.lower() != ".mat":
             return load_ids(file)
-    ids = _load_mat(path)
+        ids = load_mat(file)
     return ids, f"an array of {'x'.join(map(str, ids.shape))} {ids.dtype} numbers"
-
-
-def _load_mat(path: Path) -> Pixels:
-    from scipy.io import loadmat
-
-    content = loadmat(path, squeeze_me=True, struct_as_record=False)
-    if "GTcls" in content:
-        return np.asarray(content["GTcls"].Segmentation)
-    if "LabelMap" in content:
-        return np.asarray(content["LabelMap"])
-    names = [name for name in content if not name.startswith("__")]
-    raise ValueError(f"expected GTcls or LabelMap in it, found {', '.join(names) or 'nothing'}")
