@@ -1,15 +1,12 @@
 """Encoder weights from a file, and the image statistics an encoder was trained with."""
 
-import pickle
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from timm.data import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -17,6 +14,9 @@ from timm.data import (
     IMAGENET_DPN_STD,
 )
 from torch import Tensor, nn
+
+from gmix.infile import plain_file
+from gmix.tensorfile import load_plain
 
 Stats = tuple[float, ...]
 State = Mapping[str, Tensor]
@@ -121,30 +121,12 @@ def encoder_stats(encoder_name: str) -> tuple[Stats, Stats]:
     return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
-def load_plain(path: Path, device: torch.device | str = "cpu") -> Any:
-    """What `torch.save` wrote, if it is tensors and plain values; no other pickle is run.
-
-    Raises:
-        ValueError: If there is something else in it.
-        Exception: Nearly any other, if the file is broken.
-    """
-    try:
-        with warnings.catch_warnings():  # about pickles that are refused anyway
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location=device, weights_only=True)
-    except pickle.UnpicklingError:  # torch's text advises to load it all the same
-        raise ValueError(
-            "it is no file of tensors and plain values alone, and anything else in a pickle may run "
-            "code: save the state_dict() of its model"
-        ) from None
-
-
 def _read_state(path: Path) -> State:
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
+            return load_file(plain_file(path))
         state = load_plain(path)
     except Exception as error:  # a broken file raises nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import segmentation_models_pytorch as smp
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torchvision import tv_tensors
@@ -36,6 +35,7 @@ from gmix.data import (
 )
 from gmix.network import GuidedMixNet
 from gmix.say import one_line
+from gmix.training.architecture import build_architecture, find_architecture
 from gmix.training.config import TrainConfig
 from gmix.training.files import (
     all_files,
@@ -48,13 +48,10 @@ from gmix.training.files import (
 )
 from gmix.training.interrupts import leave_to_parent
 from gmix.training.notes import Seen, absent, clipped, dark, strays, turned
-from gmix.training.options import lookup, parse_size
-from gmix.unet import GuidedMixUnet
+from gmix.training.options import parse_size
 from gmix.weights import encoder_stats, load_encoder_weights
 
 Stats = tuple[float, ...]
-
-ARCHITECTURES = {**smp.MODEL_ARCHITECTURES_MAPPING, "guidedmixunet": GuidedMixUnet}
 
 
 @dataclass(frozen=True)
@@ -273,16 +270,18 @@ def build_net(config: TrainConfig, channels: int) -> GuidedMixNet:
     Raises:
         ValueError: if architecture, encoder or weights are unknown or do not fit.
     """
-    architecture = lookup(config.arch, ARCHITECTURES, "--arch")
+    architecture = find_architecture(config.arch)
     from_smp = config.encoder_weights == "imagenet"
     try:
-        model = architecture(
-            encoder_name=config.encoder,
-            encoder_weights="imagenet" if from_smp else None,
-            in_channels=config.channels,
-            classes=channels,
-            **config.model_args,
-        )
+        given = {
+            "encoder_name": config.encoder,
+            "encoder_weights": "imagenet" if from_smp else None,
+            "in_channels": config.channels,
+            "classes": channels,
+        }
+        if twice := sorted(given.keys() & config.model_args.keys()):
+            raise ValueError(f"--model-args says {twice[0]}, which is a flag of its own")
+        model = build_architecture(architecture, {**given, **config.model_args})
     except Exception as error:  # whatever SMP, timm or a download raise
         hint = "; if the weights cannot be downloaded: --encoder-weights lite0, none or a file"
         raise ValueError(

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Mapping
-from contextlib import redirect_stdout
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model as load_safetensors
 
 from gmix.data import RGB, Classes, ImageFormat
+from gmix.infile import read_json
 from gmix.network import GuidedMixNet
 from gmix.say import one_line
-from gmix.training.build import ARCHITECTURES
+from gmix.tensorfile import refuse_other_tensors
+from gmix.training.architecture import build_architecture, find_architecture
 from gmix.training.card import model_card
-from gmix.training.options import lookup
+from gmix.typed import from_mapping
 
 Size = tuple[int, int]
 
@@ -93,34 +97,106 @@ class SavedModel:
                 "run that came to its end"
             )
         try:
-            facts = json.loads((folder / "gmix.json").read_text(encoding="utf-8"))
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            architecture = lookup(config["_model_class"], ARCHITECTURES, "the architecture")
-            # Every weight must be there, and none is looked for elsewhere.
-            strictly: dict[str, Any] = {"strict": True, "encoder_weights": None}
-            # The hub's library says where the weights are from, SMP what does not fit and is refused.
-            with redirect_stdout(None), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                model = architecture.from_pretrained(folder, **strictly)
-            net = GuidedMixNet(model, mitrans=facts["mitrans"])
-            rest = load_file(folder / "gmix.safetensors")
-            net.load_state_dict({f"model.{k}": v for k, v in net.model.state_dict().items()} | rest)
-            raw = facts["label_map"]
-            label_map = None if raw is None else {int(key): value for key, value in raw.items()}
-            # Models saved before there were channels, colours and cards say nothing of them.
-            own, span = facts.get("colors"), facts.get("span")
-            colors = None if own is None else tuple((color[0], color[1], color[2]) for color in own)
+            facts = from_mapping(Facts, read_json(folder / "gmix.json"))
+            net = GuidedMixNet(_read_network(folder), mitrans=facts.mitrans)
+            inside = {f"model.{name}": value for name, value in net.model.state_dict().items()}
+            path = folder / "gmix.safetensors"
+            refuse_other_tensors(
+                path, {k: v for k, v in net.state_dict().items() if k not in inside}
+            )
+            net.load_state_dict(inside | load_file(path))
+            facts.refuse_other_network(net)
             return cls(
                 net.to(device).eval(),
-                Classes(tuple(facts["classes"]), label_map, facts["binary"], colors),
-                None if facts["size"] is None else (facts["size"][0], facts["size"][1]),
-                tuple(facts["mean"]),
-                tuple(facts["std"]),
-                ImageFormat(facts.get("channels", 3), None if span is None else (span[0], span[1])),
-                facts.get("training"),
+                Classes(
+                    tuple(facts.classes),
+                    None
+                    if (raw := facts.label_map) is None
+                    else {int(k): v for k, v in raw.items()},
+                    facts.binary,
+                    None if facts.colors is None else tuple((r, g, b) for r, g, b in facts.colors),
+                ),
+                None if facts.size is None else (facts.size[0], facts.size[1]),
+                tuple(facts.mean),
+                tuple(facts.std),
+                ImageFormat(
+                    facts.channels, None if facts.span is None else (facts.span[0], facts.span[1])
+                ),
+                facts.training,
             )
         except Exception as error:
             raise ValueError(f"cannot load the model in {folder}: {one_line(error)}") from error
+
+
+@dataclass
+class Facts:
+    """What `gmix.json` says; models saved before there were channels, colours and cards say less."""
+
+    classes: list[str]
+    binary: bool
+    label_map: dict[str, int] | None
+    size: list[int] | None
+    mean: list[float]
+    std: list[float]
+    mitrans: bool
+    colors: list[list[int]] | None = None
+    channels: int = 3
+    span: list[float] | None = None
+    training: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be."""
+        pairs = [pair for pair in (self.size, self.span) if pair is not None]
+        colors = self.colors or []
+        good = {
+            "size": self.size is None or min(self.size, default=0) > 0,
+            "size and span": all(len(pair) == 2 for pair in pairs),
+            "mean": all(map(math.isfinite, self.mean)) and len(self.mean) == self.channels,
+            "std": all(0 < s < math.inf for s in self.std) and len(self.std) == self.channels,
+            "colors": all(len(c) == 3 and min(c) >= 0 and max(c) < 256 for c in colors),
+        }
+        if wrong := [name for name, fine in good.items() if not fine]:
+            raise ValueError(f"gmix.json: {wrong[0]} cannot be right")
+
+    def refuse_other_network(self, net: GuidedMixNet) -> None:
+        """Make sure that these are the facts of this network.
+
+        Raises:
+            ValueError: if they are not.
+        """
+        logits = 1 if self.binary else len(self.classes)
+        channels = int(net.model.config["in_channels"])
+        if (net.classes, channels) != (logits, self.channels):
+            raise ValueError(
+                f"gmix.json speaks of {logits} logits and {self.channels} channels, "
+                f"the network has {net.classes} and {channels}"
+            )
+
+
+def _read_network(folder: Path) -> Any:
+    """The SMP model of a folder; its weights are in the folder, none is looked for elsewhere.
+
+    SMP's own `from_pretrained` hands all that `config.json` holds to timm.
+
+    Raises:
+        ValueError: if the folder's files do not fit each other.
+        Exception: whatever the libraries raise on broken ones.
+    """
+    config = read_json(folder / "config.json")
+    architecture = find_architecture(str(config.get("_model_class")), "the architecture")
+    arguments = {k: v for k, v in config.items() if not k.startswith("_")}
+    arguments["encoder_weights"] = None
+    path = folder / "model.safetensors"
+    with warnings.catch_warnings():  # SMP's, of old names
+        warnings.simplefilter("ignore")
+        # First without memory: a few words may ask for more than any machine has.
+        with suppress(RuntimeError, NotImplementedError), torch.device("meta"):  # few cannot
+            plan = build_architecture(architecture, arguments)
+            refuse_other_tensors(path, plan.state_dict())
+        model = build_architecture(architecture, arguments)
+    refuse_other_tensors(path, model.state_dict())
+    load_safetensors(model, path)
+    return model
 
 
 def load_model(folder: str | Path, device: torch.device | str = "cpu") -> SavedModel:

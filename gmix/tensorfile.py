@@ -1,0 +1,66 @@
+"""Files of tensors of others: none runs code, is waited for, or gets memory before it fits."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from gmix.infile import plain_file
+
+
+def load_plain(path: str | Path, device: torch.device | str = "cpu") -> Any:
+    """What `torch.save` wrote, if it is tensors and plain values; no other pickle is run.
+
+    Raises:
+        ValueError: if there is something else in it.
+        Exception: nearly any other, if the file is broken.
+    """
+    path = plain_file(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:  # torch compresses nothing: small files stay small
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("it is compressed, which torch.save never does")
+    try:
+        with warnings.catch_warnings():  # about pickles that are refused anyway
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError:  # torch's text advises to load it all the same
+        raise ValueError(
+            "it is no file of tensors and plain values alone, and anything else in a pickle may run "
+            "code: save the state_dict() of its model"
+        ) from None
+
+
+def refuse_other_tensors(path: Path, wanted: Mapping[str, Tensor]) -> None:
+    """Compare names, shapes and kinds in the header of a `.safetensors` file; no tensor is read.
+
+    Raises:
+        ValueError: naming the first that differs.
+        Exception: of safetensors, if the file is broken.
+    """
+    with safe_open(plain_file(path), "pt") as file:
+        names = set(file.keys())
+        lost, more = [sorted(a - b) for a, b in ((set(wanted), names), (names, set(wanted)))]
+        if lost or more:
+            raise ValueError(
+                f"{path.name} is of another network: {len(lost)} tensors are missing "
+                f"(first: {lost[0] if lost else 'none'}) and {len(more)} are unexpected "
+                f"(first: {more[0] if more else 'none'})"
+            )
+        for name, tensor in wanted.items():
+            found = file.get_slice(name)
+            shape = tuple(found.get_shape())
+            floating = found.get_dtype().startswith(("F", "BF"))
+            if shape != tuple(tensor.shape) or floating != tensor.is_floating_point():
+                raise ValueError(
+                    f"{path.name} is of another network: {name} must be {tensor.dtype} of shape "
+                    f"{tuple(tensor.shape)}, got {found.get_dtype()} of shape {shape}"
+                )
