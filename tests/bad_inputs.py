@@ -1474,6 +1474,29 @@ def other_weights(folder: Path, place: Place) -> None:
     sum_anew(folder)
 
 
+def other_moments(folder: Path, place: Place) -> None:
+    state = torch.load(folder / "state.pt", weights_only=True)
+    state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(9999)
+    torch.save(state, folder / "state.pt")
+    sum_anew(folder)
+
+
+def pipe(name: str) -> Callable[[Path, Place], None]:
+    """A pipe in place of a file."""
+
+    def change(folder: Path, place: Place) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return change
+
+
+def piped_config(place: Place) -> Words:
+    argv = no_config(place)
+    os.mkfifo(place.run() / "config.yaml")
+    return argv
+
+
 def payload(path: Path, place: Place) -> None:
     path.write_bytes(pickle.dumps({"weight": Payload(place.marker)}))
 
@@ -1585,6 +1608,39 @@ group(
     Case("a model of another architecture than its weights", model(other_architecture), MODEL),
     Case("a model of another encoder than its weights", model(other_encoder), MODEL),
     Case(
+        "a model whose `config.json` names a file of weights (`checkpoint_path`)",
+        model(lambda folder, place: edit(folder / "config.json", checkpoint_path="evil.pth")),
+        "cannot load the model in …model: checkpoint_path is no argument that gmix hands on: choose among …",
+    ),
+    Case(
+        "a model whose encoder is on a hub",
+        model(
+            lambda folder, place: edit(folder / "config.json", encoder_name="tu-hf-hub:some/model")
+        ),
+        "cannot load the model in …model: the encoder tu-hf-hub:some/model is unknown: …",
+    ),
+    Case(
+        "a model of a few words that asks for 40 GB",
+        model(lambda folder, place: edit(folder / "config.json", decoder_channels=[16384] * 5)),
+        "cannot load the model in …model: model.safetensors is of another network: …",
+    ),
+    Case(
+        "`--model-args` with a file of weights (`checkpoint_path`)",
+        lambda place: place.train("--model-args", "{checkpoint_path: evil.pth}"),
+        "cannot build Unet with the encoder mobilenet_v2: checkpoint_path is no argument that gmix hands on: …",
+    ),
+    Case(
+        "`--encoder tu-hf-hub:some/model`",
+        flags("--encoder", "tu-hf-hub:some/model"),
+        "cannot build Unet with the encoder tu-hf-hub:some/model: the encoder tu-hf-hub:some/model is unknown: …",
+    ),
+    Case(
+        "a model file that is a pipe (FIFO)",
+        model(pipe("model.safetensors")),
+        "cannot load the model in …model: model.safetensors is no file",
+        needs="posix",
+    ),
+    Case(
         "a `gmix.json` that is no JSON",
         model(lambda folder, place: (folder / "gmix.json").write_text("{")),
         MODEL,
@@ -1630,6 +1686,34 @@ group(
             lambda folder, place: (torch_payload(folder / "state.pt", place), sum_anew(folder))
         ),
         "the checkpoint …checkpoint-00000002 does not fit this network: it is no file of tensors and …",
+    ),
+    Case(
+        "a checkpoint whose optimizer is of another size",
+        checkpoint(other_moments),
+        "the checkpoint …checkpoint-00000002 does not fit this training: exp_avg of parameter 0 must have the shape …",
+    ),
+    Case(
+        "a checkpoint without its optimizer",
+        checkpoint(lambda folder, place: (torch.save({}, folder / "state.pt"), sum_anew(folder))),
+        "the checkpoint …checkpoint-00000002 does not fit this training: it holds no state of an optimizer",
+    ),
+    Case(
+        "a checkpoint whose sums name a device file",
+        checkpoint(
+            lambda folder, place: (folder / "SHA256SUMS").write_text(f"{'0' * 64}  /dev/zero\n")
+        ),
+        "no checkpoint in … can be read (checkpoint-00000002: SHA256SUMS is cut short: it lacks …): start anew …",
+    ),
+    Case(
+        "a checkpoint beyond `--steps`",
+        checkpoint(lambda folder, place: folder.rename(folder.with_name("checkpoint-00000099"))),
+        "cannot resume …run: checkpoint-00000099 is beyond --steps 2; remove it to go on from the one before, …",
+    ),
+    Case(
+        "a run whose `config.yaml` is a pipe (FIFO)",
+        piped_config,
+        "cannot read the configuration …config.yaml: config.yaml is no file",
+        needs="posix",
     ),
     Case(
         "a checkpoint of another architecture",

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from gmix.compare.plan import Run
 from gmix.compare.table import NOTHING, Record, Table, mean, of, points
+from gmix.infile import plain_file
 
 TAIL = 65536  # bytes of metrics.jsonl: the last reports and, most likely, a validation
 
@@ -96,17 +97,22 @@ def how_far(folder: Path) -> HowFar:
     """Read the end of a run's `metrics.jsonl`."""
     step, miou = 0, None
     try:
-        with (folder / "metrics.jsonl").open("rb") as file:
+        with plain_file(folder / "metrics.jsonl").open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - TAIL))
             lines = file.read().splitlines()
-    except OSError:  # it has not begun
+    except (OSError, ValueError):  # it has not begun
         lines = []
     for line in lines:
         try:
             row = json.loads(line)
             step = row["step"]
             miou = row.get("validation", {"miou": miou})["miou"]
-        except (ValueError, TypeError, KeyError):  # cut at the beginning, or just being written
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            RecursionError,
+        ):  # cut at the beginning, or just being written
             continue
     return HowFar(step, miou)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
 
 from gmix.compare.plan import Run
+from gmix.infile import read_json
 from gmix.training.lock import refuse_locked
-from gmix.training.yamlfile import read_yaml, refuse_changes, write_yaml
+from gmix.training.yamlfile import read_settings, refuse_changes, write_yaml
 
 
 class Child:
@@ -68,9 +68,9 @@ class Child:
 def is_finished(run: Run) -> bool:
     """Whether the run has come to its end before, under these very settings."""
     try:
-        json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
+        read_json(run.folder / "results.json")
         refuse_changes(run.config, run.folder / "config.yaml")
-        before = read_yaml(run.folder / "config.yaml")
+        before = read_settings(run.folder)
     except (OSError, ValueError):  # if something is wrong, the run itself will say what
         return False
     # Resuming a finished run only measures again, and that is what another --held-out wants.

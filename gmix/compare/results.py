@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from gmix.compare.plan import UPPER, Run, table_rows
 from gmix.compare.table import Record, Table, classes_table, scores_table
+from gmix.infile import read_json
 from gmix.training.config import CompareConfig
 from gmix.whole import write_whole
 
@@ -77,7 +77,7 @@ class Comparison:
 
 def read_record(run: Run) -> Record:
     """A line of compare.jsonl, from the results of a finished training."""
-    found: dict[str, Any] = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
+    found = read_json(run.folder / "results.json")
     last = found["last"]
     same = (
         "split",

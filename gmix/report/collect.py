@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from gmix.compare.table import mean, shared_means
+from gmix.infile import plain_file, read_json
 from gmix.training.config import TrainConfig
-from gmix.training.yamlfile import FREE_ON_RESUME, read_yaml
+from gmix.training.yamlfile import FREE_ON_RESUME, read_settings
 
 Points = list[tuple[int, float]]
 
@@ -179,7 +180,7 @@ def read_run(folder: Path) -> RunRecord:
     Raises:
         ValueError: if its `config.yaml` cannot be read.
     """
-    settings = read_yaml(folder / "config.yaml")
+    settings = read_settings(folder)
     return RunRecord(folder, settings, list(_rows(folder)), _results(folder))
 
 
@@ -270,25 +271,24 @@ def _names(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
     try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        lines = plain_file(folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
+    except (OSError, ValueError):
         return
     for line in lines.splitlines():
         try:
             row = json.loads(line)
             row["step"] = int(row["step"])
-        except (ValueError, TypeError, KeyError):  # just being written
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):  # being written
             continue
         yield _sound(row, "losses", "validation", "pseudo")
 
 
 def _results(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        found = read_json(folder / "results.json")
     except (OSError, ValueError):  # not finished
         return {}
-    known = found if isinstance(found, dict) else {}
-    return _sound(known, "images", "last", "best", "pseudo", "versions")
+    return _sound(found, "images", "last", "best", "pseudo", "versions")
 
 
 def _sound(found: dict[str, Any], *names: str) -> dict[str, Any]:

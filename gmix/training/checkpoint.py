@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gmix.weights import load_plain
+from gmix.infile import plain_file, read_plain
+from gmix.tensorfile import load_plain, refuse_other_tensors
 from gmix.whole import remove_whole, whole_folder
 
 PREFIX = "checkpoint-"
 STATE, SUMS = "state.pt", "SHA256SUMS"
+MOST_SUMS = 2**20  # bytes
 
 
 class Checkpoint(NamedTuple):
@@ -59,7 +63,7 @@ def save_checkpoint(
             for name, module in modules.items():
                 save_file(contiguous(module), aside / f"{name}.safetensors")
             with (aside / STATE).open("wb") as file:
-                torch.save(state, file)
+                torch.save({"step": step, **state}, file)
             sums = [f"{_sha256(path)}  {path.name}\n" for path in sorted(aside.iterdir())]
             (aside / SUMS).write_text("".join(sums), encoding="utf-8")
     except ValueError as error:
@@ -84,14 +88,51 @@ def load_checkpoint(
     Raises:
         ValueError: if the checkpoint does not fit the modules, or cannot be read.
     """
-    try:
+    state = read_state(path, modules, device)
+    load_weights(path, modules, device)
+    return state
+
+
+def read_state(
+    path: Path, modules: dict[str, nn.Module], device: torch.device | str = "cpu"
+) -> dict[str, Any]:
+    """Read all but the weights, once it is known that these fit; nothing changes yet.
+
+    Raises:
+        ValueError: if the checkpoint does not fit the modules, or cannot be read.
+    """
+    with _unfit(path):
+        for name, module in modules.items():
+            refuse_other_tensors(path / f"{name}.safetensors", module.state_dict())
+        state = load_plain(path / STATE, device)
+        if not isinstance(state, dict):
+            raise ValueError(f"{STATE} must hold a mapping, got a {type(state).__name__}")
+        step = state.pop("step", step_of(path))
+        if step != step_of(path):
+            raise ValueError(f"it was written after step {step}: give its folder that name again")
+    return state
+
+
+def load_weights(
+    path: Path, modules: dict[str, nn.Module], device: torch.device | str = "cpu"
+) -> None:
+    """Load the modules' weights in place.
+
+    Raises:
+        ValueError: if the checkpoint does not fit the modules, or cannot be read.
+    """
+    with _unfit(path):
         for name, module in modules.items():
             module.load_state_dict(load_file(path / f"{name}.safetensors", device=str(device)))
-        state: dict[str, Any] = load_plain(path / STATE, device)
+
+
+@contextmanager
+def _unfit(path: Path) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # of two libraries, for a file of any content
-        reason = textwrap.shorten(" ".join(str(error).split()), 200, placeholder=" ...")
+        reason = textwrap.shorten(" ".join(str(error).split()), 300, placeholder=" ...")
         raise ValueError(f"the checkpoint {path} does not fit this network: {reason}") from error
-    return state
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -126,24 +167,44 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 def damage(path: Path) -> str | None:
     """What is wrong with the files of a checkpoint, if anything: disks fail, and copies end early."""
     try:
-        lines = (path / SUMS).read_text(encoding="utf-8").splitlines()
+        lines = read_plain(path / SUMS, MOST_SUMS).splitlines()
         sums = {name: known for known, name in (line.split("  ", 1) for line in lines)}
-        changed = [name for name, known in sums.items() if _sha256(path / name) != known]
     except OSError as error:
-        return f"{Path(str(error.filename)).name}: {error.strerror}"
+        return f"{SUMS}: {error.strerror}"
     except ValueError:
         return f"{SUMS} cannot be read"
-    if STATE not in sums:
-        return f"{SUMS} is cut short"
-    return f"{changed[0]} is not as it was written" if changed else None
+    weights = {found.name for found in path.glob("*.safetensors")}
+    if unknown := sorted({STATE, *weights} - sums.keys()):
+        return f"{SUMS} is cut short: it lacks {unknown[0]}"
+    for name, known in sums.items():
+        if Path(name).name != name or "\\" in name:
+            return f"{SUMS} names {name!r}, which is not in this folder"
+        try:
+            if _sha256(plain_file(path / name)) != known:
+                return f"{name} is not as it was written"
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+        except ValueError as error:
+            return str(error)
+    return None
+
+
+def step_of(path: Path) -> int:
+    """After which step a checkpoint was written, as its folder says.
+
+    Examples:
+        >>> step_of(Path("run/checkpoint-00000500"))
+        500
+    """
+    return int(path.name.removeprefix(PREFIX))
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
     """All whole checkpoints, oldest first."""
     found = [
-        Checkpoint(int(path.name.removeprefix(PREFIX)), path)
+        Checkpoint(step_of(path), path)
         for path in folder.glob(f"{PREFIX}*")
-        if path.name.removeprefix(PREFIX).isdecimal()
+        if path.name.removeprefix(PREFIX).isdecimal() and path.is_dir()
     ]
     return sorted(found)
 

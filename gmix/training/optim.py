@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from collections import defaultdict
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def poly(step: int, steps: int, power: float = 0.9) -> float:
@@ -69,3 +71,65 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set every group's rate to `factor` times the rate it started with."""
     for group in optimizer.param_groups:
         group["lr"] = factor * group["initial_lr"]
+
+
+def fitting_state(optimizer: torch.optim.Optimizer, found: Any) -> dict[str, Any]:
+    """Take a saved state, if it is one of this optimizer: torch steps with any, and may end the process.
+
+    Only tensors are taken; rates and the like are the optimizer's own.
+
+    Args:
+        optimizer: the one to continue.
+        found: what a file holds in place of its `state_dict()`.
+
+    Returns:
+        What its `load_state_dict` takes.
+
+    Raises:
+        ValueError: if names, shapes or types are not those that a step of the optimizer makes.
+
+    Examples:
+        >>> weight = nn.Parameter(torch.ones(3))
+        >>> optimizer = torch.optim.SGD([weight], momentum=0.9)
+        >>> fitting_state(optimizer, {"state": {0: {"momentum_buffer": torch.ones(4)}}})
+        Traceback (most recent call last):
+        ValueError: momentum_buffer of parameter 0 must have the shape (3,), got (4,)
+    """
+    state = found.get("state") if isinstance(found, dict) else None
+    if not isinstance(state, dict):
+        raise ValueError("it holds no state of an optimizer")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    wanted = _one_step(optimizer)
+    taken: dict[int, dict[str, Tensor]] = {}
+    for index, entries in state.items():
+        if not (isinstance(index, int) and 0 <= index < len(parameters)):
+            raise ValueError(f"it holds a state of parameter {index} of {len(parameters)}")
+        if not (isinstance(entries, dict) and entries.keys() == wanted.keys()):
+            names = sorted(map(str, entries)) if isinstance(entries, dict) else entries
+            raise ValueError(
+                f"the state of parameter {index} must be {sorted(wanted)}, got {names}"
+            )
+        taken[index] = {}
+        for name, value in entries.items():
+            like = parameters[index] if wanted[name].dim() else wanted[name]
+            plain = isinstance(value, Tensor) and value.layout == torch.strided
+            if not (plain and value.is_floating_point() and value.device.type != "meta"):
+                raise ValueError(f"{name} of parameter {index} is no tensor of numbers")
+            if value.shape != like.shape:
+                raise ValueError(
+                    f"{name} of parameter {index} must have the shape {tuple(like.shape)}, "
+                    f"got {tuple(value.shape)}"
+                )
+            # Of a file, elements may lie upon each other.
+            taken[index][name] = value.detach().clone()
+    return {"state": taken, "param_groups": optimizer.state_dict()["param_groups"]}
+
+
+def _one_step(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What the optimizer keeps of a parameter, from a step of a twin."""
+    twin, weight = copy.copy(optimizer), nn.Parameter(torch.zeros(1))
+    weight.grad = torch.zeros(1)
+    twin.param_groups = [{**optimizer.param_groups[0], "params": [weight]}]
+    twin.state = defaultdict(dict)
+    twin.step()
+    return dict(twin.state[weight])

@@ -16,7 +16,7 @@ from gmix.training.device import fit_settings, prepare_device
 from gmix.training.fit import fit
 from gmix.training.nonfinite import Guard
 from gmix.training.state import build_parts, restore
-from gmix.training.yamlfile import read_yaml
+from gmix.training.yamlfile import read_settings
 
 
 def replay(folder: str | Path, device: str | None = None) -> dict[str, float]:
@@ -35,7 +35,7 @@ def replay(folder: str | Path, device: str | None = None) -> dict[str, float]:
         FloatingPointError: if they are not, as in training.
     """
     folder = Path(folder)
-    config = TrainConfig(**read_yaml(folder / "config.yaml"))
+    config = TrainConfig(**read_settings(folder))
     where = prepare_device(device or config.device, config.threads)
     with safe_open(folder / "batch.safetensors", "pt") as file:
         step = int(file.metadata()["step"])

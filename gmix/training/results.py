@@ -119,5 +119,10 @@ def versions() -> dict[str, str]:
 def _step(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # a killed run may have cut its last line
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+    ):  # a killed run may have cut its last line
         return float("inf")

@@ -11,21 +11,22 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gmix.network import GuidedMixNet
-from gmix.say import one_line
 from gmix.training.build import build_net
 from gmix.training.checkpoint import (
     Checkpoint,
     list_checkpoints,
-    load_checkpoint,
+    load_weights,
     newest_checkpoint,
+    read_state,
     save_checkpoint,
 )
 from gmix.training.config import TrainConfig
 from gmix.training.device import layout
 from gmix.training.methods import build_method
-from gmix.training.optim import build_optimizer
+from gmix.training.optim import build_optimizer, fitting_state
 from gmix.training.results import Tally
 from gmix.training.yamlfile import refuse_changes
+from gmix.typed import from_mapping
 
 
 @dataclass
@@ -84,18 +85,21 @@ def build_parts(config: TrainConfig, channels: int, device: torch.device) -> Par
 
 
 def restore(parts: Parts, checkpoint: Checkpoint, device: torch.device) -> None:
-    """Load a checkpoint into `parts`.
+    """Load a checkpoint into `parts`; if anything in it does not fit, nothing changes.
 
     Raises:
         ValueError: if it is that of another training.
     """
-    state = load_checkpoint(checkpoint.path, parts.modules, device)
+    state = read_state(checkpoint.path, parts.modules, device)
     try:
-        parts.optimizer.load_state_dict(state["optimizer"])
-        parts.tally = Tally(**state["tally"])
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"does not fit this training: {one_line(error)}"
+        optimizer = fitting_state(parts.optimizer, state.get("optimizer"))
+        tally = from_mapping(Tally, state.get("tally"))
+    except ValueError as error:
+        reason = f"does not fit this training: {error}"
         raise ValueError(f"the checkpoint {checkpoint.path} {reason}") from error
+    load_weights(checkpoint.path, parts.modules, device)
+    parts.optimizer.load_state_dict(optimizer)
+    parts.tally = tally
 
 
 def find_checkpoint(config: TrainConfig, out: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -116,4 +120,10 @@ def find_checkpoint(config: TrainConfig, out: Path) -> tuple[Checkpoint | None, 
             f"{out} already holds a run: add --resume to go on with it, or choose another --out"
         )
     refuse_changes(config, out / "config.yaml")
-    return newest_checkpoint(out)
+    found, notes = newest_checkpoint(out)
+    if found is not None and found.step > config.steps:
+        raise ValueError(
+            f"cannot resume {out}: {found.path.name} is beyond --steps {config.steps}; remove it to go on "
+            "from the one before, or start anew in another --out"
+        )
+    return found, notes

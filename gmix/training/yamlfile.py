@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from gmix.infile import read_plain
 from gmix.training.config import TrainConfig
 from gmix.training.options import flag
 from gmix.whole import write_whole
+
+MOST_SETTINGS = 2**20  # bytes
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -17,9 +21,22 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: if the file cannot be read or is no mapping.
     """
+    return _read(Path(path), lambda path: path.read_text(encoding="utf-8"))
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Read the `config.yaml` of a run, which is a file and not what a shell pipes in.
+
+    Raises:
+        ValueError: if it cannot be read or is no mapping.
+    """
+    return _read(folder / "config.yaml", lambda path: read_plain(path, MOST_SETTINGS))
+
+
+def _read(path: Path, read: Callable[[Path], str]) -> dict[str, Any]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the configuration {path}: {error}") from None
     return parse_yaml(text, str(path))
 
@@ -118,7 +135,7 @@ def refuse_changes(config: TrainConfig, path: Path) -> None:
     """
     import yaml
 
-    before = read_yaml(path)
+    before = read_settings(path.parent)
     written = parse_yaml(yaml.safe_dump(asdict(config)), "the flags")  # there a tuple is a list
     for name, now in written.items():
         if name not in FREE_ON_RESUME and name in before and before[name] != now:
