@@ -5,19 +5,27 @@ from __future__ import annotations
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.serialization import safe_globals
 
 from gmix.infile import plain_file
 
 
-def load_plain(path: str | Path, device: torch.device | str = "cpu") -> Any:
+def load_plain(
+    path: str | Path, device: torch.device | str = "cpu", allow: Sequence[type] = ()
+) -> Any:
     """What `torch.save` wrote, if it is tensors and plain values; no other pickle is run.
+
+    Args:
+        path: the file.
+        device: where tensors go.
+        allow: types that do nothing when they are made, beside plain ones.
 
     Raises:
         ValueError: if there is something else in it.
@@ -29,7 +37,10 @@ def load_plain(path: str | Path, device: torch.device | str = "cpu") -> Any:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise ValueError("it is compressed, which torch.save never does")
     try:
-        with warnings.catch_warnings():  # about pickles that are refused anyway
+        with (
+            safe_globals([*allow]),
+            warnings.catch_warnings(),
+        ):  # about pickles that are refused anyway
             warnings.simplefilter("ignore")
             return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError:  # torch's text advises to load it all the same

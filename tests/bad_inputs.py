@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy.io import savemat
+from segmentation_models_pytorch.encoders import get_encoder
 from tiny_data import tiny_config, words, write_data, write_scene
 from true_layouts import voc
 
@@ -1491,6 +1492,16 @@ def pipe(name: str) -> Callable[[Path, Place], None]:
     return change
 
 
+def encoder(seed: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    state: dict[str, torch.Tensor] = get_encoder("mobilenet_v2", weights=None).state_dict()
+    return state
+
+
+def whole_numbers() -> dict[str, torch.Tensor]:
+    return {name: tensor.long() for name, tensor in encoder(0).items()}
+
+
 def piped_config(place: Place) -> Words:
     argv = no_config(place)
     os.mkfifo(place.run() / "config.yaml")
@@ -1569,6 +1580,22 @@ group(
         "weights of another encoder",
         weights(lambda path, place: torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, path)),
         "weights …weights.pth do not fit the encoder: … tensors are missing …; use the encoder they were made for",
+    ),
+    Case(
+        "weights of whole numbers",
+        weights(lambda path, place: torch.save(whole_numbers(), path)),
+        "weights …weights.pth do not fit the encoder: features.0.0.weight must have the shape … torch.int64",
+    ),
+    Case(
+        "a file with two encoders",
+        weights(lambda path, place: torch.save({"a": encoder(0), "b": encoder(1)}, path)),
+        "weights …weights.pth hold several encoders, at 'a/' and 'b/': save the one you mean to a file of its own",
+    ),
+    Case(
+        "weights that are a pipe (FIFO)",
+        weights(lambda path, place: os.mkfifo(path)),
+        "cannot read weights …weights.pth: weights.pth is no file",
+        needs="posix",
     ),
     Case(
         "a list in place of weights",

@@ -98,7 +98,7 @@ class TrainConfig:
         "imagenet",
         MODEL,
         "NAME|PATH",
-        "imagenet (downloads), lite0 (from its package), none, a file",
+        "imagenet (downloads), lite0, lite1, lite2 (from packages), none, a file",
     )
     mitrans: bool = option(False, MODEL, "", "put the MITrans block before the decoder")
     model_args: dict[str, Any] = option(dict, MODEL, "YAML", "more arguments of the architecture")
