@@ -63,7 +63,7 @@ class LogitAdjustment(nn.Module):
 
     def add(self, y: Tensor, *, ignore_index: int = 255) -> None:
         """Count the pixels of masks `(N, H, W)` that are not ignored; of several processes, those of all."""
-        pixels = G.pixels_of_classes(y.masked_fill(y == ignore_index, -1), len(self.pixels))
+        pixels = G.pixels_of_classes(y.long().masked_fill(y == ignore_index, -1), len(self.pixels))
         self.pixels += gather(pixels[None]).sum(0)
 
     def forward(self, logits: Tensor, y: Tensor | None = None) -> Tensor:

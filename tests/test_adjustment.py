@@ -77,6 +77,12 @@ def test_what_is_ignored_is_not_counted_whatever_its_value(build: str) -> None:
     assert adjust.pixels.tolist() == [zeros, 0, (y == 2).sum()]
 
 
+def test_masks_of_bytes_are_counted() -> None:
+    adjust = LogitAdjustment(3)
+    adjust.add(torch.tensor([[[0, 2, 2, 255]]], dtype=torch.uint8))
+    assert adjust.pixels.tolist() == [1, 0, 2]
+
+
 def test_who_knows_nothing_calls_all_classes_equally_likely() -> None:
     """Without a hint in the image, plain training ends at how frequent classes are; this at 1/K."""
     y = torch.zeros(1, 10, 10, dtype=torch.int64)

@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -114,6 +115,63 @@ def test_counting_in_chunks_counts_every_pixel(seed: int, chunk: int) -> None:
         parts.update(pred, target)
     assert torch.equal(whole.counts, parts.counts)
     assert whole.counts.sum() == (target != 255).sum()
+
+
+INTEGERS = [
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+]
+
+
+@pytest.mark.parametrize("of_target", INTEGERS)
+@pytest.mark.parametrize("of_pred", INTEGERS)
+def test_any_integer_type_counts_alike(of_pred: torch.dtype, of_target: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pred, target = torch.randint(100, (2, 3, 20, 30), generator=generator)
+    target[:, 0] = 127  # ignored: what every type can hold
+    expected = np.zeros((100, 100), dtype=np.int64)
+    for p, t in zip(pred.flatten().tolist(), target.flatten().tolist(), strict=True):
+        if t != 127:
+            expected[t, p] += 1
+    matrix = ConfusionMatrix(100, ignore_index=127)
+    matrix.update(pred.to(of_pred), target.to(of_target))
+    assert matrix.counts.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("classes", [2, 16, 17, 21, 150, 255])
+def test_a_perfect_prediction_scores_1_in_any_type(classes: int) -> None:
+    mask = torch.arange(classes, dtype=torch.uint8).view(1, 1, classes)
+    matrix = ConfusionMatrix(classes)
+    matrix.update(mask, mask)
+    matrix.update(mask.short(), torch.full_like(mask, 255))
+    assert torch.equal(matrix.counts, torch.eye(classes, dtype=torch.int64))
+
+
+def test_masks_of_bytes_are_scored_as_they_are() -> None:
+    """By `evaluate`, whose data set may be anybody's."""
+    image = tv_tensors.Image(torch.randint(256, (3, 6, 7), dtype=torch.uint8))
+    net = nn.Conv2d(3, 40, 1)
+    transform = eval_transform()
+    mask = class_map(net(transform(image)[None].as_subclass(Tensor)))[0]
+    sample = Sample(image, tv_tensors.Mask(mask.to(torch.uint8)))
+    found = evaluate(net, [sample], Classes.of(40), transform=transform)
+    assert found.pixel_accuracy == found.miou == 1.0
+
+
+def test_confusion_matrix_refuses_what_are_no_integers() -> None:
+    zeros = torch.zeros(1, 2, 2, dtype=torch.int64)
+    for kind in (torch.float32, torch.float64, torch.bfloat16, torch.complex64, torch.bool):
+        for name, pair in (("pred", (zeros.to(kind), zeros)), ("target", (zeros, zeros.to(kind)))):
+            with pytest.raises(TypeError, match=rf"`{name}` must hold .* got {kind}.*\.long\(\)"):
+                ConfusionMatrix(3).update(*pair)
+
+
+def test_no_class_is_ignored_unawares() -> None:
+    with pytest.raises(ValueError, match=r"`ignore_index` 255 is one of the 256 classes.* -1"):
+        ConfusionMatrix(256)
+    matrix = ConfusionMatrix(300, ignore_index=-1)
+    matrix.update(torch.tensor([[[255, 299, 3]]]), torch.tensor([[[255, 299, -1]]]))
+    assert matrix.counts.nonzero().tolist() == [[255, 255], [299, 299]]
 
 
 def test_confusion_matrix_refuses() -> None:

@@ -502,3 +502,11 @@ def test_255_is_no_class_by_default_so_more_than_255_classes_need_another_number
     assert found["present_classes"].nonzero().flatten().tolist() == [4, 5, 49]
     assert found["confusion"][[0, 254, 255, 299]].tolist() == [1, 1, 2, 1]
     assert found["supervised"] > 0
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32])
+def test_masks_of_any_integer_type_are_counted_alike(kind: torch.dtype) -> None:
+    mask = torch.zeros(1, 200, 400, dtype=torch.int64)  # more pixels than the small types count to
+    mask[:, :, 399], mask[:, 0, 0] = 2, 255
+    assert G.pixels_of_classes(mask.to(kind), 3).tolist() == [200 * 399 - 1, 0, 200]
+    assert G.present_classes(mask.to(kind), 3).tolist() == [[1.0, 0.0, 1.0]]

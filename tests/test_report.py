@@ -27,6 +27,13 @@ def test_colour_mask_agrees_with_a_loop(mask: np.ndarray) -> None:
         assert tuple(painted[y, x]) == expected
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.uint16])
+def test_masks_of_any_integer_type_are_painted_alike(kind: type) -> None:
+    palette = [(i, 255 - i, 7) for i in range(150)]
+    painted = colour_mask(np.array([[0, 100, 127]], dtype=kind), palette)
+    assert painted.tolist() == [[[0, 255, 7], [100, 155, 7], [127, 128, 7]]]
+
+
 def row(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(0, 255, (20, 30, 3), dtype=np.uint8), rng.integers(0, 3, (20, 30))
 

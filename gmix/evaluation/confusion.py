@@ -101,12 +101,20 @@ class ConfusionMatrix:
         """Counts one batch.
 
         Args:
-            pred: Predicted classes, int64 `(N, H, W)`.
-            target: True classes and `ignore_index`, the same shape.
+            pred: Predicted classes `(N, H, W)`, of any integer type.
+            target: True classes and `ignore_index`, the same shape, of any integer type.
 
         Raises:
+            TypeError: If one of them holds no integers.
             ValueError: If the shapes differ or a value is no class.
         """
+        for name, values in (("pred", pred), ("target", target)):
+            kind = values.dtype
+            if kind.is_floating_point or kind.is_complex or kind == torch.bool:
+                raise TypeError(
+                    f"`{name}` must hold classes as integers (uint8, int64 or any other integer type), "
+                    f"got {kind}: pass class ids, such as `logits.argmax(1)`, or convert with `.long()`"
+                )
         if pred.shape != target.shape:
             raise ValueError(
                 f"`pred` and `target` must have the same shape (N, H, W), "
@@ -114,6 +122,8 @@ class ConfusionMatrix:
             )
         parts = (torch.split(x.flatten(), CHUNK) for x in (pred, target))
         for pred, target in zip(*parts, strict=True):
+            # A cell's number is up to num_classes**2, which the caller's type may not hold.
+            pred, target = pred.long(), target.long()
             counted = target != self.ignore_index
             pred, target = pred[counted], target[counted]
             for name, values in (("pred", pred), ("target", target)):

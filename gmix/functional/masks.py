@@ -122,7 +122,7 @@ def present_classes(mask: Tensor, classes: int, *, ignore_index: int = 255) -> T
     """Which classes occur in each mask: the multi-label target of the image-level classifier.
 
     Args:
-        mask: `(N, H, W)` int64.
+        mask: `(N, H, W)`, of any integer type.
         classes: Number of logit channels K; with 1 (binary) the only entry says whether class 1 occurs.
         ignore_index: Pixels with this value count for no class.
 
@@ -139,6 +139,7 @@ def present_classes(mask: Tensor, classes: int, *, ignore_index: int = 255) -> T
     refuse_ignored_class(classes, ignore_index)
     # One slot more than the classes collects what is ignored, so nothing depends on the data's values.
     n_slots = max(classes, 2) + 1
+    mask = mask.long()
     slots = torch.where(mask == ignore_index, n_slots - 1, mask).flatten(1)
     present = torch.zeros(len(mask), n_slots, device=mask.device).scatter_(1, slots, 1.0)
     return present[:, 1:2] if classes == 1 else present[:, :classes]
@@ -148,7 +149,7 @@ def pixels_of_classes(mask: Tensor, classes: int) -> Tensor:
     """How many pixels each class has, over all masks; other values (255) are not counted.
 
     Args:
-        mask: int64, any shape.
+        mask: Any shape, of any integer type.
         classes: How many there are; 2 in the binary case.
 
     Returns:
@@ -158,6 +159,7 @@ def pixels_of_classes(mask: Tensor, classes: int) -> Tensor:
         >>> pixels_of_classes(torch.tensor([[[0, 2, 2, 255]]]), classes=3)
         tensor([1, 0, 2])
     """
+    mask = mask.long()  # the caller's type may hold no count
     # One slot more collects what has no class, so that no shape depends on the data.
     slots = torch.where((mask >= 0) & (mask < classes), mask, classes).flatten()
     return slots.new_zeros(classes + 1).scatter_add_(0, slots, torch.ones_like(slots))[:classes]

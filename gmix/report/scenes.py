@@ -164,7 +164,7 @@ def count_one(sample: Sample, predicted: Pixels, classes: int) -> ConfusionMatri
     """The confusion of one image."""
     matrix = ConfusionMatrix(classes)
     target = sample.mask.as_subclass(torch.Tensor)
-    matrix.update(torch.from_numpy(predicted).long()[None], target[None])
+    matrix.update(torch.from_numpy(predicted)[None], target[None])
     return matrix
 
 

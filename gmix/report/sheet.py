@@ -33,8 +33,9 @@ def colour_mask(mask: Pixels, palette: Sequence[Colour]) -> npt.NDArray[np.uint8
         [[[0, 0, 0], [200, 0, 0], [255, 255, 255]]]
     """
     table = np.array([*palette, IGNORED], dtype=np.uint8)
-    known = (mask >= 0) & (mask < len(palette))
-    return table[np.where(known, mask, len(palette))]
+    ids = mask.astype(np.int64)  # the caller's type may not hold `len(palette)`
+    known = (ids >= 0) & (ids < len(palette))
+    return table[np.where(known, ids, len(palette))]
 
 
 def picture_sheet(
