@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 import gmix
 from gmix.network import GuidedMixNet
+from gmix.own import refuse_foreign, remember
 from gmix.predict import predict_logits
 from gmix.training.saved import SavedModel
 from gmix.whole import PART, cannot_write, make_folder, refuse_unwritable
@@ -115,7 +116,8 @@ def export_model(
 
     Raises:
         ValueError: if the network cannot be exported (the message says whether a fixed size helps), or
-            the file computes something else or cannot be written; then what was there stays.
+            the file computes something else, is there and not gmix's, or cannot be written; then what was there
+            stays.
         ImportError: if a package is missing that the format needs.
     """
     path = Path(path)
@@ -123,6 +125,7 @@ def export_model(
         path = path.resolve()  # the link stays
     if path.exists() and not path.is_file():
         raise ValueError(f"cannot write {path}: it is there and no file; choose another name")
+    refuse_foreign([path])
     refuse_unwritable(path.parent)
     if format == "onnx":
         import onnxruntime  # before the work
@@ -151,10 +154,13 @@ def export_model(
                 aside.write_bytes(written.getbuffer())
             run = load_onnx(aside) if format == "onnx" else load_program(aside)
             difference = _check(saved, run, size)
-            for made in Path(
-                folder
-            ).iterdir():  # ONNX has weights of more than 2 GB beside the file
-                made.replace(path.with_name(made.name))
+            made = list(
+                Path(folder).iterdir()
+            )  # ONNX has weights of more than 2 GB beside the file
+            refuse_foreign(path.with_name(one.name) for one in made)
+            for one in made:
+                remember(one, path.with_name(one.name))
+                one.replace(path.with_name(one.name))
     except OSError as error:
         raise cannot_write(path, error) from error
     return difference

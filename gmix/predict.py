@@ -14,9 +14,11 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from gmix.data import ahead, eval_transform, read_image, to_rgb
+from gmix.data.files import IMAGE_SUFFIXES, MASK_SUFFIXES
 from gmix.evaluation import Predict, class_maps
+from gmix.own import own_file, refuse_foreign
 from gmix.training.saved import SavedModel
-from gmix.whole import make_folder, whole_file
+from gmix.whole import make_folder
 
 Color = tuple[int, int, int]
 Pixels = npt.NDArray[np.uint8]
@@ -64,21 +66,41 @@ def predict_folder(
         What failed.
 
     Raises:
-        ValueError: If something cannot be written, in one sentence; what is there by then is whole.
+        ValueError: If there are images in these folders that gmix did not write, or something cannot be written,
+            in one sentence; what is there by then is whole.
     """
-    for folder in ("masks", *(["overlays"] if overlays else [])):
-        make_folder(out / folder)
+    make_own_folders(out, "masks", *(["overlays"] if overlays else []))
 
     def write(path: Path, name: str, image: torch.Tensor, classes: Pixels) -> None:
-        save_mask(classes, saved.classes.palette, out / "masks" / f"{name}.png")
+        save_mask(classes, saved.classes.palette, out / "masks" / f"{name}.png", out)
         if overlays:
             picture = Image.fromarray(overlay(to_rgb(image), classes, saved.classes.palette))
-            save_picture(picture, out / "overlays" / f"{name}.jpg", quality=92)
+            save_picture(picture, out / "overlays" / f"{name}.jpg", out, quality=92)
 
     done = each_image(
         saved, images, lambda image: predict_image(saved, image, predict), write, on_image
     )
     return [failure for failure in done if failure is not None]
+
+
+def make_own_folders(home: Path, *names: str) -> None:
+    """Make folders for nothing but what gmix writes: among predicted masks nobody would know a drawn one.
+
+    Args:
+        home: what they are in; has the record of what gmix wrote.
+        names: of the folders.
+
+    Raises:
+        ValueError: if an image or mask is in one that gmix did not write, before any is made; or one cannot be made.
+    """
+    endings = (*IMAGE_SUFFIXES, *MASK_SUFFIXES)
+    folders = [home / name for name in names]
+    for folder in folders:
+        there = sorted(folder.iterdir()) if folder.is_dir() else []
+        images = [path for path in there if path.name.lower().endswith(endings)]
+        refuse_foreign((path for path in images if path.name[0] != "."), home)
+    for folder in folders:
+        make_folder(folder)
 
 
 def each_image(
@@ -136,20 +158,30 @@ def output_names(images: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [path.name for path in images]
 
 
-def save_mask(classes: Pixels, palette: Iterable[Color], path: Path) -> None:
-    """Write a palette PNG whose pixel values are class ids."""
+def save_mask(
+    classes: Pixels, palette: Iterable[Color], path: Path, home: Path | None = None
+) -> None:
+    """Write a palette PNG whose pixel values are class ids, as `save_picture` does."""
     mask = Image.fromarray(classes)
     mask.putpalette([channel for color in palette for channel in color])
-    save_picture(mask, path)
+    save_picture(mask, path, home)
 
 
-def save_picture(picture: Image.Image, path: Path, **options: Any) -> None:
-    """Write an image file that is whole or absent.
+def save_picture(
+    picture: Image.Image, path: Path, home: Path | None = None, **options: Any
+) -> None:
+    """Write an image file that is whole or absent, and known as gmix's own.
+
+    Args:
+        picture: what to write.
+        path: the file.
+        home: the folder with the record of what gmix wrote; None: that of the file.
+        options: of its format.
 
     Raises:
         ValueError: If it cannot be written; what was there stays.
     """
-    with whole_file(path, flush=False) as aside:
+    with own_file(path, home, flush=False) as aside:
         picture.save(aside, **options)
 
 

@@ -16,9 +16,17 @@ from scipy import ndimage
 import gmix
 from gmix.data import IGNORE
 from gmix.evaluation import Predict, most_likely, to_logits
-from gmix.predict import Failure, each_image, predict_logits, prepare, save_mask, save_picture
+from gmix.own import own_file, refuse_foreign
+from gmix.predict import (
+    Failure,
+    each_image,
+    make_own_folders,
+    predict_logits,
+    prepare,
+    save_mask,
+    save_picture,
+)
 from gmix.training.saved import SavedModel
-from gmix.whole import make_folder, whole_file
 
 Mask = npt.NDArray[np.uint8]
 Ids = npt.NDArray[np.int64]
@@ -76,10 +84,11 @@ def pseudo_label_folder(
         on_image: called before each image is predicted.
 
     Raises:
-        ValueError: if something cannot be written, in one sentence; what is there by then is whole.
+        ValueError: if there are images in these folders, or a `coco.json`, that gmix did not write, or something
+            cannot be written, in one sentence; what is there by then is whole.
     """
-    for folder in ("masks", "confidence"):
-        make_folder(out / folder)
+    refuse_foreign([out / "coco.json"])
+    make_own_folders(out, "masks", "confidence")
     names = saved.classes.names
     first = 1 if names[0].lower() == "background" else 0
     unused = [(0, 0, 0)] * (IGNORE - len(names))
@@ -91,14 +100,14 @@ def pseudo_label_folder(
     def write(path: Path, name: str, image: torch.Tensor, found: tuple[Ids, Probs]) -> Written:
         classes, confidence = found
         mask = sure_mask(classes, confidence, min_confidence, min_area)
-        save_mask(mask, palette, out / "masks" / f"{name}.png")
+        save_mask(mask, palette, out / "masks" / f"{name}.png", out)
         grey = (255 * confidence).round().astype(np.uint8)
-        save_picture(Image.fromarray(grey), out / "confidence" / f"{name}.png")
+        save_picture(Image.fromarray(grey), out / "confidence" / f"{name}.png", out)
         # As text, which takes a fraction of the memory of its numbers.
         texts = [json.dumps(region) for region in find_regions(mask, confidence, first)]
         return Written(path.name, mask.shape, int((mask != IGNORE).sum()), texts)
 
-    with whole_file(out / "coco.json") as aside, aside.open("w", encoding="utf-8") as file:
+    with own_file(out / "coco.json") as aside, aside.open("w", encoding="utf-8") as file:
         # Written as they come: the runs of a long folder would fill the memory.
         file.write('{"annotations": [')
         for one in each_image(

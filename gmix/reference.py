@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmix import functional as G
-from gmix.given import remember_given
 from gmix.functional.shapes import refuse_ignored_class
+from gmix.given import remember_given
 from gmix.processes import gather, process_count
 
 __all__ = ["LabeledReference"]

@@ -1797,6 +1797,32 @@ def predict(spoil: Callable[[Path], object]) -> Make:
     return make
 
 
+def mine(name: str, *argv: str) -> Make:
+    """A file of one's own where a command would write."""
+
+    def make(place: Place) -> Words:
+        path = place.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+        names = {"RUN": str(place.run()), "DATA": str(place.data), "FILE": str(path)}
+        return [names.get(word, word) for word in argv]
+
+    return make
+
+
+def drawn(name: str, command: str = "predict") -> Make:
+    """A mask drawn by hand where one is to be predicted."""
+
+    def make(place: Place) -> Words:
+        argv = predict(lambda folder: None)(place)
+        write_scene(place.root / "scene.png", place.root / "drawn.png", seed=1)
+        (place.root / "masks" / "masks").mkdir(parents=True)
+        (place.root / "drawn.png").rename(place.root / "masks" / "masks" / name)
+        return [command, *argv[1:-1], *(["--masks-only"] if command == "predict" else [])]
+
+    return make
+
+
 def export_into_a_folder(place: Place) -> Words:
     (place.root / "m.onnx").mkdir()
     return ["export", "--model", str(place.run()), "--out", str(place.root / "m.onnx")]
@@ -1841,6 +1867,12 @@ def split_of_strange_name(place: Place) -> Words:
     return split()(place)
 
 
+OURS = (
+    "… was not written by gmix, or has been changed since: move it away, or choose another place to "
+    "write to"
+)
+
+
 def has_good_mask(place: Place) -> bool:
     return [path.name for path in (place.root / "masks" / "masks").iterdir()] == ["good.png"]
 
@@ -1872,6 +1904,49 @@ group(
         "a folder as `gmix export --out`",
         export_into_a_folder,
         "cannot write …m.onnx: it is there and no file; choose another name",
+    ),
+    Case("a mask drawn by hand where `gmix predict` would write", drawn("good.png"), OURS),
+    Case("masks of other images where `gmix predict` would write", drawn("other.png"), OURS),
+    Case("the same with `gmix pseudo-label`", drawn("good.png", "pseudo-label"), OURS),
+    Case(
+        "`gmix evaluate --out` over a file of one's own",
+        mine("a.json", "evaluate", "--model", "RUN", "--out", "FILE"),
+        OURS,
+    ),
+    Case(
+        "`gmix evaluate --out` over the `results.json` of a run",
+        mine("b/results.json", "evaluate", "--model", "RUN", "--out", "FILE"),
+        OURS,
+    ),
+    Case(
+        "`gmix evaluate --picture` over a picture of one's own",
+        mine("a.png", "evaluate", "--model", "RUN", "--picture", "FILE"),
+        OURS,
+    ),
+    Case(
+        "`gmix report --out` over a page of one's own",
+        mine("index.html", "report", "RUN", "--out", "FILE"),
+        OURS,
+    ),
+    Case(
+        "`gmix report --figure` over a figure of one's own",
+        mine("a.pdf", "report", "RUN", "--figure", "comparison", "--out", "FILE"),
+        OURS,
+    ),
+    Case(
+        "`gmix export` over a model of one's own",
+        mine("a.pt2", "export", "--model", "RUN", "--out", "FILE"),
+        OURS,
+    ),
+    Case(
+        "`gmix splits audit --out` over a file of one's own",
+        mine("a.json", "splits", "audit", "--root", "DATA", "--labeled", "x", "--out", "FILE"),
+        OURS,
+    ),
+    Case(
+        "`gmix train --out` in a folder with a `config.yaml` of one's own",
+        lambda place: [*mine("out/config.yaml")(place), *place.train()],
+        OURS,
     ),
     Case(
         "a folder called `zz.png` among images to predict",

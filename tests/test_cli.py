@@ -381,7 +381,7 @@ def test_predict_writes_every_image_it_can(
     line = complaint(capsys, [*argv, "--out", str(tmp_path / "some"), "--masks-only"])
     assert "1 of 2 images were left out" in line
     assert "bad.jpg" in line
-    assert [p.name for p in (tmp_path / "some").rglob("*.*")] == ["good.png"]
+    assert [p.name for p in (tmp_path / "some").rglob("*.png")] == ["good.png"]
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])

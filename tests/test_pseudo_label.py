@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from gmix.cli import main
 from gmix.data import Classes, read_image
 from gmix.evaluation import most_likely, predict_sliding, sliding_bands
+from gmix.own import RECORD, write_own
 from gmix.predict import predict_logits, prepare
 from gmix.pseudo_label import (
     find_regions,
@@ -220,14 +221,14 @@ def test_a_full_disk_leaves_nothing_half_written(
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "coco.json").write_text("before")
+    write_own(out / "coco.json", "before")
     reason = rf"cannot write \S+({name})\S*: File too large"
     with largest_file(largest), pytest.raises(ValueError, match=reason):
         pseudo_label_folder(saved_model(), sorted(images.iterdir()), out, min_confidence=0.0)
     assert (out / "coco.json").read_text() == "before"
     for path in out.rglob("*.png"):
         Image.open(path).load()
-    assert not list(out.rglob(".*"))
+    assert [path.name for path in out.rglob(".*")] == [RECORD]
 
 
 @pytest.mark.parametrize("resized", [None, (64, 48)])
@@ -281,7 +282,8 @@ def test_the_command(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     said = capsys.readouterr()
     assert said.out.startswith("3 of 4 images: ")
     assert "1 of 4 images were left out: cannot read image" in said.err and "bad.png" in said.err
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"masks", "confidence", "coco.json"}
+    made = {p.name for p in (tmp_path / "out").iterdir()}
+    assert made == {"masks", "confidence", "coco.json", RECORD}
     assert main([*words, *out, "--window", "32x32"]) == 1  # the bad image
     assert main([*words, *out, "--stride", "8x8"]) == 1
     assert "add --window HxW" in capsys.readouterr().err

@@ -9,8 +9,8 @@ from pathlib import Path
 from gmix.compare.plan import UPPER, Run, table_rows
 from gmix.compare.table import Record, Table, classes_table, scores_table
 from gmix.infile import read_json
+from gmix.own import write_own
 from gmix.training.config import CompareConfig
-from gmix.whole import write_whole
 
 
 @dataclass
@@ -61,18 +61,22 @@ class Comparison:
             found.append(f"Not finished: {', '.join(missing)}.")
         return found
 
+    @property
+    def files(self) -> list[Path]:
+        """What `write` writes."""
+        return [Path(str(self.config.out)) / f"compare.{name}" for name in ("jsonl", "md")]
+
     def write(self) -> None:
         """`compare.jsonl` and `compare.md`, whole or as they were before.
 
         Raises:
             ValueError: if one cannot be written, in one sentence.
         """
-        out = Path(str(self.config.out))
         lines = [json.dumps(record) + "\n" for record in self.records]
         tables = [table.markdown() for table in self.tables]
         texts = ["# Comparison", *self.notes, *tables]
-        for name, text in (("jsonl", "".join(lines)), ("md", "\n\n".join(texts) + "\n")):
-            write_whole(out / f"compare.{name}", text)
+        for path, text in zip(self.files, ("".join(lines), "\n\n".join(texts) + "\n"), strict=True):
+            write_own(path, text)
 
 
 def read_record(run: Run) -> Record:

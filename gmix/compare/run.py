@@ -9,6 +9,7 @@ from gmix.compare.child import Child, is_finished
 from gmix.compare.plan import BASELINE, Run, plan
 from gmix.compare.results import Comparison, read_record
 from gmix.compare.table import points
+from gmix.own import refuse_foreign
 from gmix.training.build import find_data
 from gmix.training.config import CompareConfig
 from gmix.training.interrupts import Interrupted, Interrupts
@@ -37,6 +38,7 @@ def compare(config: CompareConfig) -> Comparison:
     """
     runs = plan(config)
     comparison = Comparison(config, runs)
+    refuse_foreign(comparison.files)
     waiting = [run for run in runs if not is_finished(run)]
     for run in {run.config.labels: run for run in waiting}.values():
         find_data(run.config)  # a wrong folder is told once, and before any training

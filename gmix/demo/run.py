@@ -13,6 +13,7 @@ from gmix.data import Sample, eval_transform, to_rgb
 from gmix.demo.scenes import NAMES, PALETTE, Folders, write_scenes
 from gmix.methods import GuidedMix
 from gmix.methods.guidedmix import Guidance
+from gmix.own import own_file, refuse_foreign
 from gmix.predict import predict_image
 from gmix.report import try_report
 from gmix.report.sheet import picture_sheet
@@ -73,13 +74,16 @@ def run_demo(out: Path, seed: int = 0, steps: int | None = None) -> DemoResult:
     ]
     for config in configs:
         find_checkpoint(config, Path(str(config.out)))  # refuses before a scene is overwritten
+    sheet = out / "sheet.png"
+    refuse_foreign([sheet])
     write_scenes(
         folders, labeled=LABELED, unlabeled=UNLABELED, val=VALIDATION, size=SIZE, seed=seed
     )
     supervised, guidedmix = (train(config) for config in configs)
     console = Console()
     console.print(comparison(supervised, guidedmix))
-    sheet = draw_sheet(out / "sheet.png", configs[1], supervised, guidedmix)
+    with own_file(sheet) as aside:
+        draw_sheet(aside, configs[1], supervised, guidedmix)
     for what, path in (
         ("pictures", sheet),
         ("report", try_report([config.out for config in configs if config.out])),

@@ -9,6 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
+from gmix.own import refuse_foreign, write_own
+from gmix.predict import make_own_folders, save_mask, save_picture
+
 NAMES = ("background", *(str(d) for d in range(10)))
 
 # Found by search: as far apart as eleven colours and white can be, for people with normal sight and
@@ -155,6 +158,9 @@ def write_scenes(
         size: Side of a scene, in pixels.
         seed: Same seed, same files.
     """
+    home = folders.classes.parent
+    refuse_foreign([folders.classes])
+    make_own_folders(home, *(str(folder.relative_to(home)) for folder in folders[:-1]))
     train_source, val_source = load_sources()
     for part, (source, n, images, masks) in enumerate(
         (
@@ -165,16 +171,11 @@ def write_scenes(
     ):
         # One stream a part: more unlabeled scenes must not change the validation scenes.
         rng = np.random.default_rng([seed, part])
-        for folder in (images, masks):
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
         for i, scene in enumerate(compose_scenes(source, n, size=size, rng=rng)):
-            Image.fromarray(scene.image).save(images / f"scene{i:03d}.png")
+            save_picture(Image.fromarray(scene.image), images / f"scene{i:03d}.png", home)
             if masks is not None:
-                mask = Image.fromarray(scene.mask)
-                mask.putpalette([channel for colour in PALETTE for channel in colour])
-                mask.save(masks / f"scene{i:03d}.png")
-    folders.classes.write_text("\n".join(NAMES) + "\n", encoding="utf-8")
+                save_mask(scene.mask, PALETTE, masks / f"scene{i:03d}.png", home)
+    write_own(folders.classes, "\n".join(NAMES) + "\n")
 
 
 def _background(photos: tuple[Bytes, ...], size: int, rng: np.random.Generator) -> Floats:

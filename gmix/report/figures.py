@@ -12,8 +12,9 @@ from PIL import Image
 
 from gmix.data import to_rgb
 from gmix.modes import eval_mode
+from gmix.own import own_file, refuse_foreign
 from gmix.report.cards import most_likely, palettes
-from gmix.report.collect import find_runs, group_runs, read_run
+from gmix.report.collect import Group, find_runs, group_runs, read_run
 from gmix.report.pairs import Replay, replay_last_batch
 from gmix.report.pictures import Color, Pixels
 from gmix.report.scenes import load_newest, look_at_even_scenes
@@ -39,11 +40,20 @@ def draw_figure(folders: Sequence[str | Path], config: ReportConfig) -> Path:
         The file written.
 
     Raises:
-        ValueError: if the runs do not have what the figure shows, or it cannot be written.
+        ValueError: if the runs do not have what the figure shows, or the file is there and not gmix's, or it
+            cannot be written.
     """
-    path, device = Path(str(config.out)), prepare_device(config.device, config.threads)
+    path = Path(str(config.out))
     groups = group_runs([read_run(folder) for folder in find_runs(folders)])
+    refuse_foreign([path])
     make_folder(path.parent)
+    with own_file(path) as aside:
+        _draw(groups, config, aside)
+    return path
+
+
+def _draw(groups: Sequence[Group], config: ReportConfig, path: Path) -> Path:
+    device = prepare_device(config.device, config.threads)
     colors = -1 if config.palette == "colorblind" else 0
     if config.figure == "comparison":
         models = [load_newest(group.first.folder, device) for group in groups]

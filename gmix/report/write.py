@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from gmix.own import refuse_foreign, write_own
 from gmix.report.cards import Card, Key, PairCard, change_keys, class_keys, pair_card, scene_card
 from gmix.report.charts import Chart, confusion_chart, histogram
 from gmix.report.collect import FOCUS, Group, find_runs, group_runs, read_run
@@ -21,7 +22,7 @@ from gmix.say import one_line
 from gmix.training.commands import ReportConfig
 from gmix.training.device import prepare_device
 from gmix.training.saved import SavedModel
-from gmix.whole import make_folder, write_whole
+from gmix.whole import make_folder
 
 T = TypeVar("T")
 PAIRS = 4
@@ -38,12 +39,13 @@ def write_report(folders: Sequence[str | Path], config: ReportConfig) -> Path:
         The file written.
 
     Raises:
-        ValueError: if a folder holds no run, or the file cannot be written.
+        ValueError: if a folder holds no run, or the file is there and not gmix's, or cannot be written.
     """
     groups = group_runs([read_run(folder) for folder in find_runs(folders)])
     out = Path(config.out) if config.out is not None else common_folder(folders) / "report.html"
+    refuse_foreign([out])
     make_folder(out.parent)
-    write_whole(out, render(build_page(groups, config)))
+    write_own(out, render(build_page(groups, config)))
     return out
 
 

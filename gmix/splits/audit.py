@@ -13,12 +13,12 @@ from typing import Any
 from gmix.compare.table import Table, number
 from gmix.data import LAYOUTS, Classes, Entry, Layout, data_names, fingerprint
 from gmix.data.layouts import Finder
+from gmix.own import refuse_foreign, write_own
 from gmix.splits.pixels import class_pixels
 from gmix.training.build import build_classes
 from gmix.training.commands import SplitsAuditConfig
 from gmix.training.files import known_layout
 from gmix.training.flags import missing
-from gmix.whole import write_whole
 
 SHOWN = 3  # names in a note
 
@@ -120,10 +120,13 @@ def audit_split(config: SplitsAuditConfig) -> Audit:
         config: the flags of `gmix splits audit`; with `out`, the findings are written there.
 
     Raises:
-        ValueError: if a list or mask cannot be read. Missing images are a finding, no error.
+        ValueError: if a list or mask cannot be read, or `out` is there and not gmix's. Missing images
+            are a finding, no error.
     """
     if config.root is None or config.labeled is None:
         raise missing(config, "root", "labeled")
+    if config.out is not None:
+        refuse_foreign([Path(config.out)])
     root, layout = Path(config.root), known_layout(config) or LAYOUTS["voc"]
     files = {"labeled": config.labeled, "unlabeled": config.unlabeled, "val": config.val}
     lists = {
@@ -148,7 +151,7 @@ def audit_split(config: SplitsAuditConfig) -> Audit:
         **histogram,
     )
     if config.out is not None:
-        write_whole(Path(config.out), found.to_json())
+        write_own(Path(config.out), found.to_json())
     return found
 
 

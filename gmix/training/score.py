@@ -32,6 +32,7 @@ from gmix.evaluation import (
     predict_sliding,
     sliding_bands,
 )
+from gmix.own import own_file, refuse_foreign, write_own
 from gmix.training.commands import EvaluateConfig, PredictConfig, PseudoLabelConfig
 from gmix.training.config import TrainConfig
 from gmix.training.device import prepare_device
@@ -40,7 +41,6 @@ from gmix.training.flags import missing, parse
 from gmix.training.options import read_windows
 from gmix.training.processes import start_processes
 from gmix.training.saved import load_model
-from gmix.whole import whole_file, write_whole
 
 
 def score_model(config: EvaluateConfig) -> dict[str, Any]:
@@ -62,6 +62,7 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
             raise ValueError(f"--{name} {path}: its folder does not exist, make it first")
         if path is not None and Path(path).is_dir():
             raise ValueError(f"--{name} {path} is a folder: name a file in it")
+    refuse_foreign(Path(path) for path in (config.out, config.picture) if path is not None)
     if config.picture is not None and Path(config.picture).suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"--picture {config.picture} must end with .png, .pdf or .svg")
     predict, center = build_predict(config), config.center_size()
@@ -103,9 +104,9 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
     if not processes.first:
         return found
     if config.out is not None:
-        write_whole(Path(config.out), json.dumps(found, indent=2) + "\n")
+        write_own(Path(config.out), json.dumps(found, indent=2) + "\n")
     if config.picture is not None:
-        with whole_file(Path(config.picture)) as aside:
+        with own_file(Path(config.picture)) as aside:
             draw_confusion(matrix.counts, classes.names, aside)
     return found
 

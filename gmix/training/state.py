@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gmix.network import GuidedMixNet
+from gmix.own import refuse_foreign
 from gmix.training.build import build_net
 from gmix.training.checkpoint import (
     Checkpoint,
@@ -27,6 +28,22 @@ from gmix.training.optim import build_optimizer, fitting_state
 from gmix.training.results import Tally
 from gmix.training.yamlfile import refuse_changes
 from gmix.typed import from_mapping
+
+# What a training writes, and others may have written before it. Anything else in these folders stays.
+WRITTEN = (
+    *("metrics.jsonl", "results.json"),
+    *(
+        f"{folder}/{name}"
+        for folder in ("model", "best")
+        for name in (
+            "config.json",
+            "model.safetensors",
+            "gmix.json",
+            "gmix.safetensors",
+            "README.md",
+        )
+    ),
+)
 
 
 @dataclass
@@ -114,6 +131,9 @@ def find_checkpoint(config: TrainConfig, out: Path) -> tuple[Checkpoint | None, 
             raise ValueError(
                 f"{out} holds a finished run whose checkpoints are gone: choose another --out"
             )
+        refuse_foreign([out / "config.yaml"])
+        if not (out / "config.yaml").exists():  # the first a run writes, so the rest is not its own
+            refuse_foreign(out / name for name in WRITTEN)
         return None, []
     if not config.resume:
         raise ValueError(

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gmix.infile import read_plain
+from gmix.own import write_own
 from gmix.training.config import TrainConfig
 from gmix.training.options import flag
-from gmix.whole import write_whole
 
 MOST_SETTINGS = 2**20  # bytes
 
@@ -101,7 +101,7 @@ def write_yaml(config: TrainConfig, path: Path) -> None:
     import yaml
 
     fresh = replace(config, resume=False, dry_run=False, report="html")
-    write_whole(path, yaml.safe_dump(asdict(fresh), sort_keys=False))
+    write_own(path, yaml.safe_dump(asdict(fresh), sort_keys=False))
 
 
 # Where a run may go on elsewhere, or report more often, without changing its result.
