@@ -43,6 +43,7 @@ from gmix.compare.run import fail, train_all
 from gmix.compare.table import classes_table, gain, gap_closed, scores_table
 from gmix.data import eval_transform
 from gmix.methods import CPS, ClassMix, FixMatch, GuidedMix, Method, Supervised, UniMatch
+from gmix.own import RECORD
 from gmix.training.build import Data, build_data
 from gmix.training.config import CompareConfig, TrainConfig
 from gmix.training.cost import count_first_step, encoders, peak_memory
@@ -654,7 +655,7 @@ def test_tables_that_cannot_be_written_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "compare.md").mkdir()
     with pytest.raises(ValueError, match=r"cannot write .*compare\.md: "):
         Comparison(CompareConfig(out=str(tmp_path)), []).write()
-    assert {path.name for path in tmp_path.iterdir()} == {"compare.jsonl", "compare.md"}
+    assert {path.name for path in tmp_path.iterdir()} == {"compare.jsonl", "compare.md", RECORD}
 
 
 def test_only_seeds_both_have_are_compared() -> None:
