@@ -218,12 +218,12 @@ def predict(words: Sequence[str]) -> int:
     from gmix.predict import predict_folder
     from gmix.training.device import prepare_device
     from gmix.training.saved import load_model
-    from gmix.training.score import build_windows
+    from gmix.training.score import build_predict
 
-    images, windows = find_images(config.images), build_windows(config)
+    images, how = find_images(config.images), build_predict(config)
     saved = load_model(config.model, prepare_device(config.device, config.threads))
     failures = predict_folder(
-        saved, images, Path(config.out), overlays=not config.masks_only, predict=windows
+        saved, images, Path(config.out), overlays=not config.masks_only, predict=how
     )
     print(f"{len(images) - len(failures)} of {len(images)} images are done, see {config.out}")
     return left_out([failure.reason for failure in failures], len(images))
@@ -239,9 +239,9 @@ def pseudo_label(words: Sequence[str]) -> int:
     from gmix.pseudo_label import pseudo_label_folder
     from gmix.training.device import prepare_device
     from gmix.training.saved import SavedModel
-    from gmix.training.score import build_windows
+    from gmix.training.score import build_predict
 
-    images, windows = find_images(config.images), build_windows(config)
+    images, how = find_images(config.images), build_predict(config)
     saved = SavedModel.from_pretrained(config.model, prepare_device(config.device, config.threads))
     made = pseudo_label_folder(
         saved,
@@ -249,7 +249,7 @@ def pseudo_label(words: Sequence[str]) -> int:
         Path(config.out),
         min_confidence=config.min_confidence,
         min_area=config.min_area,
-        predict=windows,
+        predict=how,
     )
     print(
         f"{made.images} of {len(images)} images: {made.regions} regions, {100 * made.sure:.1f} % of "

@@ -15,9 +15,9 @@ from torchvision.transforms import v2
 
 from gmix.data import ahead, eval_transform, read_image, to_rgb
 from gmix.data.files import IMAGE_SUFFIXES, MASK_SUFFIXES
-from gmix.evaluation import Predict, class_maps
+from gmix.evaluation import Predict, class_maps, fit
 from gmix.own import own_file, refuse_foreign
-from gmix.training.saved import SavedModel
+from gmix.training.saved import SavedModel, Size
 from gmix.whole import make_folder
 
 Color = tuple[int, int, int]
@@ -59,7 +59,7 @@ def predict_folder(
         images: files.
         out: folder, made if it does not exist.
         overlays: whether to write the colours over the image as well.
-        predict: as for `gmix.evaluation.evaluate`, e.g. to predict large images in windows.
+        predict: as for `gmix.evaluation.evaluate`, e.g. `Inference` to predict large images in windows.
         on_image: called before each image is predicted.
 
     Returns:
@@ -198,7 +198,8 @@ def predict_image(saved: SavedModel, image: torch.Tensor, predict: Predict | Non
         uint8 `(H, W)`, class ids.
     """
     size = (image.shape[-2], image.shape[-1])
-    (classes,) = class_maps(saved.net, prepare(saved, image), [size], saved.classes, predict)
+    seen, how = fit(predict, size, saved.size)
+    (classes,) = class_maps(saved.net, prepare(saved, image, seen), [size], saved.classes, how)
     result: Pixels = classes.cpu().numpy().astype(np.uint8)
     return result
 
@@ -211,14 +212,14 @@ def predict_logits(saved: SavedModel, image: torch.Tensor) -> torch.Tensor:
         saved: as for `predict_folder`.
         image: `(C, H, W)` in 0..255.
     """
-    logits: torch.Tensor = saved.net(prepare(saved, image))
+    logits: torch.Tensor = saved.net(prepare(saved, image, saved.size))
     return logits
 
 
-def prepare(saved: SavedModel, image: torch.Tensor) -> torch.Tensor:
-    """What the network sees of one image: `(1, C, h, w)`, normalised, and resized to `saved.size`."""
-    if saved.size is not None:
-        image = v2.functional.resize(image, list(saved.size), antialias=True)
+def prepare(saved: SavedModel, image: torch.Tensor, size: Size | None) -> torch.Tensor:
+    """What the network sees of one image: `(1, C, h, w)`, normalised, and resized to `size` unless that is None."""
+    if size is not None:
+        image = v2.functional.resize(image, list(size), antialias=True)
     x: torch.Tensor = eval_transform(saved.mean, saved.std)(image).as_subclass(torch.Tensor)[None]
     return x.to(next(saved.net.parameters()).device)
 

@@ -15,13 +15,12 @@ from scipy import ndimage
 
 import gmix
 from gmix.data import IGNORE
-from gmix.evaluation import Predict, most_likely, to_logits
+from gmix.evaluation import Predict, fit, most_likely, to_logits
 from gmix.own import own_file, refuse_foreign
 from gmix.predict import (
     Failure,
     each_image,
     make_own_folders,
-    predict_logits,
     prepare,
     save_mask,
     save_picture,
@@ -80,7 +79,7 @@ def pseudo_label_folder(
         out: folder, made if it does not exist.
         min_confidence: 0 (all pixels get a class) to 1.
         min_area: in pixels.
-        predict: as for `gmix.evaluation.evaluate`, e.g. to predict large images in windows.
+        predict: as for `gmix.evaluation.evaluate`, e.g. `Inference` to predict large images in windows.
         on_image: called before each image is predicted.
 
     Raises:
@@ -152,11 +151,12 @@ def predict_sure(
         predict: as for `pseudo_label_folder`.
     """
     size = (image.shape[-2], image.shape[-1])
-    if predict is None:
-        parts = [most_likely(predict_logits(saved, image), size)]
+    seen, how = fit(predict, size, saved.size)
+    x = prepare(saved, image, seen)
+    if how is None:
+        parts = [most_likely(saved.net(x), size)]
     else:
-        x = prepare(saved, image)
-        found = predict(saved.net, x)
+        found = how(saved.net, x)
         bands = [found] if isinstance(found, torch.Tensor) else found
         if tuple(x.shape[-2:]) == size:
             parts = [most_likely(to_logits(band)) for band in bands]

@@ -256,7 +256,13 @@ def test_a_centre_of_resized_images_is_refused(tmp_path: Path) -> None:
     out = train(tiny_config(write_data(tmp_path / "data"), tmp_path / "run", **changes)).out
     with pytest.raises(ValueError, match="trained with --size"):
         score_model(config(out, incomparable_center="16x16"))
-    assert score_model(config(out, window="16x16"))["pixel_accuracy"] > 0
+    whole = score_model(config(out))
+    for edge in ("shift", "truncate"):  # windows are those of the images, 64x64
+        assert score_model(config(out, window="64x64", edge=edge)) == whole
+        assert score_model(config(out, window="99x64", stride="7x50", edge=edge)) == whole
+    assert score_model(config(out, window="32x32"))["pixel_accuracy"] != whole["pixel_accuracy"]
+    both = score_model(config(out, window="64x64", scales="0.5,1", flip=True))
+    assert both == score_model(config(out, scales="0.5,1", flip=True))
 
 
 def test_the_table_has_iou_and_dice_of_each_class(capsys: pytest.CaptureFixture[str]) -> None:

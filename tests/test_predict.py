@@ -1,10 +1,13 @@
 """Masks and overlays for folders of images, and the saved model they are made with."""
 
+import itertools
 import math
 import threading
 import weakref
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +20,11 @@ from torchvision import tv_tensors
 
 from gmix.cli import main
 from gmix.data import Classes, Sample, eval_transform, read_image, to_rgb
-from gmix.evaluation import count_pixels, predict_multiscale, sliding_bands
+from gmix.evaluation import Inference, count_pixels, predict_multiscale, sliding_bands
 from gmix.network import GuidedMixNet
 from gmix.own import RECORD
 from gmix.predict import BAND, overlay, predict_folder, predict_image
+from gmix.pseudo_label import predict_sure
 from gmix.training.saved import SavedModel, load_model
 from gmix.unet import GuidedMixUnet
 
@@ -252,6 +256,97 @@ def test_windows_are_those_of_evaluate(
     ).counts
     assert counts.diagonal().sum() == counts.sum() == 70 * 33
     assert (mask.numpy() != predict_image(saved, image)).any()
+
+
+class Spy(torch.nn.Module):
+    """Looks at what the network is shown."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(x)
+        logits: torch.Tensor = self.net(x)
+        return logits
+
+
+@pytest.mark.parametrize("edge", ["shift", "truncate"])
+@pytest.mark.parametrize("size", [None, (64, 48), (32, 96)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_window_as_large_as_the_image_is_the_whole_image_to_the_bit(
+    folder: Path, channels: int, size: tuple[int, int] | None, edge: Any
+) -> None:
+    saved = saved_model(channels, size)
+    for name, own in (("a.png", (40, 64)), ("b.jpg", (70, 33))):
+        image = read_image(folder / name)
+        for crop in (own, (own[0], own[1] + 9), (200, 300)):
+            windows = Inference(crop, (max(1, crop[0] // 2), 5), edge)
+            mask = predict_image(saved, image)
+            assert np.array_equal(predict_image(saved, image, windows), mask)
+            for ours, whole in zip(
+                predict_sure(saved, image, windows), predict_sure(saved, image), strict=True
+            ):
+                assert np.array_equal(ours, whole)
+            sample = Sample(image, tv_tensors.Mask(torch.from_numpy(mask)))
+            counts = count_pixels(
+                saved.net,
+                [sample],
+                saved.classes,
+                transform=eval_transform(saved.mean, saved.std),
+                size=size,
+                predict=windows,
+            ).counts
+            assert counts.diagonal().sum() == mask.size
+
+
+def test_a_network_of_one_size_sees_each_window_at_that_size() -> None:
+    """Not a piece of the whole image made small: each window of the photo, as if it were a photo."""
+    saved = saved_model(3, (64, 96))
+    spy = Spy(saved.net)
+    saved = replace(saved, net=spy)
+    image = torch.randint(256, (3, 256, 192), dtype=torch.uint8)
+    mean, std = (torch.tensor(stats).view(3, 1, 1) for stats in (MEAN, STD))
+
+    predict_image(
+        saved, image, Inference((64, 96), (64, 96))
+    )  # as many pixels as it was trained on
+    expected = [
+        image[:, top : top + 64, left : left + 96] for top in range(0, 256, 64) for left in (0, 96)
+    ]
+    assert len(spy.seen) == len(expected) == 8
+    for x, window in zip(spy.seen, expected, strict=True):
+        torch.testing.assert_close(x[0], (window / 255 - mean) / std, atol=1e-5, rtol=1e-5)
+
+    spy.seen.clear()
+    mask = predict_image(saved, image, Inference((128, 96), (64, 48)))  # half as high
+    assert mask.shape == (256, 192)
+    assert [tuple(x.shape[-2:]) for x in spy.seen] == [(64, 96)] * 9
+    small = F.interpolate(image[None].float(), (128, 192), mode="bilinear", antialias=True)[0]
+    small = (small / 255 - mean) / std
+    corners = itertools.product((0, 32, 64), (0, 48, 96))
+    for x, (top, left) in zip(spy.seen, corners, strict=True):
+        window = small[:, top : top + 64, left : left + 96]
+        assert (x[0] - window).abs().max() < 0.02  # a uint8 image is resized to whole numbers
+
+    spy.seen.clear()
+    predict_image(saved, image, Inference((200, 100), (200, 100), "truncate"))
+    assert {tuple(x.shape[-2:]) for x in spy.seen} == {(64, 96), (64, 88), (18, 96), (18, 88)}
+
+
+def test_windows_of_a_network_of_one_size_find_what_is_small() -> None:
+    """Against predicting every window as an image of its own."""
+    saved = saved_model(3, (64, 64))
+    image = torch.randint(256, (3, 192, 128), dtype=torch.uint8)
+    found = predict_image(saved, image, Inference((64, 64), (64, 64)))
+    for top in range(0, 192, 64):
+        for left in range(0, 128, 64):
+            rows, columns = slice(top, top + 64), slice(left, left + 64)
+            alone = predict_image(saved, image[:, rows, columns])
+            assert (found[rows, columns] == alone).mean() > 0.999
+    thumbnail = predict_image(saved, image)
+    assert (found != thumbnail).mean() > 0.01
 
 
 def test_the_command_predicts_in_windows(

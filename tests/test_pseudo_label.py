@@ -238,7 +238,7 @@ def test_windows_against_all_their_probabilities(
 ) -> None:
     saved, image = saved_model(channels, resized), read_image(images / "2.png")
     windows = {"crop": (32, 32), "stride": (16, 24)}
-    probs = predict_sliding(saved.net, prepare(saved, image), **windows)
+    probs = predict_sliding(saved.net, prepare(saved, image, saved.size), **windows)
     if channels == 1:
         probs = torch.cat([1 - probs, probs], dim=1)
     probs = F.interpolate(probs, image.shape[-2:], mode="bilinear")[0]

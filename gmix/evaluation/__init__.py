@@ -2,7 +2,10 @@
 
 from gmix.evaluation.confusion import ConfusionMatrix, Scores
 from gmix.evaluation.inference import (
+    Inference,
+    Predict,
     class_map,
+    fit,
     most_likely,
     predict_multiscale,
     predict_sliding,
@@ -12,7 +15,6 @@ from gmix.evaluation.inference import (
 from gmix.evaluation.picture import draw_confusion
 from gmix.evaluation.scoring import (
     IncomparableCenter,
-    Predict,
     add_other_processes,
     class_maps,
     count_pixels,
@@ -23,6 +25,7 @@ from gmix.modes import eval_mode
 __all__ = [
     "ConfusionMatrix",
     "IncomparableCenter",
+    "Inference",
     "Predict",
     "Scores",
     "add_other_processes",
@@ -32,6 +35,7 @@ __all__ = [
     "draw_confusion",
     "eval_mode",
     "evaluate",
+    "fit",
     "most_likely",
     "predict_multiscale",
     "predict_sliding",

@@ -1,6 +1,8 @@
 """Predicting images whole, in windows or at several scales."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -12,6 +14,8 @@ from gmix.functional import probabilities
 
 Size = tuple[int, int]
 Edge = Literal["shift", "truncate"]
+Predict = Callable[[nn.Module, Tensor], Tensor | Iterable[Tensor]]
+"""`(net, x) -> probs` `(N, K, H, W)`, or the same in bands of rows from top to bottom."""
 
 BAND = 128
 """Rows of a class map that are made at a time, so that their logits are never all there."""
@@ -204,6 +208,90 @@ def predict_multiscale(
             total = probs * share if total is None else total.add_(probs, alpha=share)
     assert total is not None
     return total
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How images are tested: whole or in windows, at one scale or several, mirrored or not; a `Predict`.
+
+    Attributes:
+        crop: Height and width of a window, in pixels of the image; `None`: the whole image.
+        stride: Steps down and right, at most `crop`.
+        edge: What becomes of a window at the border, as for `sliding_bands`.
+        scales: Factors to average over, as for `predict_multiscale`.
+        flip: Whether to average with the mirrored image.
+
+    Examples:
+        >>> Inference()(nn.Identity(), torch.zeros(1, 2, 4, 4)).unique()
+        tensor([0.5000])
+    """
+
+    crop: Size | None = None
+    stride: Size = (1, 1)
+    edge: Edge = "shift"
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    def __call__(self, net: nn.Module, x: Tensor) -> Tensor | Iterator[Tensor]:
+        """Predict images `(N, C, H, W)`: probabilities, in bands of rows if there is but one view of each."""
+        if self.crop is None:
+            return predict_multiscale(net, x, self.scales, self.flip)
+        if self._one_view:
+            return sliding_bands(net, x, self.crop, self.stride, self.edge)
+        predict = partial(predict_sliding, crop=self.crop, stride=self.stride, edge=self.edge)
+        return predict_multiscale(net, x, self.scales, self.flip, predict)
+
+    def fit(self, image: Size, size: Size | None) -> "tuple[Size | None, Inference | None]":
+        """Fit windows to an image and to what the network sees of one.
+
+        An image that a window holds is tested whole, as without windows. Else a network that was trained on images
+        resized to `size` sees each window at that size: the image is resized such that a window becomes `size`.
+
+        Args:
+            image: Height and width of the image.
+            size: Height and width the network was trained at; `None`: images' own.
+
+        Returns:
+            What to resize the image to (`None`: it stays as it is), and how to predict it then (`None`: in one pass).
+
+        Examples:
+            >>> windows = Inference((100, 100), (50, 50))
+            >>> windows.fit((80, 100), (32, 32))
+            ((32, 32), None)
+            >>> size, scaled = windows.fit((400, 300), (32, 32))
+            >>> size, scaled.crop, scaled.stride
+            ((128, 96), (32, 32), (16, 16))
+        """
+        if self.crop is None:
+            return size, None if self._one_view else self
+        whole = all(length <= side for length, side in zip(image, self.crop, strict=True))
+        if whole and self._one_view:
+            return size, None
+        if size is None:
+            return None, self
+        stride = _scaled(self.stride, size, self.crop)
+        resized = size if whole else _scaled(image, size, self.crop)
+        return resized, replace(self, crop=size, stride=stride)
+
+    @property
+    def _one_view(self) -> bool:
+        return not self.flip and set(self.scales) == {1.0}
+
+
+def fit(
+    predict: Predict | None, image: Size, size: Size | None
+) -> tuple[Size | None, Predict | None]:
+    """As `Inference.fit`; any other `Predict` is given images of `size`, whatever it makes of them."""
+    return predict.fit(image, size) if isinstance(predict, Inference) else (size, predict)
+
+
+def _scaled(lengths: Size, size: Size, crop: Size) -> Size:
+    """Lengths in pixels of an image, where `crop` has become `size`."""
+    height, width = (
+        max(1, round(length * new / old))
+        for length, new, old in zip(lengths, size, crop, strict=True)
+    )
+    return height, width
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -14,11 +14,8 @@ from gmix.data.classes import Classes
 from gmix.data.datasets import Sample
 from gmix.data.prefetch import ahead
 from gmix.evaluation.confusion import ConfusionMatrix, Scores
-from gmix.evaluation.inference import Size, class_map
+from gmix.evaluation.inference import Predict, Size, class_map, fit
 from gmix.modes import eval_mode
-
-Predict = Callable[[nn.Module, Tensor], Tensor | Iterable[Tensor]]
-"""`(net, x) -> probs` `(N, K, H, W)`, or the same in bands of rows from top to bottom."""
 
 BATCH_SIZE = 8
 
@@ -53,9 +50,9 @@ def evaluate(
         device: Where to run; the network must be there already.
         batch_size: Images per forward pass, and no more than have 2^21 pixels together, so that
             large images go one by one; neighbours of unequal size are never put together.
-        predict: `(net, x) -> probs` instead of one forward pass of whole images, e.g.
-            `functools.partial(predict_multiscale, scales=(0.75, 1.0))`; or probabilities in bands of
-            rows, as `functools.partial(sliding_bands, crop=(513, 513), stride=(342, 342))`.
+        predict: How, if not in one forward pass of whole images: `Inference`, which says which windows of an
+            image and which scales; or any `(net, x) -> probs`, for images of `size`, where the probabilities
+            may come in bands of rows.
 
     Raises:
         ValueError: If the data set is empty or the network has another number of channels.
@@ -129,9 +126,9 @@ def count_pixels(
     items = _read(dataset, range(length) if indices is None else indices, batch_size)
     matrix = ConfusionMatrix(classes.num_classes)
     with eval_mode(net):
-        for x, masks in _batches(items, transform, size, batch_size):
+        for x, masks, how in _batches(items, transform, size, batch_size, predict):
             sizes = [(mask.shape[-2], mask.shape[-1]) for mask in masks]
-            preds = class_maps(net, x.to(device), sizes, classes, predict)
+            preds = class_maps(net, x.to(device), sizes, classes, how)
             for pred, mask in zip(preds, masks, strict=True):
                 matrix.update(pred[None], mask[None].to(device))
             del x, masks, pred, mask  # before the next images are made
@@ -213,7 +210,7 @@ def class_maps(
         x: Images `(N, C, H, W)`, normalised, where the network is.
         sizes: Height and width of each map.
         classes: As for `evaluate`.
-        predict: As for `evaluate`.
+        predict: `(net, x) -> probs` instead of one forward pass.
 
     Yields:
         int64, N of them.
@@ -273,27 +270,35 @@ def _read(
 
 
 def _batches(
-    items: Iterable[Sample], transform: Callable[[Any], Tensor], size: Size | None, batch_size: int
-) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    items: Iterable[Sample],
+    transform: Callable[[Any], Tensor],
+    size: Size | None,
+    batch_size: int,
+    predict: Predict | None,
+) -> Iterator[tuple[Tensor, list[Tensor], Predict | None]]:
+    """Neighbours of one shape, their masks, and how they are predicted."""
     images: list[Tensor] = []
     masks: list[Tensor] = []
+    how = predict
     for number, (image, mask) in enumerate(items, 1):
-        if size is not None:
-            image = v2.functional.resize(image, list(size), antialias=True)
+        seen, own = fit(predict, (image.shape[-2], image.shape[-1]), size)
+        if seen is not None:
+            image = v2.functional.resize(image, list(seen), antialias=True)
         x = transform(image).as_subclass(Tensor)
-        if images and images[0].shape != x.shape:
-            yield _stack(images), masks
+        if images and (images[0].shape != x.shape or how != own):
+            yield _stack(images), masks, how
             images, masks = [], []
+        how = own
         images.append(x)
         masks.append(mask.as_subclass(Tensor))
         most = BATCH_PIXELS // (x.shape[-2] * x.shape[-1])
         del image, mask, x  # else they were there until the next image is
         # Also where a share of the items may end: what stands beside an image decides how its last bits are rounded.
         if len(images) >= min(batch_size, most) or number % batch_size == 0:
-            yield _stack(images), masks
+            yield _stack(images), masks, how
             images, masks = [], []
     if images:
-        yield _stack(images), masks
+        yield _stack(images), masks, how
 
 
 def _stack(images: list[Tensor]) -> Tensor:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from gmix.data import (
@@ -24,13 +21,10 @@ from gmix.data import (
 )
 from gmix.evaluation import (
     IncomparableCenter,
-    Predict,
+    Inference,
     add_other_processes,
     count_pixels,
     draw_confusion,
-    predict_multiscale,
-    predict_sliding,
-    sliding_bands,
 )
 from gmix.own import own_file, refuse_foreign, write_own
 from gmix.training.commands import EvaluateConfig, PredictConfig, PseudoLabelConfig
@@ -124,29 +118,20 @@ def fit_masks(classes: Classes, config: EvaluateConfig | TrainConfig, masks: lis
     return layout.classes(masks)
 
 
-def build_predict(config: EvaluateConfig) -> Predict | None:
+def build_predict(
+    config: EvaluateConfig | PredictConfig | PseudoLabelConfig,
+) -> Inference | None:
     """How images are tested; None: whole, as they are.
 
     Examples:
-        >>> build_predict(EvaluateConfig(window="513x769")).keywords
-        {'crop': (513, 769), 'stride': (342, 512), 'edge': 'shift'}
+        >>> build_predict(EvaluateConfig(window="513x769"))
+        Inference(crop=(513, 769), stride=(342, 512), edge='shift', scales=(1.0,), flip=False)
     """
-    bands, scales = build_windows(config), config.scale_factors()
-    if not config.flip and scales == [1.0]:
-        return bands
-    # Each scaled image is cut into windows of this size, as the field does it.
-    windowed = None if bands is None else partial(predict_sliding, **bands.keywords)
-    return partial(predict_multiscale, scales=scales, flip=config.flip, predict=windowed)
-
-
-def build_windows(
-    config: EvaluateConfig | PredictConfig | PseudoLabelConfig,
-) -> partial[Iterator[Tensor]] | None:
-    """How images are cut into windows; None: not at all."""
-    windows = read_windows(config.window, config.stride, config.edge)
-    if windows is None:
-        return None
-    return partial(sliding_bands, crop=windows[0], stride=windows[1], edge=config.edge)
+    crop, stride = read_windows(config.window, config.stride, config.edge) or (None, (1, 1))
+    how = Inference(crop, stride, config.edge)
+    if isinstance(config, EvaluateConfig):
+        how = replace(how, scales=tuple(config.scale_factors()), flip=config.flip)
+    return None if how == Inference() else how
 
 
 def judged_on(config: EvaluateConfig, run: Path) -> EvaluateConfig | TrainConfig:
