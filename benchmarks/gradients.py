@@ -110,7 +110,7 @@ def pull(
     for view, y, target in views:
         both = torch.cat([labeled.x_labeled, view])
         logits = method.net(both)[len(labeled.x_labeled) :]
-        loss = method.criterion(logits, y, logits_unlabeled=logits, pseudo=target)
+        loss = method.criterion(logits, y, logits_unlabeled=logits, pseudo=target, progress=1.0)
         right, own = (gradient(method.net, loss[term]) for term in ("supervised", "unsupervised"))
         cosine = torch.cosine_similarity(own, right, dim=0).item()
         found.append((cosine, (own.norm() / right.norm()).item()))

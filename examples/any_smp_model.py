@@ -28,7 +28,7 @@ for name, model in MODELS.items():
     net = gmix.GuidedMixNet(model)  # pads to what the model can divide, cuts the logits back
     method = gmix.methods.GuidedMix(net)
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-4)
-    losses = method(x_l, y_l, x_u)
+    losses = method(x_l, y_l, x_u, progress=1.0)
     losses["total"].backward()
     optimizer.step()
     shape = tuple(net(x_u).shape)

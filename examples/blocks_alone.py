@@ -46,6 +46,7 @@ losses = criterion(
     class_logits=torch.randn(M, K),
     logits_unlabeled=torch.randn(N, K, H, W),
     pseudo=pasted.apply(decoupled),
+    progress=1.0,
 )
 print({name: round(loss.item(), 3) for name, loss in losses.items()})
 

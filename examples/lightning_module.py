@@ -1,7 +1,9 @@
 """GuidedMix in PyTorch Lightning: `python lightning_module.py [STEPS]`.
 
 The method is a part of the LightningModule, so that Lightning moves and saves it, teacher included;
-a CombinedLoader serves both streams. That some modules are in eval mode, of which Lightning warns, is
+a CombinedLoader serves both streams. `accumulate_grad_batches` may be what you like: the optimizer's
+step moves the teacher, not the call. The progress of the ramp is counted in steps of the optimizer, so
+that it also rises in a trainer without an end (`max_steps=-1`). That some modules are in eval mode, of which Lightning warns, is
 right: they are the teacher's.
 
 Needs `pip install "gmix[demo]" pytorch-lightning` (with the package `lightning`, write
@@ -30,17 +32,17 @@ CLASSES = 11
 
 
 class GuidedMixModule(pl.LightningModule):
-    def __init__(self, model, lr=2e-3):
+    def __init__(self, model, steps, lr=2e-3):
         super().__init__()
         self.method = gmix.methods.GuidedMix(gmix.GuidedMixNet(model), mean=0.5, std=0.5)
-        self.lr = lr
+        self.steps, self.lr = steps, lr
         self.miou = MulticlassJaccardIndex(
             CLASSES, ignore_index=255
         )  # one matrix, not a mean of batches
 
     def training_step(self, batch, _index):
         (x_l, y_l), (x_u,) = batch["labeled"], batch["unlabeled"]
-        progress = self.global_step / self.trainer.estimated_stepping_batches
+        progress = min(self.global_step / self.steps, 1)
         losses = self.method(x_l, y_l, x_u, progress=progress)
         self.log_dict(losses, prog_bar=True, batch_size=len(x_l))
         return losses["total"]
@@ -78,9 +80,10 @@ if __name__ == "__main__":
         classes=CLASSES,
     )
     load_encoder_weights(model, "lite0")
-    module = GuidedMixModule(model)
+    module = GuidedMixModule(model, STEPS)
     trainer = pl.Trainer(
         max_steps=STEPS,
+        accumulate_grad_batches=1,
         gradient_clip_val=5.0,
         accelerator="auto",
         logger=False,  # nothing is written or drawn; leave these four out for all of it

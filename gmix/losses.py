@@ -64,7 +64,8 @@ class GuidedMixLoss(nn.Module):
         Named float32 scalars and `"total"`.
 
     Raises:
-        ValueError: A term has one of its two inputs only, a weight is negative, or shapes do not fit.
+        ValueError: A term has one of its two inputs only, an unlabeled one no `progress`, a weight is negative, or
+            shapes do not fit.
 
     Reference:
         GuidedMix-Net, Eq. 1 and 9-12.
@@ -125,7 +126,7 @@ class GuidedMixLoss(nn.Module):
         probs_decoupled: Tensor | None = None,
         decoupled_target: Tensor | None = None,
         valid_decoupled: Tensor | None = None,
-        progress: float | Tensor = 1.0,
+        progress: float | Tensor | None = None,
     ) -> dict[str, Tensor]:
         _together("logits_unlabeled", logits_unlabeled, "pseudo", pseudo)
         _together("probs_decoupled", probs_decoupled, "decoupled_target", decoupled_target)
@@ -141,7 +142,13 @@ class GuidedMixLoss(nn.Module):
                 class_logits.float(), present
             )
             total = total + self.classification * losses["classification"]
-        omega = G.ramp_up(progress, self.ramp_length)
+        ramped = logits_unlabeled is not None or probs_decoupled is not None
+        if ramped and progress is None:
+            raise ValueError(
+                "`progress`, the share of the training that is done, is needed for the weight of the unlabeled "
+                "terms: pass progress=step / steps (1.0: no ramp)"
+            )
+        omega = 1.0 if progress is None else G.ramp_up(progress, self.ramp_length)
         if logits_unlabeled is not None and pseudo is not None:
             losses["unsupervised"] = self._unsupervised(logits_unlabeled, pseudo.detach(), valid)
             total = total + omega * self.unsupervised * losses["unsupervised"]

@@ -1,4 +1,4 @@
-"""Looking at a network without disturbing it."""
+"""The modes of a network: looking at it without disturbing it, and layers that do not train."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["eval_mode"]
+__all__ = ["eval_mode", "freeze_statistics"]
 
 
 @contextmanager
@@ -29,3 +30,19 @@ def eval_mode(net: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def freeze_statistics(module: nn.Module) -> None:
+    """Put BatchNorm layers whose weights are frozen into eval mode, so that their statistics stay as well.
+
+    Examples:
+        >>> net = nn.Sequential(nn.BatchNorm2d(1).requires_grad_(False), nn.BatchNorm2d(1))
+        >>> freeze_statistics(net)
+        >>> [layer.training for layer in net]
+        [False, True]
+    """
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm) and layer.training:
+            weights = list(layer.parameters())
+            if weights and not any(weight.requires_grad for weight in weights):
+                layer.eval()

@@ -5,7 +5,7 @@ This is the only file that knows the insides of SMP models.
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import segmentation_models_pytorch as smp
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from gmix.mitrans import NonLocalBlock, PixelShuffleBlock
+from gmix.processes import refuse_wrapped_parts
+from gmix.states import check_state
 
 __all__ = ["GuidedMixNet"]
 
@@ -82,6 +84,14 @@ class GuidedMixNet(nn.Module):
             self._smallest = 8 * self.stride  # its attention pyramid pools the deepest map 3 times
         self.mitrans = NonLocalBlock(self.embedding_dim) if mitrans else None
         self.classifier = nn.Linear(self.embedding_dim, self.classes)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load a state as ever; one that does not fit is refused in one sentence, and nothing has changed."""
+        if strict:
+            check_state(self, state_dict)
+        return super().load_state_dict(state_dict, strict, assign)
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Pad the images and run the encoder.
@@ -237,6 +247,8 @@ class _AttentiveDecoder(nn.Module):
 
 
 def _check(model: Any) -> None:
+    if isinstance(model, nn.Module):
+        refuse_wrapped_parts(model)
     if not isinstance(model, SegmentationModel):
         raise TypeError(
             f"`model` must be a segmentation_models_pytorch model, got {type(model).__name__}"

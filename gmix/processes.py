@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, distributed
+import warnings
+from functools import lru_cache
+from typing import Any
 
-__all__ = ["gather", "process_count"]
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+__all__ = ["gather", "process_count", "refuse_wrapped_parts", "warn_if_alone"]
+
+WRAPPERS = (DistributedDataParallel, DataParallel)
 
 
 def process_count() -> int:
@@ -32,6 +39,9 @@ def gather(x: Tensor) -> Tensor:
     Returns:
         `(processes * N, ...)`, the same in all of them.
 
+    Raises:
+        ValueError: In all processes, where the shapes differ.
+
     Examples:
         >>> gather(torch.tensor([1, 2]))
         tensor([1, 2])
@@ -39,6 +49,55 @@ def gather(x: Tensor) -> Tensor:
     if process_count() == 1:
         return x
     x = x.detach().contiguous()
+    check_equal_shapes(x)
     found = [torch.empty_like(x) for _ in range(process_count())]
     distributed.all_gather(found, x)
     return torch.cat(found)
+
+
+def check_equal_shapes(x: Tensor) -> None:
+    """Refuse tensors of different shapes in all processes, where a backend would abort or wait for ever."""
+    group = _hosts(distributed.group.WORLD)
+    mine = torch.tensor(x.shape)
+    shapes = [torch.empty_like(mine) for _ in range(process_count())]
+    distributed.all_gather(shapes, mine, group=group)
+    found = [tuple(shape.tolist()) for shape in shapes]
+    if len(set(found)) > 1:
+        raise ValueError(
+            "processes that train together need labeled batches of equal size and shape in every step, got "
+            f"{' and '.join(map(str, found))}: drop_last=True, or a DistributedSampler, makes them equal"
+        )
+
+
+@lru_cache(maxsize=1)
+def _hosts(world: Any) -> Any:
+    """The group in which hosts talk to each other without waiting for their devices."""
+    return world if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
+
+
+def refuse_wrapped_parts(module: nn.Module) -> None:
+    """Refuse a method with DDP inside: gradients are exchanged only where the wrapper itself is called.
+
+    Raises:
+        TypeError: It has such a part, or is one itself.
+    """
+    for name, part in module.named_modules():
+        if isinstance(part, WRAPPERS):
+            kind = type(part).__name__
+            where = f"`{name}` is wrapped in {kind}" if name else f"got {kind}"
+            raise TypeError(
+                f"{where}, which never learns that a method calls its parts: wrap the method instead, "
+                "DistributedDataParallel(method)"
+            )
+
+
+def warn_if_alone(method: nn.Module) -> None:
+    """Warn where several processes run and nothing averages the gradients of this method."""
+    sharded = hasattr(method, "set_requires_gradient_sync")  # torch's `fully_shard` has been there
+    inside = getattr(DistributedDataParallel, "_active_ddp_module", method) is not None
+    if process_count() > 1 and not sharded and not inside:
+        warnings.warn(
+            f"{process_count()} processes train together, but this method is called without a wrapper, so their "
+            "weights drift apart unless you average the gradients: call DistributedDataParallel(method)",
+            stacklevel=3,
+        )

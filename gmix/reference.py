@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmix import functional as G
+from gmix.frozen import HoldsFrozenEncoder
 from gmix.functional.shapes import refuse_ignored_class
 from gmix.given import remember_given
 from gmix.processes import gather, process_count
@@ -18,7 +19,7 @@ from gmix.processes import gather, process_count
 __all__ = ["LabeledReference"]
 
 
-class LabeledReference(nn.Module):
+class LabeledReference(HoldsFrozenEncoder):
     r"""Weigh predictions by what labeled pixels with similar features are.
 
     A memory keeps features $f_j$ of recent labeled images with the classes $y_j$ of their **true** masks. For a
@@ -37,8 +38,8 @@ class LabeledReference(nn.Module):
 
     The features come from a frozen copy of the encoder *as it is when this module is built*: a pretrained
     encoder knows how alike two animals are long before a network trained on a few masks does, and frozen features
-    never go stale in the memory. It is the non-local block's idea (Eq. 4) with keys and values from other images,
-    and values that are known to be right.
+    never go stale in the memory. A saved state has a checksum in its place: who loads it builds the same first. It is
+    the non-local block's idea (Eq. 4) with keys and values from other images, and values that are known to be right.
 
     Its maps are coarse, so it sees small images enlarged; but one that takes images of a single size sees them at that
     size where timm says which (`strict_img_size`), and as they are where timm says only that (`fixed_input_size`).

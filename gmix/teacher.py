@@ -21,6 +21,7 @@ class EMATeacher(nn.Module, Generic[Net]):
     Always in eval mode and without gradients, so looking at mixed images never disturbs a BatchNorm statistic.
     Early on the decay is $\min(d, (1+t)/(10+t))$: the teacher averages about the last tenth of the steps so far. A
     mean over weights that are far apart, as that of all first steps, is a poor network.
+    The first update copies the student: weights that were loaded after the teacher was built reach it.
     BatchNorm statistics and other buffers are copied: they are averages already.
 
     Args:
@@ -60,6 +61,8 @@ class EMATeacher(nn.Module, Generic[Net]):
         """Move one step towards `student`."""
         # A tensor, not a Python number: reading it would wait for the GPU.
         keep = ((1 + self.step) / (10 + self.step)).clamp(max=self.decay)
+        # Before its first step it knows nothing of its own: weights may have been loaded since it was built.
+        keep = torch.where(self.step == 0, 0.0, keep)
         for mean, new in zip(self.net.parameters(), student.parameters(), strict=True):
             mean.lerp_(new, 1 - keep)
         for own, other in zip(self.net.buffers(), student.buffers(), strict=True):

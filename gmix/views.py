@@ -69,15 +69,27 @@ class StrongColor(nn.Module):
         self.hue = hue
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", _channels(mean), persistent=False)
-        self.register_buffer("std", _channels(std), persistent=False)
+        self.register_buffer("mean", _channels("mean", mean), persistent=False)
+        self.register_buffer("std", _channels("std", std), persistent=False)
+        if len({self.mean.shape[1], self.std.shape[1]} - {1}) > 1:
+            raise ValueError(
+                "`mean` and `std` must have one value, or one per channel, got "
+                f"{self.mean.shape[1]} and {self.std.shape[1]}"
+            )
+        if not (self.std > 0).all():
+            raise ValueError(f"`std` must be above 0, images are divided by it, got {std}")
+
+    def check_channels(self, x: Tensor) -> None:
+        """Refuse images `(N, C, H, W)` of another number of channels than `mean` and `std` are for."""
+        channels = max(self.mean.shape[1], self.std.shape[1])
+        if channels not in (1, x.shape[1]):
+            raise ValueError(
+                f"`mean` and `std` are for {channels} channels, the images have {x.shape[1]}: pass one value "
+                "per channel"
+            )
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        if self.mean.shape[1] not in (1, x.shape[1]):
-            raise ValueError(
-                f"`mean` and `std` are for {self.mean.shape[1]} channels, the images have "
-                f"{x.shape[1]}: pass one value per channel"
-            )
+        self.check_channels(x)
         u = torch.rand(5, len(x), 1, 1, 1, generator=generator, device=x.device)
         brightness, contrast, saturation = 1 - self.strength + 2 * self.strength * u[:3]
         raw = x * self.std + self.mean
@@ -268,5 +280,8 @@ def _turn_hue(x: Tensor, angle: Tensor) -> Tensor:
     return grey + angle.cos() * (x - grey) + angle.sin() * across
 
 
-def _channels(values: Sequence[float] | float) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.float32).reshape(1, -1, 1, 1)
+def _channels(name: str, values: Sequence[float] | float) -> Tensor:
+    channels = torch.as_tensor(values, dtype=torch.float32).reshape(1, -1, 1, 1)
+    if not channels.numel() or not channels.isfinite().all():
+        raise ValueError(f"`{name}` must be a finite number, or one per channel, got {values}")
+    return channels

@@ -113,7 +113,7 @@ def test_guidedmix_adjusts_labeled_logits_only() -> None:
     def step(adjustment: LogitAdjustment | None) -> tuple[Tensor, Tensor, Tensor]:
         method = GuidedMix(tiny_net(), adjustment=adjustment)
         method.criterion.register_forward_pre_hook(remember, with_kwargs=True)
-        method(x_l, y, x_u, generator=seeded(0))
+        method(x_l, y, x_u, progress=1.0, generator=seeded(0))
         return seen["labeled"], seen["logits_unlabeled"], seen["pseudo"]
 
     (plain, *others), (adjusted, *same) = step(None), step(LogitAdjustment(3))

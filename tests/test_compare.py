@@ -876,7 +876,7 @@ def odd_data(root: Path) -> Path:
 def prepared(build: Callable[..., Method], classes: int) -> Method:
     """A method after one step: a teacher and a memory have seen something."""
     method = build(tiny_net(classes)).train()
-    method(*tiny_batch(2, 2, classes), generator=torch.Generator().manual_seed(0))
+    method(*tiny_batch(2, 2, classes), progress=1.0, generator=torch.Generator().manual_seed(0))
     return method
 
 

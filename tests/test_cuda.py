@@ -67,6 +67,7 @@ def loss_inputs(k: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         "valid": torch.rand(4, 16, 16) < 0.7,
         "probs_decoupled": probs(k),
         "decoupled_target": probs(k),
+        "progress": 0.1,
     }
     return (torch.randn(4, k, 16, 16), y), given
 

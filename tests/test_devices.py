@@ -204,7 +204,8 @@ def test_no_step_waits_for_the_gpu_or_mixes_devices(
     monkeypatch.setattr(torch.func, "grad", lambda distance: torch.empty_like)
     with fake():
         method = METHODS[name]()
-        method.masks_seen = True  # the one wait: the first masks are looked at
+        # The one wait: the first batch is looked at.
+        method.masks_seen = method.images_seen = True
         y = masks(2)
         valid = torch.rand(5, SIZE, SIZE) < 0.9
         x_l, x_u = images(), images(5)

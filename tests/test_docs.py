@@ -327,7 +327,7 @@ def test_passes_on_the_cards_are_counted(name: str) -> None:
     method = build_method(TrainConfig(method=name), tiny_net())
     told: list[int] = []
     count_first_step(method, told.append)
-    method(*tiny_batch(n, m))
+    method(*tiny_batch(n, m), progress=1.0)
     for said in (in_table[0].split(" | ")[3].split("(")[0], on_card[1]):
         assert told == [total(said, n, m)], said
 

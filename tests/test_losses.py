@@ -183,14 +183,14 @@ def test_every_logged_term_moves_the_total_and_its_gradient(name: str, k: int) -
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_targets_never_learn(objective: Any) -> None:
     inputs = arguments(1)
-    total = GuidedMixLoss(objective=objective)(**inputs)["total"]
+    total = GuidedMixLoss(objective=objective)(**inputs, progress=1.0)["total"]
     targets = inputs["pseudo"], inputs["decoupled_target"]
     assert torch.autograd.grad(total, targets, allow_unused=True) == (None, None)
 
 
 def test_weight_0_is_logged_but_learns_nothing() -> None:
     inputs = arguments(0)
-    losses = GuidedMixLoss(unsupervised=0.0)(**inputs)
+    losses = GuidedMixLoss(unsupervised=0.0)(**inputs, progress=1.0)
     (gradient,) = torch.autograd.grad(losses["total"], inputs["logits_unlabeled"])
     assert losses["unsupervised"] > 0 and not gradient.any()
 
@@ -222,7 +222,7 @@ def test_unsure_pixels_lower_the_loss_and_get_no_gradient(objective: Any) -> Non
     criterion = GuidedMixLoss(objective=objective, threshold=0.8)
     sure = torch.tensor([0.75, 0.25]).view(1, 2, 1, 1)
     assert GuidedMixLoss(objective=objective, threshold=0.75).weight(sure) == 1  # at least so sure
-    losses = criterion(logits.detach(), y, logits_unlabeled=logits, pseudo=pseudo)
+    losses = criterion(logits.detach(), y, logits_unlabeled=logits, pseudo=pseudo, progress=1.0)
     losses["unsupervised"].backward()
     # one sure pixel, averaged over both
     assert losses["unsupervised"].item() == pytest.approx(math.log(2) / 2)
@@ -236,7 +236,9 @@ def test_what_knows_nothing_teaches_nothing(objective: Any) -> None:
     logits = torch.ones(1, 3, 1, 2).cumsum(1).requires_grad_()
     y = torch.zeros(1, 1, 2, dtype=torch.long)
     criterion = GuidedMixLoss(objective=objective, certainty=1.0)
-    criterion(logits.detach(), y, logits_unlabeled=logits, pseudo=pseudo)["total"].backward()
+    criterion(logits.detach(), y, logits_unlabeled=logits, pseudo=pseudo, progress=1.0)[
+        "total"
+    ].backward()
     assert logits.grad is not None
     assert logits.grad[..., 0].abs().min() > 0.1 and logits.grad[..., 1].abs().max() < 1e-6
 
@@ -245,21 +247,21 @@ def test_what_knows_nothing_teaches_nothing(objective: Any) -> None:
 def test_padding_says_nothing(seed: int, objective: Any) -> None:
     inputs = arguments(seed)
     criterion = GuidedMixLoss(objective=objective, threshold=0.5, certainty=1.0)
-    losses = criterion(**inputs)
+    losses = criterion(**inputs, progress=1.0)
     outside = ~inputs["valid"].unsqueeze(1)
     noise = torch.rand(inputs["pseudo"].shape, generator=seeded(seed))
     inputs["pseudo"] = torch.where(outside, noise, inputs["pseudo"])
     inputs["logits_unlabeled"] = torch.where(outside, 9 * noise, inputs["logits_unlabeled"])
-    assert criterion(**inputs)["unsupervised"] == losses["unsupervised"]
+    assert criterion(**inputs, progress=1.0)["unsupervised"] == losses["unsupervised"]
     inputs["valid"] = torch.zeros_like(inputs["valid"])
-    assert criterion(**inputs)["unsupervised"] == 0
+    assert criterion(**inputs, progress=1.0)["unsupervised"] == 0
 
 
 def test_the_ignore_index_is_a_setting() -> None:
     inputs = arguments(0)
-    expected = GuidedMixLoss()(**inputs)
+    expected = GuidedMixLoss()(**inputs, progress=1.0)
     inputs["y_labeled"] = torch.where(inputs["y_labeled"] == 255, -1, inputs["y_labeled"])
-    losses = GuidedMixLoss(ignore_index=-1)(**inputs)
+    losses = GuidedMixLoss(ignore_index=-1)(**inputs, progress=1.0)
     for name, value in losses.items():
         assert value == expected[name]
 
@@ -281,8 +283,8 @@ def test_half_precision_logits_are_compared_in_float32() -> None:
     }
     in_full = {n: v.float() if v.is_floating_point() else v for n, v in inputs.items()}
     with torch.autocast("cpu", torch.bfloat16):
-        losses = GuidedMixLoss()(**inputs)
-    for name, value in GuidedMixLoss()(**in_full).items():
+        losses = GuidedMixLoss()(**inputs, progress=1.0)
+    for name, value in GuidedMixLoss()(**in_full, progress=1.0).items():
         assert losses[name].dtype == torch.float32
         torch.testing.assert_close(losses[name], value)
 
@@ -306,6 +308,7 @@ def test_padding_is_left_out_of_the_mean_but_that_of_soft_cross_entropy(objectiv
             logits_unlabeled=logits,
             pseudo=logits.softmax(1),
             valid=v,
+            progress=1.0,
         )["unsupervised"]
         for v in (None, valid)
     )
@@ -320,6 +323,7 @@ def test_padding_is_left_out_of_the_mean_but_that_of_soft_cross_entropy(objectiv
                 logits_unlabeled=logits,
                 pseudo=logits.softmax(1),
                 valid=torch.ones(shape, dtype=torch.bool),
+                progress=1.0,
             )
 
 
@@ -340,12 +344,12 @@ some, y = torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
         (lambda: GuidedMixLoss()(some, y, decoupled_target=some), "`probs_decoupled` and"),
         (lambda: GuidedMixLoss()(some, y[:, :2]), "`target` must have shape (N, H, W)"),
         (
-            lambda: GuidedMixLoss()(some, y, logits_unlabeled=some, pseudo=some[:, :1]),
+            lambda: GuidedMixLoss()(some, y, logits_unlabeled=some, pseudo=some[:, :1], progress=1.0),
             "(1, 2, 4, 4) and (1, 1, 4, 4)",
         ),
         (
             lambda: GuidedMixLoss()(
-                some, y, logits_unlabeled=some, pseudo=some, valid=torch.ones(4, 4) > 0
+                some, y, logits_unlabeled=some, pseudo=some, valid=torch.ones(4, 4) > 0, progress=1.0
             ),
             "`valid` must have shape (1, 4, 4), one value per pixel, got (4, 4)",
         ),

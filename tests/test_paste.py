@@ -67,9 +67,9 @@ def test_pixels_that_are_ignored_are_never_pasted_whatever_their_value() -> None
         tiny_net(), paste=ClassPaste(3, p=1.0), criterion=criterion, color=None, cutmix=None
     )
     method.net.model.encoder.register_forward_pre_hook(lambda _, args: seen.update(x=args[0][3:]))
-    method(x_l, torch.zeros_like(y), x_u, generator=seeded(0))
+    method(x_l, torch.zeros_like(y), x_u, progress=1.0, generator=seeded(0))
     assert torch.equal(seen["x"], x_u)
-    method(x_l, torch.full_like(y, 2), x_u, generator=seeded(0))
+    method(x_l, torch.full_like(y, 2), x_u, progress=1.0, generator=seeded(0))
     assert not torch.equal(seen["x"], x_u)
 
 
@@ -94,7 +94,7 @@ def test_the_student_learns_the_true_mask_of_what_is_pasted(classes: int) -> Non
     method.criterion.register_forward_pre_hook(remember, with_kwargs=True)
     images: list[Tensor] = []
     method.net.model.encoder.register_forward_pre_hook(lambda _, args: images.append(args[0]))
-    method(x_l, y, x_u, valid_unlabeled=torch.zeros(4, 32, 32, dtype=torch.bool))
+    method(x_l, y, x_u, progress=1.0, valid_unlabeled=torch.zeros(4, 32, 32, dtype=torch.bool))
     assert torch.equal(images[-1], x_l.expand(5, -1, -1, -1))
     expected = torch.zeros_like(seen["pseudo"])
     expected[:, -1 if classes == 1 else 1] = 1

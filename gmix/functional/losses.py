@@ -25,6 +25,9 @@ def ramp_up(progress: float | Tensor, length: float = 1.0) -> float | Tensor:
             one graph for all its values, and one for each number.
         length: The share of the training after which the ramp is 1; 0 switches the ramp off.
 
+    Raises:
+        ValueError: `progress` outside [0, 1]; on a GPU, and while compiling, tensors are not looked at.
+
     Reference:
         Laine & Aila, "Temporal Ensembling for Semi-Supervised Learning", Sec. 3; GuidedMix-Net, Eq. 9.
 
@@ -32,12 +35,28 @@ def ramp_up(progress: float | Tensor, length: float = 1.0) -> float | Tensor:
         >>> [round(ramp_up(t, length=0.5), 4) for t in (0.0, 0.25, 0.5, 1.0)]
         [0.0067, 0.2865, 1.0, 1.0]
     """
+    check_progress(progress)
     if isinstance(progress, Tensor):
         left = 1 - progress / length if length > 0 else torch.zeros_like(progress)
         return torch.exp(-5 * left.clamp(0, 1).square())
     if length <= 0:
         return 1.0
-    return float(torch.e ** (-5 * (1 - min(max(progress / length, 0.0), 1.0)) ** 2))
+    return float(torch.e ** (-5 * (1 - min(progress / length, 1.0)) ** 2))
+
+
+def check_progress(progress: float | Tensor) -> None:
+    """Refuse a share of the training outside [0, 1]; what would have to be waited for is not looked at."""
+    if isinstance(progress, Tensor):
+        if torch.compiler.is_compiling() or progress.device.type != "cpu":
+            return
+        inside = bool(((progress >= 0) & (progress <= 1)).all())
+    else:
+        inside = 0 <= progress <= 1
+    if not inside:
+        raise ValueError(
+            "`progress` is the share of the training that is done, in [0, 1]: pass step / steps, at most 1, "
+            f"got {progress}"
+        )
 
 
 def cross_entropy(

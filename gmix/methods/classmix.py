@@ -53,6 +53,8 @@ class ClassMix(Method):
         ['supervised', 'total', 'unsupervised']
     """
 
+    needs_progress = False
+
     def __init__(
         self,
         net: GuidedMixNet,

@@ -42,6 +42,8 @@ class CPS(Method):
         ['cross', 'supervised', 'total']
     """
 
+    needs_progress = False
+
     def __init__(
         self,
         net: GuidedMixNet,

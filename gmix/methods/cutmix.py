@@ -55,6 +55,8 @@ class CutMixSeg(Method):
         ['supervised', 'total', 'unsupervised']
     """
 
+    needs_progress = False
+
     def __init__(
         self,
         net: GuidedMixNet,

@@ -58,6 +58,8 @@ class FixMatch(Method):
         ['supervised', 'total', 'unsupervised']
     """
 
+    needs_progress = False
+
     def __init__(
         self,
         net: GuidedMixNet,

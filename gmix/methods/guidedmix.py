@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import TypedDict, Unpack
 
 from gmix import functional as G
@@ -245,6 +246,8 @@ class GuidedMix(Method):
         self.criterion: GuidedMixLoss = chosen["criterion"]
         self.teacher: EMATeacher[GuidedMixNet] | None = chosen["teacher"]
         self.reference: LabeledReference | None = chosen["reference"]
+        # A reference made elsewhere may well have another encoder.
+        self.warn_if_stale = not isinstance(parts.get("reference"), nn.Module)
         self.color: StrongColor | None = chosen["color"]
         self.paste: ClassPaste | None = chosen["paste"]
         self.cutmix: CutMix | None = chosen["cutmix"]
@@ -258,8 +261,12 @@ class GuidedMix(Method):
         return self.criterion.threshold
 
     def begin(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
-        """The teacher moves on; the labeled images are remembered, and the pixels of their classes counted."""
+        if self.begun_at is None and self.warn_if_stale:
+            warn_of_other_weights(self.reference, self.net.model.encoder)
         super().begin(x_labeled, y_labeled)
+
+    def observe(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
+        """Keep the labeled images, and count the pixels of their classes."""
         if self.reference is not None:
             self.reference.add(x_labeled, y_labeled, ignore_index=self.ignore_index)
         if self.adjustment is not None:
@@ -352,10 +359,11 @@ class GuidedMix(Method):
         torch.clear_autocast_cache()  # as in `Method.pseudo_masks`
         return Guidance(partner, x_partner, y_partner, direct, mix, pseudo)
 
-    def _check_labeled(self, x: Tensor, y: Tensor) -> None:
-        super()._check_labeled(x, y)
+    def _check_labeled(self, x: Tensor, y: Tensor) -> Tensor:
+        y = super()._check_labeled(x, y)
         if self.criterion.decoupling > 0 and len(x) < 2:
             raise ValueError("L_dec needs two labeled images or more, got 1")
+        return y
 
     def _decouple_labeled(
         self,
@@ -385,4 +393,17 @@ def check_criterion(criterion: Any, ignore_index: int | None) -> None:
     if ignore_index not in (None, criterion.ignore_index):
         raise ValueError(
             f"`ignore_index` is {ignore_index} here and {criterion.ignore_index} in `criterion`: say it once"
+        )
+
+
+def warn_of_other_weights(reference: LabeledReference | None, encoder: nn.Module) -> None:
+    """Warn where a reference that remembers nothing yet was copied from the encoder before its weights were loaded."""
+    if reference is None or torch.compiler.is_compiling() or reference.written > 0:
+        return
+    pairs = zip(reference.encoder.parameters(), encoder.parameters(), strict=True)
+    if not all(torch.equal(own, other) for own, other in pairs):
+        warnings.warn(
+            "the encoder has other weights than when GuidedMix was made, and its frozen copy compares pixels by "
+            "those: load weights first, make the method after",
+            stacklevel=2,
         )

@@ -48,7 +48,7 @@ class MeanTeacher(Method):
         >>> import segmentation_models_pytorch as smp
         >>> method = MeanTeacher(GuidedMixNet(smp.Unet("resnet18", encoder_weights=None, classes=3)))
         >>> x_l, y_l, x_u = torch.randn(2, 3, 64, 64), torch.randint(3, (2, 64, 64)), torch.randn(4, 3, 64, 64)
-        >>> sorted(method(x_l, y_l, x_u))
+        >>> sorted(method(x_l, y_l, x_u, progress=0.5))
         ['supervised', 'total', 'unsupervised']
     """
 

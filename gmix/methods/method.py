@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from gmix import functional as G
-from gmix.modes import eval_mode
+from gmix.functional.losses import check_progress
+from gmix.methods.checks import (
+    check_classes,
+    check_images,
+    check_masks,
+    check_types,
+    check_unlabeled,
+    check_valid,
+)
+from gmix.methods.moved import weights_version
+from gmix.modes import eval_mode, freeze_statistics
 from gmix.network import GuidedMixNet
+from gmix.processes import refuse_wrapped_parts, warn_if_alone
+from gmix.states import check_state
+from gmix.views import StrongColor
 
 NEEDED = ("encode", "decode", "classifier", "classes")
 
@@ -47,26 +61,31 @@ class Method(nn.Module):
         ignore_index: Mask value without a class.
 
     Shape:
-        - `x_labeled` `(N, C, H, W)`, `y_labeled` `(N, H, W)` int64, `x_unlabeled` `(M, C, H, W)`: a batch
-        - `progress` in [0, 1]: the share of the training that is done, for ramps; a number or, for
-          `torch.compile`, a 0-dimensional tensor
+        - `x_labeled` `(N, C, H, W)`, `y_labeled` `(N, H, W)` of any integer type, `x_unlabeled` `(M, C, H, W)`: a
+          batch of normalised float32 images and their masks
+        - `progress` in [0, 1]: the share of the training that is done, `step / steps`; methods without a ramp can
+          do without. A number or, for `torch.compile`, a 0-dimensional tensor
         - `valid_unlabeled` `(M, H, W)` bool: False on padding
         - `generator`: on the images' device; without it torch's global one is used, the only one that
           `torch.compile` knows
-        - `begun`: whether `begin` has been called for this step, by a loop that goes through its batch in parts
+        - `begun`: whether `begin` has been called for this step, by a loop that goes through its batch in
+          micro-batches
 
     Returns:
         Named float32 scalars, each unweighted, and `total`, what is to be minimised.
 
     Raises:
         TypeError: A network that is not wrapped, or a `supervised` loss that cannot be called or returns no scalar.
-        ValueError: No labeled images, no unlabeled ones for a method that needs them, shapes or types that do not fit,
-            or masks with other values than classes and `ignore_index`. Where these would have to be waited for, on a
-            GPU, only the first masks are looked at; a compiled call looks at none.
+        ValueError: No labeled images, no unlabeled ones for a method that needs them, shapes that do not fit, no
+            `progress` or one outside [0, 1], masks with other values than classes and `ignore_index`, or images that
+            are not normalised. Values are looked at in the first images, and where they need not be waited for (not
+            on a GPU) in all masks; a compiled call looks at none.
     """
 
     __call__: Callable[..., dict[str, Tensor]]
     needs_unlabeled = True
+    # A method whose losses do not look at it sets this to False.
+    needs_progress = True
     # Pixels whose pseudo label is less sure are not learned; a method with a threshold sets its own.
     threshold: float = 0.0
 
@@ -78,6 +97,7 @@ class Method(nn.Module):
         ignore_index: int = 255,
     ) -> None:
         super().__init__()
+        refuse_wrapped_parts(net)
         if not all(hasattr(net, name) for name in NEEDED):
             raise TypeError(
                 f"`net` must be a GuidedMixNet, got {type(net).__name__}: "
@@ -91,7 +111,8 @@ class Method(nn.Module):
         self.net = net
         self.supervised_loss = supervised
         self.ignore_index = ignore_index
-        self.masks_seen = False
+        self.masks_seen = self.images_seen = False
+        self.begun_at: tuple[int, int] | None = None
         # Only GuidedMix trains it, and a parameter without a gradient must not be trained.
         net.classifier.requires_grad_(False)
 
@@ -101,32 +122,63 @@ class Method(nn.Module):
         y_labeled: Tensor,
         x_unlabeled: Tensor | None = None,
         *,
-        progress: float | Tensor = 1.0,
+        progress: float | Tensor | None = None,
         valid_unlabeled: Tensor | None = None,
         generator: torch.Generator | None = None,
         begun: bool = False,
     ) -> dict[str, Tensor]:
-        self._check_labeled(x_labeled, y_labeled)
+        y_labeled = self._check_labeled(x_labeled, y_labeled)
         x_unlabeled = self._unlabeled(x_labeled, x_unlabeled, valid_unlabeled)
+        progress = self._progress(progress)
+        check_types(self.net, x_labeled=x_labeled, x_unlabeled=x_unlabeled)
+        self._look_once(x_labeled, x_unlabeled)
         if self.training and not begun:
-            self.begin(x_labeled, y_labeled)
+            if self.begun_at is None and not torch.compiler.is_compiling():
+                refuse_wrapped_parts(self)
+                warn_if_alone(self)
+            if torch.compiler.is_compiling() or self.begun_at != weights_version(self.net):
+                self.begin(x_labeled, y_labeled)
+            else:  # one more micro-batch of the same step
+                self.observe(x_labeled, y_labeled)
         return self.losses(
             Step(x_labeled, y_labeled, x_unlabeled, progress, valid_unlabeled, generator)
         )
 
     def begin(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
-        """What happens once a step, before anything is learned from it: a teacher moves on.
+        """Begin a step, before anything is learned from it: a teacher moves on, a memory takes the labeled images.
 
-        A call of the method does this itself. A loop that goes through a step's batch in parts calls it with the
-        labeled images of all of them, and then the method with `begun=True` for each.
+        A call of the method does this itself, at the first call and then whenever the weights have moved since: of
+        several calls before one step of the optimizer (gradient accumulation), the first moves the teacher. A loop
+        that has all labeled images of a step at hand may call it with them, and then the method with `begun=True`
+        for each micro-batch.
 
         Raises:
             ValueError: Masks that cannot be learned; then nothing has changed.
         """
-        self._check_labeled(x_labeled, y_labeled)
+        y_labeled = self._check_labeled(x_labeled, y_labeled)
+        if not torch.compiler.is_compiling():
+            self.begun_at = weights_version(self.net)
         teacher = getattr(self, "teacher", None)
         if teacher is not None:
             teacher.update(self.net)
+        self.observe(x_labeled, y_labeled)
+
+    def observe(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
+        """Keep what later steps need of labeled images, all of which come here once; nothing unless overridden."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode as ever, but for BatchNorm layers that are frozen: their statistics stay, too."""
+        super().train(mode)
+        freeze_statistics(self)
+        return self
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load a state as ever; one that does not fit is refused in one sentence, and nothing has changed."""
+        if strict:
+            check_state(self, state_dict)
+        return super().load_state_dict(state_dict, strict, assign)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """What a method is: the named losses of one step."""
@@ -171,28 +223,13 @@ class Method(nn.Module):
             )
         return loss.float()
 
-    def _check_labeled(self, x: Tensor, y: Tensor) -> None:
-        """Refuse what cannot be learned, before a teacher or a memory has changed."""
-        if x.dim() != 4 or not len(x):
-            raise ValueError(
-                f"`x_labeled` must be one image or more, shape (N, C, H, W), got {tuple(x.shape)}"
-            )
-        pixels = (len(x), *x.shape[2:])
-        if y.shape != pixels or y.dtype != torch.int64:
-            raise ValueError(
-                f"`y_labeled` must have shape {pixels} and type torch.int64, one class per pixel of "
-                f"`x_labeled`, got {tuple(y.shape)} and {y.dtype}"
-            )
-        if torch.compiler.is_compiling() or (self.masks_seen and y.device.type != "cpu"):
-            return
-        self.masks_seen = True
-        classes = max(self.net.classes, 2)
-        wrong = y[((y < 0) | (y >= classes)) & (y != self.ignore_index)]
-        if len(wrong):
-            raise ValueError(
-                f"`y_labeled` must hold classes 0 to {classes - 1}, or {self.ignore_index} "
-                f"(`ignore_index`) where there is none, got {wrong[0].item()}"
-            )
+    def _check_labeled(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the masks as int64; refuse what cannot be learned before a teacher or a memory has changed."""
+        y = check_masks(y, x)
+        if not (torch.compiler.is_compiling() or (self.masks_seen and y.device.type != "cpu")):
+            self.masks_seen = True
+            check_classes(y, max(self.net.classes, 2), self.ignore_index)
+        return y
 
     def _unlabeled(
         self, x_labeled: Tensor, x_unlabeled: Tensor | None, valid: Tensor | None
@@ -205,15 +242,28 @@ class Method(nn.Module):
                 f"{type(self).__name__} needs `x_unlabeled`; with labeled images only, "
                 "use Supervised"
             )
-        if x_unlabeled.shape[1:] != x_labeled.shape[1:]:
-            raise ValueError(
-                "`x_labeled` and `x_unlabeled` must have the same shape but for their number, "
-                f"got {tuple(x_labeled.shape)} and {tuple(x_unlabeled.shape)}"
-            )
-        pixels = (len(x_unlabeled), *x_unlabeled.shape[2:])
-        if valid is not None and (valid.shape != pixels or valid.dtype != torch.bool):
-            raise ValueError(
-                f"`valid_unlabeled` must have shape {pixels} and type torch.bool, one value per pixel "
-                f"of `x_unlabeled`, got {tuple(valid.shape)} and {valid.dtype}"
-            )
+        check_unlabeled(x_labeled, x_unlabeled)
+        check_valid(valid, x_unlabeled)
         return x_unlabeled
+
+    def _progress(self, progress: float | Tensor | None) -> float | Tensor:
+        """The share of the training that is done, which a method with a ramp has to be told."""
+        if progress is not None:
+            check_progress(progress)
+        elif self.needs_progress:
+            raise ValueError(
+                f"{type(self).__name__} needs `progress`, the share of the training that is done: "
+                "pass progress=step / steps (1.0: no ramp)"
+            )
+        return 1.0 if progress is None else progress
+
+    def _look_once(self, *images: Tensor) -> None:
+        """Look at the values of the first images, which a GPU has to be waited for."""
+        if torch.compiler.is_compiling() or self.images_seen:
+            return
+        color = next((m for m in self.modules() if isinstance(m, StrongColor)), None)
+        for x in images:
+            if len(x):
+                check_images(x, color)
+        self.images_seen = True
+        freeze_statistics(self)  # of what was frozen after `train`

@@ -37,6 +37,7 @@ class Supervised(Method):
     """
 
     needs_unlabeled = False
+    needs_progress = False
 
     def __init__(
         self,
@@ -50,9 +51,8 @@ class Supervised(Method):
         make = partial(LogitAdjustment, net.classes)
         self.adjustment = optional_part("adjustment", make, adjustment)
 
-    def begin(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
+    def observe(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
         """Count the classes of the labeled images."""
-        super().begin(x_labeled, y_labeled)
         if self.adjustment is not None:
             self.adjustment.add(y_labeled, ignore_index=self.ignore_index)
 

@@ -58,6 +58,8 @@ class UniMatch(Method):
         ['features', 'strong', 'supervised', 'total']
     """
 
+    needs_progress = False
+
     def __init__(
         self,
         net: GuidedMixNet,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -81,10 +81,12 @@ def replay_last_batch(folder: Path, device: torch.device) -> Replay:
     if not checkpoints:
         raise ValueError("the run has no checkpoint yet")
     step, path = checkpoints[-1]
-    # Its weights are in the checkpoint: none need to be fetched.
-    config = replace(original_data(folder), encoder_weights="none")
+    config = original_data(folder)
     data, form = find_data(config), layout(config)
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(
+            config.seed
+        )  # the frozen encoder is not in the checkpoint, it has to be the same again
         method = build_method(config, build_net(config, data.classes.channels))
     method.to(device).to(memory_format=form)
     if not isinstance(method, GuidedMix):

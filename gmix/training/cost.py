@@ -66,7 +66,7 @@ def count_passes(method: nn.Module, batch: Batch) -> int:
     count_first_step(counted, passes.append)
     x_labeled, y_labeled, x_unlabeled, valid = batch
     with torch.no_grad():
-        counted(x_labeled, y_labeled, x_unlabeled, valid_unlabeled=valid)
+        counted(x_labeled, y_labeled, x_unlabeled, progress=1.0, valid_unlabeled=valid)
     return passes[0]
 
 

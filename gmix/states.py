@@ -1,0 +1,49 @@
+"""Whether a saved state fits a module, told in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from gmix.frozen import HoldsFrozenEncoder
+
+__all__ = ["check_state"]
+
+
+def check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Refuse a state of other names or shapes, before anything is loaded; torch prints a line for each of them.
+
+    Raises:
+        RuntimeError: As torch does, with the first that differs and how many there are.
+
+    Examples:
+        >>> check_state(nn.Linear(2, 3), nn.Linear(2, 4).state_dict())
+        Traceback (most recent call last):
+        RuntimeError: the state is of another Linear: weight is (4, 2) in it and (3, 2) here, 2 entries differ ...
+    """
+    own = module.state_dict()
+    taken = dict([*own.items(), *module.named_parameters(), *module.named_buffers()])
+    differ = [
+        f"{name} is {tuple(state[name].shape)} in it and {tuple(value.shape)} here"
+        for name, value in taken.items()
+        if isinstance(value, Tensor) and name in state and state[name].shape != value.shape
+    ]
+    differ += [
+        f"{name} is missing from it"
+        for name in own
+        if name not in state and not name.endswith("encoder_sum")
+    ]
+    differ += [f"{name} is unknown here" for name in state if name not in taken]
+    differ += [
+        fault
+        for prefix, part in module.named_modules(prefix="")
+        if isinstance(part, HoldsFrozenEncoder)
+        and (fault := part.state_fault(state, prefix + "." if prefix else "")) is not None
+    ]
+    if differ:
+        raise RuntimeError(
+            f"the state is of another {type(module).__name__}: {differ[0]}, {len(differ)} entries differ of "
+            f"{len(own)}; build it with the classes, encoder and parts it was saved with"
+        )
