@@ -3,8 +3,8 @@
 The method is a part of the LightningModule, so that Lightning moves and saves it, teacher included;
 a CombinedLoader serves both streams. `accumulate_grad_batches` may be what you like: the optimizer's
 step moves the teacher, not the call. The progress of the ramp is counted in steps of the optimizer, so
-that it also rises in a trainer without an end (`max_steps=-1`). That some modules are in eval mode, of which Lightning warns, is
-right: they are the teacher's.
+that it also rises in a trainer without an end (`max_steps=-1`). That some modules are in eval mode,
+of which Lightning warns, is right: they are the teacher's.
 
 Needs `pip install "gmix[demo]" pytorch-lightning` (with the package `lightning`, write
 `import lightning.pytorch as pl`). Some fifteen seconds on one core.

@@ -5,7 +5,7 @@ This is the only file that knows the insides of SMP models.
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import segmentation_models_pytorch as smp
@@ -17,12 +17,12 @@ from torch.nn.functional import pad
 
 from gmix.mitrans import NonLocalBlock, PixelShuffleBlock
 from gmix.processes import refuse_wrapped_parts
-from gmix.states import check_state
+from gmix.states import ChecksState
 
 __all__ = ["GuidedMixNet"]
 
 
-class GuidedMixNet(nn.Module):
+class GuidedMixNet(ChecksState):
     """Wrap an SMP model: the same logits, plus what guided mixing needs.
 
     - `forward` equals `model(x)` bit for bit at initialisation, also with `mitrans=True`.
@@ -84,14 +84,6 @@ class GuidedMixNet(nn.Module):
             self._smallest = 8 * self.stride  # its attention pyramid pools the deepest map 3 times
         self.mitrans = NonLocalBlock(self.embedding_dim) if mitrans else None
         self.classifier = nn.Linear(self.embedding_dim, self.classes)
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Load a state as ever; one that does not fit is refused in one sentence, and nothing has changed."""
-        if strict:
-            check_state(self, state_dict)
-        return super().load_state_dict(state_dict, strict, assign)
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Pad the images and run the encoder.

@@ -9,7 +9,19 @@ from torch import Tensor, nn
 
 from gmix.frozen import HoldsFrozenEncoder
 
-__all__ = ["check_state"]
+__all__ = ["ChecksState", "check_state"]
+
+
+class ChecksState(nn.Module):
+    """Refuses a state that does not fit before anything of it is loaded."""
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load a state as ever; one that does not fit is refused in one sentence, and nothing has changed."""
+        if strict:
+            check_state(self, state_dict)
+        return super().load_state_dict(state_dict, strict, assign)
 
 
 def check_state(module: nn.Module, state: Mapping[str, Any]) -> None:

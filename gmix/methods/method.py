@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Self
 
 from gmix import functional as G
@@ -23,7 +23,7 @@ from gmix.methods.moved import weights_version
 from gmix.modes import eval_mode, freeze_statistics
 from gmix.network import GuidedMixNet
 from gmix.processes import refuse_wrapped_parts, warn_if_alone
-from gmix.states import check_state
+from gmix.states import ChecksState
 from gmix.views import StrongColor
 
 NEEDED = ("encode", "decode", "classifier", "classes")
@@ -45,7 +45,7 @@ class Step(NamedTuple):
     generator: torch.Generator | None
 
 
-class Method(nn.Module):
+class Method(ChecksState):
     """A way to train a network on labeled and unlabeled images. Every method is called like this one.
 
     A subclass writes `losses`; `forward` is the same for all.
@@ -171,14 +171,6 @@ class Method(nn.Module):
         super().train(mode)
         freeze_statistics(self)
         return self
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Load a state as ever; one that does not fit is refused in one sentence, and nothing has changed."""
-        if strict:
-            check_state(self, state_dict)
-        return super().load_state_dict(state_dict, strict, assign)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """What a method is: the named losses of one step."""
