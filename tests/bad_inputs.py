@@ -793,12 +793,12 @@ group(
     Case(
         "binary masks of which one holds 255, the others 1",
         white_and_one("masks"),
-        "mask …03.png holds 255 for a foreground or for what is ignored, mask …00.png holds 1: say whether …",
+        "mask …03.png holds 255 for a foreground or for what is ignored, mask …00.png holds 1: write all …",
     ),
     Case(
         "binary masks of 1, and a validation mask of 255",
         white_and_one("val_masks"),
-        "mask …v2.png holds 255 for a foreground or for what is ignored, mask …00.png holds 1: say whether …",
+        "mask …v2.png holds 255 for a foreground or for what is ignored, mask …00.png holds 1: write all …",
     ),
     Case(
         "palette masks whose palettes have one colour at several indices",

@@ -286,6 +286,9 @@ def test_notes_on_values_name_file_and_range(tmp_path: Path) -> None:
     (note,) = build_data(tiny_config(data, tmp_path, **settings, value_range="0-255")).notes
     assert note.startswith("4 of 4 images") and "--value-range 0-255" in note
     assert note.endswith(f"{data / 'images' / '00.npy'}: 640 to 3520")
+    eight = write_data(tmp_path / "eight")
+    (note,) = build_data(tiny_config(eight, tmp_path, **settings, value_range="0-255")).notes
+    assert note.startswith("--value-range 0-255 is for images of more than 8 bits")
 
 
 def test_a_photo_turned_by_180_degrees_is_a_note_until_its_masks_are_said_to_be_drawn_on_something(

@@ -87,8 +87,8 @@ def holds_only_0_and_255(masks: Sequence[Path]) -> bool:
             whites = whites or path
         if ones is not None and whites is not None:
             raise ValueError(
-                f"mask {whites} holds 255 for a foreground or for what is ignored, mask {ones} holds 1: say whether "
-                '255 is a foreground too (--label-map "0:0,1:1,255:1") or ignored (--label-map "0:0,1:1")'
+                f"mask {whites} holds 255 for a foreground or for what is ignored, mask {ones} holds 1: write "
+                'all alike, or say that 255 is one too (gmix train --label-map "0:0,1:1,255:1") or ignored ("0:0,1:1")'
             )
     return whites is not None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gmix.data import IGNORE, Classes, read_mask
+from gmix.data import IGNORE, Classes, compare_palettes, read_mask
 
 
 def class_pixels(masks: Sequence[Path], classes: Classes) -> npt.NDArray[np.int64]:
@@ -19,8 +19,9 @@ def class_pixels(masks: Sequence[Path], classes: Classes) -> npt.NDArray[np.int6
         `(N, K + 1)`, the ignored pixels last.
 
     Raises:
-        ValueError: as `read_mask`.
+        ValueError: as `read_mask` and `compare_palettes`.
     """
+    compare_palettes(masks)
     ignored = classes.num_classes
 
     def count(path: Path) -> npt.NDArray[np.int64]:

@@ -23,12 +23,15 @@ class Seen(NamedTuple):
 
 
 def clipped(images: Sequence[Path], format: ImageFormat) -> str:
-    """Say which images hold values outside of a range that was given; nothing if none does."""
+    """Say which images hold values outside of a range that was given, or that it is of no use; else nothing."""
     if format.span is None:  # then such images are refused
         return ""
     with ThreadPool(4) as pool:
         spans = pool.map(partial(value_span, channels=format.channels), images)
     low, high = format.span
+    given = f"--value-range {low:g}-{high:g}"
+    if not any(spans):
+        return f"{given} is for images of more than 8 bits, which none with a mask is: it changes nothing"
     outside = [
         (path, span)
         for path, span in zip(images, spans, strict=True)
@@ -38,7 +41,7 @@ def clipped(images: Sequence[Path], format: ImageFormat) -> str:
         return ""
     path, (least, most) = outside[0]
     return (
-        f"{len(outside)} of {len(images)} images with masks hold values outside of --value-range {low:g}-{high:g}, "
+        f"{len(outside)} of {len(images)} images with masks hold values outside of {given}, "
         f"which become black and white, such as {path}: {least:g} to {most:g}"
     )
 
