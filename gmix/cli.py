@@ -12,7 +12,17 @@ from pathlib import Path
 
 from gmix import __version__
 from gmix.cli_splits import splits
-from gmix.say import complain, describe_failures, explain, left_out, print_scores, speaks
+from gmix.say import (
+    complain,
+    describe_failures,
+    explain,
+    left_out,
+    print_scores,
+    say,
+    show_anything,
+    speaks,
+    warn,
+)
 from gmix.training.commands import (
     DemoConfig,
     EvaluateConfig,
@@ -83,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; or 1 if the work cannot be done, 2 if the command line cannot be understood, both with
         one line on stderr. With `--debug` the error is raised instead.
     """
+    show_anything()
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -102,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command(words[1:])
     except Interrupted as stopped:
         if speaks():
-            print(stopped)
+            say(stopped)
         return 0
     except KeyboardInterrupt:
         return complain("stopped", 130)
@@ -123,7 +134,7 @@ def train(words: Sequence[str]) -> int:
             return 0
         from gmix.training.plan import describe, plan
 
-        print(*describe(plan(config)), sep="\n")
+        say(*describe(plan(config)))
         return 0
     from gmix.training.run import train as run
 
@@ -133,8 +144,8 @@ def train(words: Sequence[str]) -> int:
     if result.scores is not None:
         print_scores(result.scores.to_dict(result.names))
     if result.best is not None:
-        print(f"best mIoU {100 * result.best[0]:.1f} at step {result.best[1]}")
-    print(f"{result.minutes:.1f} minutes; model and results are in {result.out}")
+        say(f"best mIoU {100 * result.best[0]:.1f} at step {result.best[1]}")
+    say(f"{result.minutes:.1f} minutes; model and results are in {result.out}")
     if config.report != "none":
         announce_report([result.out], config)
     return 0
@@ -151,7 +162,7 @@ def compare(words: Sequence[str]) -> int:
     if found.done:
         for table in found.tables:
             print_table(table)
-        print("", *found.notes, f"all of this is in {config.out}/compare.md", sep="\n")
+        say("", *found.notes, f"all of this is in {config.out}/compare.md")
         if config.report != "none":
             finished = [run.folder for run in found.runs if run.name in found.done]
             announce_report(finished, config, Path(str(config.out)) / "report.html")
@@ -171,11 +182,11 @@ def report(words: Sequence[str]) -> int:
     if config.figure is not None:
         from gmix.report.figures import draw_figure
 
-        print(f"figure: {draw_figure(runs, config)}")
+        say(f"figure: {draw_figure(runs, config)}")
         return 0
     from gmix.report import write_report
 
-    print(f"report: {write_report(runs, config)}")
+    say(f"report: {write_report(runs, config)}")
     return 0
 
 
@@ -186,7 +197,7 @@ def announce_report(runs: Sequence[Path], config: TrainConfig, out: Path | None 
     file = None if out is None else str(out)
     written = try_report(runs, ReportConfig(out=file, device=config.device, threads=config.threads))
     if written is not None:
-        print(f"report: {written}")
+        say(f"report: {written}")
 
 
 def evaluate(words: Sequence[str]) -> int:
@@ -200,10 +211,9 @@ def evaluate(words: Sequence[str]) -> int:
         return 0
     print_scores(found)
     if config.incomparable_center is not None:
-        print(
-            f"gmix: warning: only the centre {config.incomparable_center} of each image was "
-            "scored: these numbers compare with no others",
-            file=sys.stderr,
+        warn(
+            f"only the centre {config.incomparable_center} of each image was scored: these numbers "
+            "compare with no others"
         )
     return 0
 
@@ -225,7 +235,7 @@ def predict(words: Sequence[str]) -> int:
     failures = predict_folder(
         saved, images, Path(config.out), overlays=not config.masks_only, predict=how
     )
-    print(f"{len(images) - len(failures)} of {len(images)} images are done, see {config.out}")
+    say(f"{len(images) - len(failures)} of {len(images)} images are done, see {config.out}")
     return left_out([failure.reason for failure in failures], len(images))
 
 
@@ -251,7 +261,7 @@ def pseudo_label(words: Sequence[str]) -> int:
         min_area=config.min_area,
         predict=how,
     )
-    print(
+    say(
         f"{made.images} of {len(images)} images: {made.regions} regions, {100 * made.sure:.1f} % of "
         f"the pixels are labeled, see {config.out}"
     )
@@ -272,9 +282,7 @@ def export(words: Sequence[str]) -> int:
 
     saved = SavedModel.from_pretrained(config.model)
     difference = export_model(saved, config.out, format, size)
-    print(
-        f"{config.out} gives the model's logits, checked on noise: {difference:.1e} apart at most"
-    )
+    say(f"{config.out} gives the model's logits, checked on noise: {difference:.1e} apart at most")
     return 0
 
 
@@ -287,7 +295,7 @@ def demo(words: Sequence[str]) -> int:
     try:
         run_demo(Path(config.out), seed=config.seed, steps=config.steps)
     except Interrupted:
-        print(f"stopped; the same command goes on with what is in {config.out}")
+        say(f"stopped; the same command goes on with what is in {config.out}")
     return 0
 
 

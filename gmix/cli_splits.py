@@ -7,7 +7,7 @@ import shlex
 import subprocess
 from collections.abc import Callable, Sequence
 
-from gmix.say import complain
+from gmix.say import complain, say
 from gmix.training.commands import SplitsAuditConfig, SplitsMakeConfig
 from gmix.training.flags import UsageError, parse
 from gmix.training.options import suggest
@@ -57,16 +57,16 @@ def make(words: Sequence[str]) -> int:
 
     made = make_splits(config)
     for one in made:
-        print(f"{one.folder}: {one.labeled} labeled, {one.unlabeled} unlabeled images")
+        say(f"{one.folder}: {one.labeled} labeled, {one.unlabeled} unlabeled images")
         if one.absent:
-            print(f"  no labeled pixel of {', '.join(one.absent)}")
-    print(f"paths are relative to {one.root}; to train on {one.folder}:")
+            say(f"  no labeled pixel of {', '.join(one.absent)}")
+    say(f"paths are relative to {one.root}; to train on {one.folder}:")
     data = ["--voc"] if config.dataset is None else ["--dataset", config.dataset, "--data"]
     labeled, unlabeled = (str(one.folder / f"{name}.txt") for name in ("labeled", "unlabeled"))
     lists = ["--train-list", labeled, "--unlabeled-list", unlabeled]
     folders = "" if config.images is None else " --val-images DIR --val-masks DIR --classes N"
     join = subprocess.list2cmdline if os.name == "nt" else shlex.join
-    print(f"  {join(['gmix', 'train', *data, str(one.root), *lists])}{folders} ...")
+    say(f"  {join(['gmix', 'train', *data, str(one.root), *lists])}{folders} ...")
     return 0
 
 
@@ -80,7 +80,7 @@ def audit(words: Sequence[str]) -> int:
     found = audit_split(config)
     for table in found.tables:
         print_table(table)
-    print("", *found.notes, sep="\n")
+    say("", *found.notes)
     if found.leaks:
         leaks = [f"{len(names)} {name}" for name, names in found.leaks.items()]
         return complain(f"images to be judged on are trained on: {', '.join(leaks)}", 1)

@@ -2,10 +2,53 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 import textwrap
 from collections.abc import Sequence
+from typing import Any
+
+from gmix.shown import printable
+
+# Signs of our own that older terminals do not have.
+_PLAIN = {"–": "-", "−": "-", "…": "...", "·": "-", "λ": "lambda"}
+
+
+def say(*lines: object) -> None:
+    """Print lines that may hold names of files and classes: a terminal obeys none, and none is more than it can show.
+
+    Examples:
+        >>> say("see runs/\\x1b[31m", 3)
+        see runs/\\x1b[31m
+        3
+    """
+    show_anything()
+    for line in lines:
+        print(printable(str(line)), flush=True)
+
+
+def warn(text: str) -> None:
+    """Say on stderr, in one line, what is to be known of a result."""
+    show_anything()
+    print("gmix: warning:", printable(" ".join(text.split())), file=sys.stderr)
+
+
+def show_anything() -> None:
+    """Let stdout and stderr write what their encoding lacks in other signs, where they would raise."""
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="gmix-plain")
+
+
+def _in_plain_signs(error: Any) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(char) or ascii(char)[1:-1] for char in lacking), error.end
+
+
+codecs.register_error("gmix-plain", _in_plain_signs)
 
 
 def print_scores(scores: dict[str, object]) -> None:
@@ -25,12 +68,13 @@ def print_scores(scores: dict[str, object]) -> None:
     """
     iou, dice = scores["iou"], scores["dice"]
     assert isinstance(iou, dict) and isinstance(dice, dict)
-    width = max(map(len, (*iou, "pixel accuracy")))
-    print(f"{'':{width}} {'IoU':>5}  {'Dice':>5}")
+    names = {name: printable(name) for name in iou}
+    width = max(map(len, (*names.values(), "pixel accuracy")))
+    say(f"{'':{width}} {'IoU':>5}  {'Dice':>5}")
     for name, value in iou.items():
         absent = "does not occur"
         both = absent if value is None else f"{100 * value:5.1f}  {100 * dice[name]:5.1f}"
-        print(f"{name:{width}} {both}")
+        say(f"{names[name]:{width}} {both}")
     for name, key, column in (
         ("mIoU", "miou", 0),
         ("mean Dice", "mean_dice", 7),
@@ -38,7 +82,7 @@ def print_scores(scores: dict[str, object]) -> None:
     ):
         value = scores[key]
         shown = f"{100 * value:5.1f}" if isinstance(value, float) else "no pixels"
-        print(f"{name:{width}} {'':{column}}{shown}")
+        say(f"{name:{width}} {'':{column}}{shown}")
 
 
 def explain(error: Exception) -> str:
@@ -96,7 +140,8 @@ def complain(text: str, code: int) -> int:
     """Say on stderr, in one line, why there is no result."""
     line = " ".join(text.split())  # a file name may hold line ends, and codes that a terminal obeys
     name = "gmix:" if speaks() else f"gmix, process {os.environ['RANK']}:"
-    print(name, "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line), file=sys.stderr)
+    show_anything()
+    print(name, printable(line), file=sys.stderr)
     return code
 
 

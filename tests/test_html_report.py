@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
+import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,7 +29,7 @@ from tiny_data import NAMES, tiny_config, words, write_data
 
 from gmix.cli import main
 from gmix.compare.table import gain as compared
-from gmix.data import Classes, find_images, read_image, read_mask
+from gmix.data import LAYOUTS, Classes, find_images, read_image, read_mask
 from gmix.methods import GuidedMix
 from gmix.predict import predict_image
 from gmix.report import try_report, write_report
@@ -37,7 +40,15 @@ from gmix.report.curves import classes_chart, curve_charts
 from gmix.report.facts import gain, gather_facts
 from gmix.report.figures import draw_figure, mean_activations, same_size
 from gmix.report.pairs import draw_lambdas, replay_last_batch
-from gmix.report.pictures import class_picture, compare_errors, describe, heat, photo
+from gmix.report.pictures import (
+    CHANGES,
+    WRONG,
+    class_picture,
+    compare_errors,
+    describe,
+    heat,
+    photo,
+)
 from gmix.report.scenes import choose, look_at_even_scenes, look_at_scenes
 from gmix.training.commands import ReportConfig
 from gmix.training.run import train
@@ -159,6 +170,83 @@ def test_names_from_files_are_text_and_never_markup(runs: Path, tmp_path: Path) 
 # --- runs that lack something ----------------------------------------------------------------
 
 
+def test_names_that_mean_something_to_others_are_names(
+    runs: Path, data: Path, tmp_path: Path
+) -> None:
+    """Formulas, what matplotlib hides, codes for terminals, bidi marks, and an image whose name is no UTF-8."""
+    names = ["$x^2$ and $", "_void\x1b[31m\x07", "\u202egpj.<b>|"]
+    shown = ["$x^2$ and $", "_void\\x1b[31m\\x07", "\\u202egpj.<b>|"]
+    odd = "v\udcff\u202e$y$.png" if os.name == "posix" and sys.platform != "darwin" else "v$y$.png"
+    for folder in ("val_images", "val_masks"):
+        shutil.copytree(data / folder, tmp_path / folder)
+        (tmp_path / folder / "v0.png").rename(tmp_path / folder / odd)
+    run = tmp_path / "a$x^2$"
+    shutil.copytree(runs / "supervised", run)
+    for name in ("model/gmix.json", "metrics.jsonl", "results.json", "config.yaml"):
+        text = (run / name).read_text().replace(f"{data}/val_", f"{tmp_path}/val_")
+        for old, new in zip(NAMES, names, strict=True):
+            text = text.replace(f'"{old}"', json.dumps(new))
+        (run / name).write_text(text)
+    shutil.copytree(run, tmp_path / "_b$")  # two columns, by the names of their folders
+    folders = [run, tmp_path / "_b$"]
+    out = write_report(folders, ReportConfig(images=3, out=str(tmp_path / "r.html")))
+    text = out.read_text(encoding="utf-8")
+    page = Elements(text)
+    assert "Left out" not in page.text
+    for name in shown:
+        assert page.text.count(name) >= 4, name  # legend, classes, confusion
+    for name in ("a$x^2$", "_b$", odd.replace("\udcff\u202e", "\\udcff\\u202e")):
+        assert name in page.text
+    assert not {"\x1b", "\x07", "\u202e"} & set(text)
+    assert not page.all("b")
+
+
+def test_the_headline_names_the_step_that_was_scored(tmp_path: Path) -> None:
+    def run(method: str, seed: int, *rows: dict[str, Any], **results: Any) -> RunRecord:
+        settings = {"method": method, "seed": seed, "steps": 1500}
+        return RunRecord(tmp_path / f"{method}-{seed}", settings, list(rows), results)
+
+    def scored(step: int, miou: float) -> dict[str, Any]:
+        return {"step": step, "validation": {"miou": miou, "iou": {"cat": miou}}}
+
+    going = run("guidedmix", 0, scored(500, 0.4), {"step": 900, "losses": {"total": 1.0}})
+    (group,) = group_runs([going])
+    facts = gather_facts([group])
+    assert facts.sentence == "GuidedMix reaches 40.0 mIoU after 500 of 1500 steps."
+    assert facts.tiles == [("40.0", "mIoU of GuidedMix after 500 of 1500 steps")]
+    assert "GuidedMix, seed 0: not finished, 900 of 1500 steps." in facts.warnings
+    assert facts.tables[0].rows[0][:4] == ["GuidedMix", "0", "900", "40.0 at 500"]
+
+    later = run("guidedmix", 1, scored(1000, 0.5), {"step": 1100, "losses": {"total": 1.0}})
+    found = gather_facts(group_runs([going, later])).sentence
+    assert found == "GuidedMix reaches 45.0 mIoU (mean of 2 seeds) after 500 to 1000 of 1500 steps."
+
+    ended = {"steps": 1500, "last": {"miou": 0.3, "iou": {"cat": 0.3}}, "minutes": 3.0}
+    done = [run(method, 0, scored(1500, 0.3), **ended) for method in ("supervised", "unimatch")]
+    facts = gather_facts(group_runs([*done, going]))
+    assert [what for _, what in facts.tiles] == [
+        "mIoU of GuidedMix after 500 of 1500 steps",
+        "mIoU of Supervised",
+        "mIoU of UniMatch",
+    ]
+    begun = run("guidedmix", 0, {"step": 20, "losses": {"total": 1.0}})
+    facts = gather_facts(group_runs([*done, begun]))
+    assert facts.tiles == [("30.0", "mIoU of Supervised"), ("30.0", "mIoU of UniMatch")]
+    assert facts.sentence == (
+        "GuidedMix has trained for 20 of 1500 steps; there is no validation yet; Supervised reaches "
+        "30.0 mIoU, UniMatch reaches 30.0 mIoU."
+    )
+
+
+@pytest.mark.parametrize("classes", [2, 16, 40, 255])
+def test_errors_have_the_colour_of_no_class(classes: int) -> None:
+    known = [layout.classes().palette for layout in LAYOUTS.values()]
+    marks = [color for _, color in (*CHANGES.values(), WRONG)]
+    for color in [*Classes.of(classes).palette, *itertools.chain(*known)]:
+        for mark in marks:
+            assert np.linalg.norm(np.subtract(color, mark)) > 30, (color, mark)
+
+
 def test_an_unfinished_run_is_shown_as_far_as_it_goes(runs: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(runs / "guidedmix", run)
@@ -168,7 +256,7 @@ def test_an_unfinished_run_is_shown_as_far_as_it_goes(runs: Path, tmp_path: Path
     kept = [line for line in lines if json.loads(line)["step"] <= 3]
     (run / "metrics.jsonl").write_text("\n".join(kept) + '\n{"step": 4, "loss')
     text = Elements(write_report([run], ReportConfig(images=1)).read_text("utf-8")).text
-    assert "not finished, 3/4 steps" in text
+    assert "not finished, 3 of 4 steps" in text
     assert "Left out" in text and "Pictures of GuidedMix: no trained model" in text
     assert "How pseudo masks come about" in text and "Loss: total" in text
     assert "Pseudo masks: coverage" not in text and "the curves below say" not in text

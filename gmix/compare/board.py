@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from gmix.compare.plan import Run
 from gmix.compare.table import NOTHING, Record, Table, mean, of, points
 from gmix.infile import plain_file
+from gmix.say import say, show_anything
+from gmix.shown import printable
 
 TAIL = 65536  # bytes of metrics.jsonl: the last reports and, most likely, a validation
 
@@ -26,7 +28,7 @@ class PlainBoard:
 
     def note(self, text: str) -> None:
         """Say something that stays."""
-        print(text, flush=True)
+        say(text)
 
     def update(self, runs: Sequence[Run], records: Sequence[Record], now: Iterable[Run]) -> None:
         """Show how far everything is.
@@ -54,7 +56,7 @@ class LiveBoard(PlainBoard):
         self.live.stop()
 
     def note(self, text: str) -> None:
-        self.live.console.print(text, highlight=False, markup=False)
+        self.live.console.print(printable(text), highlight=False, markup=False)
 
     def update(self, runs: Sequence[Run], records: Sequence[Record], now: Iterable[Run]) -> None:
         self.live.update(rich_table(state_table(runs, records, now)))
@@ -62,6 +64,7 @@ class LiveBoard(PlainBoard):
 
 def make_board() -> PlainBoard:
     """A live table if a person is watching, else plain lines."""
+    show_anything()
     return LiveBoard() if sys.stdout.isatty() else PlainBoard()
 
 
@@ -119,6 +122,7 @@ def how_far(folder: Path) -> HowFar:
 
 def print_table(table: Table) -> None:
     """Fitted to the width of a terminal, or as Markdown into a file or pipe."""
+    show_anything()
     if not sys.stdout.isatty():
         print(f"\n{table.markdown()}")
         return
@@ -132,9 +136,12 @@ def rich_table(table: Table) -> Any:
     from rich.table import Table as RichTable
     from rich.text import Text
 
+    def text(cell: str) -> Text:
+        return Text("\n".join(map(printable, cell.split("\n"))))
+
     shown = RichTable(title=table.title or None, title_justify="left")
     for place, name in enumerate(table.head):
-        shown.add_column(Text(name), justify="right" if place else "left")
+        shown.add_column(text(name), justify="right" if place else "left")
     for row in table.rows:
-        shown.add_row(*map(Text, row))
+        shown.add_row(*map(text, row))
     return shown

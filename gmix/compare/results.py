@@ -10,6 +10,7 @@ from gmix.compare.plan import UPPER, Run, table_rows
 from gmix.compare.table import Record, Table, classes_table, scores_table
 from gmix.infile import read_json
 from gmix.own import write_own
+from gmix.shown import printable
 from gmix.training.config import CompareConfig
 
 
@@ -74,7 +75,7 @@ class Comparison:
         """
         lines = [json.dumps(record) + "\n" for record in self.records]
         tables = [table.markdown() for table in self.tables]
-        texts = ["# Comparison", *self.notes, *tables]
+        texts = ["# Comparison", *map(printable, self.notes), *tables]
         for path, text in zip(self.files, ("".join(lines), "\n\n".join(texts) + "\n"), strict=True):
             write_own(path, text)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gmix.compare.plan import BASELINE, UPPER
+from gmix.shown import in_markdown
 
 Record = dict[str, Any]  # one line of compare.jsonl
 NOTHING = "–"
@@ -32,10 +33,10 @@ class Table(NamedTuple):
             | x\\|y | 1 |
         """
         lines = [self.head, ["---"] * len(self.head), *self.rows]
-        cells = [[cell.replace("|", r"\|") for cell in line] for line in lines]
+        cells = [list(map(in_markdown, line)) for line in lines]
         text = ["|" + "|".join(line) + "|" for line in cells[1:2]]
         first, *rest = ("| " + " | ".join(line) + " |" for line in (cells[0], *cells[2:]))
-        return "\n".join([f"## {self.title}", "", first, *text, *rest])
+        return "\n".join([f"## {in_markdown(self.title)}", "", first, *text, *rest])
 
 
 def scores_table(records: Sequence[Record], methods: Sequence[str]) -> Table:

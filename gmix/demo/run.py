@@ -17,6 +17,7 @@ from gmix.own import own_file, refuse_foreign
 from gmix.predict import predict_image
 from gmix.report import try_report
 from gmix.report.sheet import picture_sheet
+from gmix.say import say
 from gmix.training.build import Data, build_data
 from gmix.training.checkpoint import list_checkpoints, load_checkpoint
 from gmix.training.config import TrainConfig
@@ -89,7 +90,7 @@ def run_demo(out: Path, seed: int = 0, steps: int | None = None) -> DemoResult:
         ("report", try_report([config.out for config in configs if config.out])),
     ):
         if path is not None:
-            console.print(f"{what}: {path}", highlight=False, markup=False, soft_wrap=True)
+            say(f"{what}: {path}")
     return DemoResult(supervised.miou, guidedmix.miou, sheet)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from gmix.shown import in_figure
+
 INK, PALE = "#1b1f24", "#6b7280"
 NUMBERS = 30
 """With more classes than this the cells are too small for numbers; the shades remain."""
@@ -42,6 +44,7 @@ def draw_confusion(counts: Tensor, names: Sequence[str], path: Path) -> Path:
             f"`counts` must be square with one row for each of the {classes} names, "
             f"got {tuple(counts.shape)}"
         )
+    names = [in_figure(name) for name in names]
     # The object interface: no pyplot, so no global state and no window, wherever this runs.
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gmix.report.collect import Points
+from gmix.shown import in_figure
 
 # matplotlib knows no CSS: it draws in these colours, which are then exchanged for the page's own.
 INK, PALE, LINE, ACCENT, ON_ACCENT = "#010101", "#020202", "#030303", "#040404", "#050505"
@@ -71,7 +72,7 @@ def line_chart(lines: Sequence[Line], *, percent: bool = False) -> str:
             linewidth=1.8,
             marker="o" if len(steps) < 12 else None,
             markersize=3.5,
-            label=line.label,
+            label=in_figure(line.label),
         )
     axes.set_xlabel("step", fontsize=SMALL, color=PALE)
     axes.grid(axis="y", color=LINE, linewidth=0.7)
@@ -127,7 +128,13 @@ def class_bars(
     figure, axes = _axes(5.2, 0.7 + rows * len(names))
     for place, ((label, values), color) in enumerate(zip(groups, colors, strict=True)):
         middle = [row * rows + (place - (len(groups) - 1) / 2) * thick for row in range(len(names))]
-        axes.barh(middle, [100 * (v or 0) for v in values], thick * 0.86, color=color, label=label)
+        axes.barh(
+            middle,
+            [100 * (v or 0) for v in values],
+            thick * 0.86,
+            color=color,
+            label=in_figure(label),
+        )
     for row, (after, change) in enumerate(zip(groups[-1][1], changes, strict=True)):
         known = [values[row] for _, values in groups if values[row] is not None]
         end = 100 * max((value for value in known if value is not None), default=0)
@@ -140,7 +147,9 @@ def class_bars(
             text = f"{100 * after:.1f}  ({points:+.1f})".replace("-", "−")
             color = GAIN if points > 0 else LOSS if points < 0 else PALE
         axes.text(end + 1.5, row * rows, text, va="center", fontsize=SMALL, color=color)
-    axes.set_yticks([row * rows for row in range(len(names))], names, fontsize=SMALL)
+    axes.set_yticks(
+        [row * rows for row in range(len(names))], map(in_figure, names), fontsize=SMALL
+    )
     axes.set_ylim(len(names) * rows - rows / 2, -rows / 2)
     axes.set_xlim(0, 125)
     axes.set_xticks([0, 25, 50, 75, 100])
@@ -162,7 +171,7 @@ def confusion_chart(counts: npt.NDArray[Any], names: Sequence[str]) -> str:
     """Rows are true classes and add up to 100 %; a class without true pixels has an empty row."""
     from matplotlib.patches import Rectangle
 
-    classes = len(names)
+    classes, names = len(names), [*map(in_figure, names)]
     cell = 0.46 if classes <= 12 else 0.3 if classes <= 30 else 0.12
     side = cell * classes
     room = 0.09 * max(map(len, names)) + 0.2

@@ -83,7 +83,16 @@ class RunRecord:
     def scores(self) -> dict[str, Any]:
         """Of the last weights, or the last validation of an unfinished run; empty without one."""
         last = self.results.get("last") or {}
-        return last or next((r["validation"] for r in reversed(self.rows) if "validation" in r), {})
+        return last or self._last_validation.get("validation", {})
+
+    @property
+    def scored_step(self) -> int:
+        """After which step these scores were taken; an unfinished run has gone on since."""
+        return self.step if self.results.get("last") else int(self._last_validation.get("step", 0))
+
+    @property
+    def _last_validation(self) -> dict[str, Any]:
+        return next((row for row in reversed(self.rows) if "validation" in row), {})
 
     @property
     def miou(self) -> float | None:

@@ -54,13 +54,13 @@ def sentence(groups: Sequence[Group]) -> str:
     if images.get("unlabeled"):
         source += f" and {images['unlabeled']} unlabeled"
     source = f" from {source} images" if source else ""
-    steps = f"{run.step} of {run.settings.get('steps', '?')} steps"
-    if run.results:
-        steps = f"{run.step} steps"
     if focus.miou is None:
-        return f"{focus.label} has trained for {steps}{source}; there is no validation yet."
+        steps = f"{run.step} steps" if run.results else so_far(run)
+        others = [f"{group.label} reaches {points(group.miou)} mIoU" for group in known(groups)]
+        rest = f"; {', '.join(others)}" if others else ""
+        return f"{focus.label} has trained for {steps}{source}; there is no validation yet{rest}."
     seeds = f" (mean of {len(focus.counted)} seeds)" if len(focus.counted) > 1 else ""
-    reached = f"{focus.label} reaches {points(focus.miou)} mIoU{seeds} after {steps}{source}"
+    reached = f"{focus.label} reaches {points(focus.miou)} mIoU{seeds} {when(focus)}{source}"
     change, means = gain(groups), against_baseline(groups)
     if change is None or means is None:
         return f"{reached}."
@@ -74,6 +74,35 @@ def sentence(groups: Sequence[Group]) -> str:
         f"{reached}; over the seeds both have, {difference} "
         f"({points(means[1])} and {points(means[0])}), with the same masks."
     )
+
+
+def known(groups: Sequence[Group]) -> list[Group]:
+    """Those with scores that compare: the last one first, it is what the report is about."""
+    focus, *others = reversed(groups)
+    alike = [group for group in reversed(others) if not other_images(group, focus)]
+    return [group for group in (focus, *alike) if group.miou is not None]
+
+
+def other_images(group: Group, focus: Group) -> bool:
+    """Whether a group was trained or judged on other images; not known until both have ended."""
+    one, other = (each.first.results.get("split") for each in (group, focus))
+    return bool(one and other and one != other)
+
+
+def so_far(run: RunRecord) -> str:
+    """How far an unfinished run has come."""
+    return f"{run.step} of {run.settings.get('steps', '?')} steps"
+
+
+def when(group: Group) -> str:
+    """After which step the scores of a group were taken: an unfinished run has gone on since."""
+    run = group.first
+    steps = {one.scored_step for one in group.counted}
+    if group.finished:
+        return f"after {run.step} steps"
+    if len(steps) > 1:
+        return f"after {min(steps)} to {max(steps)} of {run.settings.get('steps', '?')} steps"
+    return f"after {run.scored_step} of {run.settings.get('steps', '?')} steps"
 
 
 def about(groups: Sequence[Group]) -> str:
@@ -109,13 +138,14 @@ def tiles(groups: Sequence[Group]) -> list[tuple[str, str]]:
     """A few numbers to be read from across the room."""
     focus, run = groups[-1], groups[-1].first
     found = []
-    if focus.miou is not None:
-        found.append((points(focus.miou), f"mIoU of {focus.label}"))
+    for group in known(groups):
+        late = "" if group.finished else f" {when(group)}"
+        found.append((points(group.miou), f"mIoU of {group.label}{late}"))
     change = gain(groups)
     if change is not None:
         seeds = "" if groups[0].seeds == focus.seeds else ", seeds both have"
         what = f"points against {groups[0].label}{seeds}"
-        found.append((f"{change:+.1f}".replace("-", "−"), what))
+        found.insert(1, (f"{change:+.1f}".replace("-", "−"), what))
     images = run.results.get("images", {})
     for kind, what in (("labeled", "images with masks"), ("unlabeled", "images without masks")):
         if images.get(kind):
@@ -129,23 +159,19 @@ def tiles(groups: Sequence[Group]) -> list[tuple[str, str]]:
 def warnings(groups: Sequence[Group]) -> list[str]:
     """Different splits, and runs that go on."""
     found = []
-    focus = groups[-1].first
-    split = focus.results.get("split")
+    focus = groups[-1]
     for group in groups[:-1]:
-        other = group.first.results.get("split")
-        if split and other and other != split:
+        if other_images(group, focus):
+            one, other = (each.first.results["split"] for each in (group, focus))
             found.append(
-                f"{group.label} was trained or judged on other images (split {other}) than "
-                f"{groups[-1].label} (split {split}): its numbers do not compare, and it is left "
-                "out of the pictures."
+                f"{group.label} was trained or judged on other images (split {one}) than "
+                f"{focus.label} (split {other}): its numbers do not compare, and it is left out of "
+                "the pictures."
             )
     for group in groups:
         for run in group.runs:
             if not run.results:
-                steps = run.settings.get("steps", "?")
-                found.append(
-                    f"{group.label}, seed {run.seed}: not finished, {run.step}/{steps} steps."
-                )
+                found.append(f"{group.label}, seed {run.seed}: not finished, {so_far(run)}.")
     return found
 
 
@@ -164,7 +190,7 @@ def run_row(run: RunRecord) -> list[str]:
     return [
         str(run.seed),
         str(run.step),
-        points(run.scores.get("miou")),
+        reached(run),
         f"{points(best['miou'])} at {best['step']}" if best else "–",
         "–" if "minutes" not in found else duration(found["minutes"]),
         "–" if seconds is None else f"{seconds:.3f}",
@@ -172,6 +198,11 @@ def run_row(run: RunRecord) -> list[str]:
         "–" if memory is None else f"{memory / 2**30:.2f} GiB",
         str(found.get("split") or "–"),
     ]
+
+
+def reached(run: RunRecord) -> str:
+    """The mIoU of a run; of one that goes on, when it was."""
+    return points(run.miou) + ("" if run.results or not run.scores else f" at {run.scored_step}")
 
 
 def settings_tables(groups: Sequence[Group]) -> list[Table]:

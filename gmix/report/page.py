@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gmix import __version__
 from gmix.report.cards import WHY, Card, Key, PairCard
 from gmix.report.charts import Chart
 from gmix.report.facts import Facts
+from gmix.shown import printable
 
 
 @dataclass(frozen=True)
@@ -51,16 +53,24 @@ class Page:
 def render(page: Page) -> str:
     """The page as HTML.
 
-    Whatever comes from files (names of classes, images, settings) is escaped; only the charts, which
-    matplotlib escapes, go in as they are.
+    Whatever comes from files (names of classes, images, settings) is escaped, and what would turn the order of the
+    letters around it is shown; only the charts, for which the same was done, go in as they are.
     """
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     source = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     kinds = [why for why in WHY if any(card.why == why for card in page.scenes)]
     return environment.from_string(source).render(
         page=page, facts=page.facts, kinds=kinds, why=WHY, version=__version__
     )
+
+
+def _shown(value: Any) -> Any:
+    return printable(value) if type(value) is str else value  # markup is a kind of `str`

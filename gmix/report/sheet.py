@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gmix.shown import in_figure
+
 Colour = tuple[int, int, int]
 Pixels = npt.NDArray[Any]
 
@@ -53,11 +55,11 @@ def picture_sheet(
     Args:
         rows: One row for each image. A cell `(H, W, 3)` in 0..255 is shown as it is, a cell
             `(H, W)` holds class ids and is painted with `palette`.
-        titles: One title for each column.
-        names: One name for each class, for the legend.
+        titles: One title for each column, as it is.
+        names: One name for each class, for the legend, as it is.
         palette: One RGB colour in 0..255 for each class.
         path: The file to write; its ending chooses the format (png, pdf, svg).
-        notes: A second, paler line under each title; none if empty.
+        notes: A second, paler line under each title, which may hold formulas; none if empty.
         heading: A line over the sheet.
 
     Returns:
@@ -78,6 +80,7 @@ def picture_sheet(
         True
     """
     _check(rows, titles, names, palette)
+    names, titles, heading = [*map(in_figure, names)], [*map(in_figure, titles)], in_figure(heading)
     # The object interface: no pyplot, so no global state and no window, wherever this runs.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from gmix.report.facts import Facts, gather_facts
 from gmix.report.page import Page, render
 from gmix.report.pairs import draw_lambdas, replay_last_batch
 from gmix.report.scenes import Scenes, load_newest, look_at_scenes
-from gmix.say import one_line
+from gmix.say import one_line, warn
 from gmix.training.commands import ReportConfig
 from gmix.training.device import prepare_device
 from gmix.training.saved import SavedModel
@@ -54,7 +53,7 @@ def try_report(folders: Sequence[str | Path], config: ReportConfig | None = None
     try:
         return write_report(folders, config or ReportConfig())
     except Exception as error:
-        print(f"gmix: warning: no report was written: {one_line(error)}", file=sys.stderr)
+        warn(f"no report was written: {one_line(error)}")
         return None
 
 

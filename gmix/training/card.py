@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gmix.shown import in_code, in_markdown, printable
 from gmix.training.config import TrainConfig
 from gmix.training.options import CLASSES, INPUT, METHOD, MODEL, OPTIM, flag
 from gmix.training.results import versions
@@ -73,12 +74,12 @@ def model_card(saved: SavedModel) -> str:
     """
     network = type(saved.net.model).__name__
     encoder = saved.net.model.config.get("encoder_name", "")
-    title = f"{network} with {encoder}" if encoder else network
+    title = printable(f"{network} with {encoder}" if encoder else network)
     training = saved.training or {}
     parts = [
         f"---\n{_header(saved, title)}\n---",
-        f"# {title}\n\nSemantic segmentation into {saved.classes.num_classes} classes: "
-        f"{', '.join(saved.classes.names)}.",
+        f"# {in_markdown(title)}\n\nSemantic segmentation into {saved.classes.num_classes} classes: "
+        f"{', '.join(map(in_markdown, saved.classes.names))}.",
         _training(training),
         _scores(training),
         _input(saved),
@@ -98,7 +99,7 @@ def _header(saved: SavedModel, title: str) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     training = saved.training or {}
-    last, dataset = training.get("scores"), training.get("dataset") or "own images"
+    last, dataset = training.get("scores"), printable(training.get("dataset") or "own images")
     found = [("mean_iou", "mIoU", "miou"), ("dice", "mean Dice", "mean_dice")]
     measured = [
         EvalResult(
@@ -132,17 +133,19 @@ def _training(training: Mapping[str, Any]) -> str:
         f"{number} {name.replace('_', ' ')}" for name, number in training["images"].items()
     )
     versions = ", ".join(f"{name} {number}" for name, number in training["versions"].items())
-    settings = ", ".join(f"`{flag(name)} {value}`" for name, value in training["settings"].items())
+    settings = ", ".join(
+        in_code(f"{flag(name)} {value}") for name, value in training["settings"].items()
+    )
     rows = {
-        "data set": training["dataset"] or "own images",
-        "images": images,
-        "split": f"`{training['split']}`, a hash of which images were used for what",
-        "recipe": training["recipe"] or "none",
-        "method": training["method"],
+        "data set": in_markdown(training["dataset"] or "own images"),
+        "images": in_markdown(images),
+        "split": f"{in_code(training['split'])}, a hash of which images were used for what",
+        "recipe": in_markdown(training["recipe"] or "none"),
+        "method": in_markdown(training["method"]),
         "steps": training["steps"],
         "seed": training["seed"],
         "settings besides the defaults": settings or "none",
-        "versions": versions,
+        "versions": in_markdown(versions),
     }
     lines = [f"| {name} | {value} |" for name, value in rows.items()]
     return "\n".join(["## Training", "", "| | |", "|---|---|", *lines])
@@ -160,7 +163,7 @@ def _scores(training: Mapping[str, Any]) -> str:
 
     dice = last.get("dice", {})
     rows = [
-        f"| {name} | {percent(iou)} | {percent(dice.get(name))} |"
+        f"| {in_markdown(name)} | {percent(iou)} | {percent(dice.get(name))} |"
         for name, iou in last["iou"].items()
     ]
     mean = f"| **mean** | **{percent(last['miou'])}** | **{percent(last.get('mean_dice'))}** |"

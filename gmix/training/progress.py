@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from gmix.say import say, show_anything
+from gmix.shown import printable
+
 if TYPE_CHECKING:
     from gmix.training.fit import Report
 
@@ -30,7 +33,7 @@ class PlainProgress:
 
     def note(self, text: str) -> None:
         """Say something that is not about one report."""
-        print(text, flush=True)
+        say(text)
 
     def report(self, report: Report) -> None:
         """Show a report of `fit`."""
@@ -69,7 +72,7 @@ class LiveProgress(PlainProgress):
         self.live.stop()
 
     def note(self, text: str) -> None:
-        self.live.console.print(text, highlight=False, markup=False)
+        self.live.console.print(printable(text), highlight=False, markup=False)
 
     def report(self, report: Report) -> None:
         self.losses.plain = describe_losses(report)
@@ -79,6 +82,7 @@ class LiveProgress(PlainProgress):
 
 def make_progress(steps: int, start: int = 0) -> PlainProgress:
     """A live bar if a person is watching, else plain lines."""
+    show_anything()
     return LiveProgress(steps, start) if sys.stdout.isatty() else PlainProgress(steps, start)
 
 

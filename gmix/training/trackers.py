@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gmix.say import one_line
+from gmix.say import one_line, warn
 from gmix.training.config import TrainConfig
 
 __all__ = ["Log", "no_log", "open_trackers", "scalars"]
@@ -99,10 +98,7 @@ def open_trackers(names: str, config: TrainConfig, out: Path, start: int = 0) ->
                 act(keeper)
             except Exception as error:  # as above
                 del keepers[name]
-                print(
-                    f"gmix: warning: --trackers {name} failed, no more is sent there: {one_line(error)}",
-                    file=sys.stderr,
-                )
+                warn(f"--trackers {name} failed, no more is sent there: {one_line(error)}")
 
     def log(row: dict[str, Any]) -> None:
         ask_all(lambda keeper: keeper.log(scalars(row), step=row["step"]))
