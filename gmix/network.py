@@ -74,7 +74,7 @@ class GuidedMixNet(ChecksState):
         head = [m for m in model.segmentation_head.modules() if isinstance(m, nn.Conv2d)]
         self.classes = head[-1].out_channels
         self.embedding_dim = int(channels[-1])
-        self.stride = int(model.encoder.output_stride)
+        self.stride = int(model.encoder.output_stride) * windows(model.encoder)
         self._smallest = self.stride
         if isinstance(model, smp.DPT):
             # Its decoder halves the tokens' grid down to a map of stride 4, 8, 16, ... and doubles
@@ -226,6 +226,17 @@ class GuidedMixNet(ChecksState):
                 f"{type(self.model).__name__} cannot train on a batch of 1, because it has a "
                 "BatchNorm on maps pooled to 1 x 1: use at least 2 images, or call .eval()"
             ) from error
+
+
+def windows(encoder: nn.Module) -> int:
+    """How many positions of the deepest map are the least that all windows of an encoder divide (MaxViT's: 7).
+
+    Examples:
+        >>> windows(nn.Conv2d(3, 8, 3))
+        1
+    """
+    sizes: list[Any] = [getattr(module, "partition_size", ()) for module in encoder.modules()]
+    return math.lcm(*(int(length) for size in sizes for length in size))
 
 
 class _AttentiveDecoder(nn.Module):

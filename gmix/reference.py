@@ -14,6 +14,7 @@ from gmix import functional as G
 from gmix.frozen import HoldsFrozenEncoder
 from gmix.functional.shapes import refuse_ignored_class
 from gmix.given import remember_given
+from gmix.network import windows
 from gmix.processes import gather, process_count
 
 __all__ = ["LabeledReference"]
@@ -49,7 +50,8 @@ class LabeledReference(HoldsFrozenEncoder):
 
     Args:
         encoder: An SMP encoder (`net.model.encoder`): images to feature maps, deepest last. Deep-copied and frozen.
-            Its last two maps are used, at the resolution of the finer one. Images are resized to its stride.
+            Its last two maps are used, at the resolution of the finer one. Images are resized to its stride, and to
+            whole windows where it has such (MaxViT).
         classes: Number of logit channels K; 1 is binary.
         capacity: Number of labeled feature positions the memory holds; the oldest are replaced.
         positions: At most this many positions per labeled image are kept.
@@ -119,7 +121,7 @@ class LabeledReference(HoldsFrozenEncoder):
         self.tolerance = tolerance
         self.strength = strength
         self.floor = floor
-        self._stride = int(getattr(encoder, "output_stride", 1))
+        self._stride = int(getattr(encoder, "output_stride", 1)) * windows(encoder)
         self._widths = [int(width) for width in channels[-2:]]
         self.keys: Tensor
         self.values: Tensor
@@ -206,7 +208,13 @@ class LabeledReference(HoldsFrozenEncoder):
         )
         if size != (height, width):
             x = F.interpolate(x, size=size, mode="bilinear")
-        maps = self.encoder(x)
+        try:
+            maps = self.encoder(x)
+        except AssertionError as error:  # how timm's transformers refuse a size
+            raise ValueError(
+                f"the reference's encoder cannot take images of {size[0]} x {size[1]}: {error}; build the "
+                "model with `img_size=...`, or the method with `reference=None`"
+            ) from error
         if isinstance(maps, tuple):  # a vision transformer's comes with its prefix tokens
             maps = maps[0]
         finer, deepest = maps[-2:]

@@ -1,9 +1,11 @@
 """Batch t is a pure function of (seed, t), whatever the workers, restarts and other stream."""
 
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -106,6 +108,43 @@ def test_the_rng_of_the_run_is_left_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
     torch.manual_seed(99)
     assert same(batch, build()[1])
+
+
+def noisy(image: Any, mask: Any) -> tuple[Tensor, Tensor]:
+    """A user's transform that draws from all three: gamma, noise and a flip."""
+    pixels = image.float() / 255 * random.uniform(0.5, 1.0)
+    pixels = pixels + torch.from_numpy(np.random.normal(0, 0.1, pixels.shape)).float()  # noqa: NPY002
+    return pixels * torch.rand(1), mask
+
+
+NOISY: dict[str, Any] = {"labeled_transform": noisy, "unlabeled_transform": noisy}
+
+
+def test_transforms_that_draw_from_numpy_and_random_are_seeded_too() -> None:
+    """The same batches with any number of loader processes, from any start, whatever was drawn before."""
+    alone = load(build(**NOISY), range(6))
+    for workers, start in ((2, 0), (0, 4), (1, 4)):
+        random.seed(workers)
+        np.random.seed(workers)  # noqa: NPY002
+        again = load(build(**NOISY), range(start, 6), workers)
+        assert all(same(first, second) for first, second in zip(alone[start:], again, strict=True))
+    x = torch.cat([batch.x_labeled for batch in alone])
+    assert len({tuple(noise.flatten().tolist()) for noise in x}) == len(x), "each visit draws anew"
+    assert not same(alone[0], build(seed=1, **NOISY)[0])
+
+
+def test_numpy_and_random_go_on_as_if_no_batch_had_been_made() -> None:
+    def draw() -> tuple[float, float]:
+        return random.random(), float(np.random.rand())  # noqa: NPY002
+
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    expected = [draw(), draw()]
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    first = draw()
+    _ = build(**NOISY)[1]
+    assert [first, draw()] == expected
 
 
 def test_each_epoch_visits_every_image_once_in_a_new_order() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
-from gmix.network import GuidedMixNet
+from gmix.network import GuidedMixNet, windows
 
 SMALL_VIT = {
     "decoder_intermediate_channels": (8, 8, 8, 8),
@@ -396,3 +396,16 @@ def test_cuda_equals_cpu_without_a_sync(architecture: str) -> None:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(out.cpu(), expected, atol=1e-2, rtol=1e-2)
+
+
+def test_windows_of_an_encoder_are_padded_to_whole_ones() -> None:
+    """MaxViT's must divide every map: images of any size are padded to multiples of 32 times the window."""
+    torch.manual_seed(0)
+    model = smp.Unet("tu-test_maxvit", encoder_weights=None, img_size=64, classes=2)
+    net = GuidedMixNet(model).eval()
+    x = torch.randn(1, 3, 50, 70)
+    with torch.no_grad():
+        logits = net(x)
+        expected = model(F.pad(x, (0, 128 - 70, 0, 64 - 50)))[..., :50, :70]
+    assert (net.stride, windows(model.encoder)) == (64, 2)
+    assert torch.equal(logits, expected)

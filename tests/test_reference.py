@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from segmentation_models_pytorch.encoders import get_encoder
 from tiny_nets import AverageEncoder, seeded, tiny_batch, tiny_net
 from torch import Tensor, nn
 
@@ -419,6 +420,42 @@ def test_an_encoder_of_one_size_sees_images_at_that_size(
     reference.add(x[..., :40, :], y[..., :40, :])
     guided = reference(torch.full((4, 3, 40, 48), 1 / 3), x_u[..., :40, :])
     assert sizes == {seen} and guided.shape == (4, 3, 40, 48)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "seen"),
+    [
+        ({}, (48, 48), (224, 224)),  # windows of 7 at stride 32
+        ({}, (200, 230), (224, 448)),
+        ({"img_size": 64}, (40, 72), (64, 128)),  # windows of 2
+    ],
+)
+def test_an_encoder_of_windows_sees_whole_windows(
+    settings: dict[str, int], size: tuple[int, int], seen: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    encoder = get_encoder("tu-test_maxvit", weights=None, **{"img_size": 224, **settings})
+    reference = LabeledReference(encoder, 3, shorter_side=1)
+    sizes = set()
+    reference.encoder.register_forward_pre_hook(lambda _, args: sizes.add(args[0].shape[2:]))
+    x, y = torch.randn(1, 3, *size), torch.randint(3, (1, *size))
+    reference.add(x, y)
+    guided = reference(torch.full((1, 3, *size), 1 / 3), x)
+    assert sizes == {seen} and guided.shape == (1, 3, *size)
+    assert (guided.sum(1) - 1).abs().max() < 1e-5
+
+
+def test_a_size_that_an_encoder_refuses_ends_in_one_sentence() -> None:
+    reference = averages(2)
+
+    def refuse(*args: Any) -> None:
+        raise AssertionError("height (4) must be divisible by window (7)")
+
+    reference.encoder.forward = refuse  # type: ignore[method-assign]
+    with pytest.raises(
+        ValueError, match=r"cannot take images of 8 x 8: height .*; build the model"
+    ):
+        reference.likelihood(torch.zeros(1, 3, 8, 8))
 
 
 @pytest.mark.parametrize("name", ["capacity", "positions", "shorter_side", "temperature", "floor"])

@@ -2,9 +2,12 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -14,7 +17,8 @@ from gmix.data.classes import IGNORE
 from gmix.data.datasets import Sample
 
 Transform = Callable[[Any, Any], tuple[Tensor, Tensor]]
-"""`(image, mask) -> (image, mask)`: `train_transform(...)` or any torchvision v2 transform."""
+"""`(image, mask) -> (image, mask)`: `train_transform(...)`, any torchvision v2 transform, or your own; what it draws
+from torch, numpy (`np.random`) or `random` is seeded for each image."""
 
 
 LONG = 10**7
@@ -204,11 +208,33 @@ class TwoStream(Dataset[Batch]):
     def _augment(
         self, transform: Transform, image: Tensor, mask: Tensor, stream: str, position: int
     ) -> tuple[Tensor, Tensor]:
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would reseed CUDA as well and not put it back.
-            torch.default_generator.manual_seed(hashed(self.seed, stream, "augment", position))
+        with seeded(hashed(self.seed, stream, "augment", position)):
             image, mask = transform(image, mask)
         return image.as_subclass(Tensor), mask.as_subclass(Tensor)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from this seed whatever a transform draws from: torch, numpy or `random`; all go on as before afterwards.
+
+    Examples:
+        >>> with seeded(1):
+        ...     first = random.random(), float(np.random.rand()), float(torch.rand(1))
+        >>> with seeded(1):
+        ...     first == (random.random(), float(np.random.rand()), float(torch.rand(1)))
+        True
+    """
+    drawn, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what others draw from
+    try:
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would reseed CUDA as well and not put it back.
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002
+            yield
+    finally:
+        random.setstate(drawn)
+        np.random.set_state(legacy)  # noqa: NPY002
 
 
 def shuffled(place: int, length: int, seed: int) -> int:
