@@ -56,7 +56,8 @@ class Tiff:
 
     def samples(self) -> Pixels:
         """Read the samples as stored, `(H, W)` or `(H, W, C)`; pages in their own order."""
-        samples: Pixels = (self._page if self._series is None else self._series).asarray()
+        source = self._page if self._series is None else self._series
+        samples: Pixels = source.asarray(maxworkers=1)  # images are read side by side already
         planes_first = self._series is None and self._page.axes == "SYX"
         return samples.transpose(1, 2, 0) if planes_first else samples
 
