@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from gmix.cli import main
-from gmix.data import LAYOUTS, Classes, Finder, Layout, read_mask
+from gmix.data import LAYOUTS, Classes, Finder, Layout, fit_binary, read_mask
 from gmix.training.build import build_data, find_data
 from gmix.training.commands import EvaluateConfig
 from gmix.training.saved import load_model
-from gmix.training.score import judged_on
+from gmix.training.score import fit_masks, judged_on
 from gmix.training.yamlfile import write_yaml
 from tests.tiny_data import NAMES, tiny_config, words, write_data
 from tests.true_layouts import WRITERS
@@ -271,6 +271,28 @@ def test_notes_never_advise_what_was_given_and_speak_of_validation_masks_too(
     settings |= {"label_map": None}
     built = build_data(tiny_config(data, tmp_path, **settings))
     assert built.notes == () and built.labeled[0].mask.unique().tolist() == [0, 1]
+
+
+def test_evaluate_looks_at_its_masks_as_training_does(tmp_path: Path) -> None:
+    """A model trained on masks of 0 and 1 is tested on masks of 0 and 255; a mix of both is refused."""
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path, value in zip(paths, (1, 255), strict=True):
+        Image.fromarray(np.array([[0, value]], dtype=np.uint8)).save(path)
+    one, white = paths
+    for path in paths:
+        classes = fit_masks(Classes.of(1), EvaluateConfig(), [path])
+        assert read_mask(path, classes).tolist() == [[0, 1]]
+    with pytest.raises(ValueError, match=rf"mask {white} .* mask {one} holds 1"):
+        fit_masks(Classes.of(1), EvaluateConfig(), paths)
+    as_trained = fit_binary(Classes.of(1), [white])
+    for path in paths:  # what was found in training is read alike
+        assert read_mask(path, fit_masks(as_trained, EvaluateConfig(), paths)).tolist() == [[0, 1]]
+    for path, colors in zip(paths, ([0, 0, 0, 9, 9, 9], [9, 9, 9, 0, 0, 0]), strict=True):
+        picture = Image.fromarray(np.array([[0, 1]], dtype=np.uint8))
+        picture.putpalette(colors)
+        picture.save(path)
+    with pytest.raises(ValueError, match="the colour"):
+        fit_masks(Classes.of(2), EvaluateConfig(), paths)
 
 
 def test_notes_on_values_name_file_and_range(tmp_path: Path) -> None:
