@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -69,15 +69,20 @@ class StrongColor(nn.Module):
         self.hue = hue
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", _channels("mean", mean), persistent=False)
-        self.register_buffer("std", _channels("std", std), persistent=False)
-        if len({self.mean.shape[1], self.std.shape[1]} - {1}) > 1:
+        means, stds = _numbers("mean", mean), _numbers("std", std)
+        if len({len(means), len(stds)} - {1}) > 1:
             raise ValueError(
                 "`mean` and `std` must have one value, or one per channel, got "
-                f"{self.mean.shape[1]} and {self.std.shape[1]}"
+                f"{len(means)} and {len(stds)}"
             )
-        if not (self.std > 0).all():
+        if min(stds) <= 0:
             raise ValueError(f"`std` must be above 0, images are divided by it, got {std}")
+        self.register_buffer(
+            "mean", torch.tensor(means, dtype=torch.float32).view(1, -1, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "std", torch.tensor(stds, dtype=torch.float32).view(1, -1, 1, 1), persistent=False
+        )
 
     def check_channels(self, x: Tensor) -> None:
         """Refuse images `(N, C, H, W)` of another number of channels than `mean` and `std` are for."""
@@ -280,8 +285,8 @@ def _turn_hue(x: Tensor, angle: Tensor) -> Tensor:
     return grey + angle.cos() * (x - grey) + angle.sin() * across
 
 
-def _channels(name: str, values: Sequence[float] | float) -> Tensor:
-    channels = torch.as_tensor(values, dtype=torch.float32).reshape(1, -1, 1, 1)
-    if not channels.numel() or not channels.isfinite().all():
+def _numbers(name: str, values: Sequence[float] | float) -> list[float]:
+    numbers = [float(v) for v in (values if isinstance(values, Iterable) else [values])]
+    if not numbers or not all(map(math.isfinite, numbers)):
         raise ValueError(f"`{name}` must be a finite number, or one per channel, got {values}")
-    return channels
+    return numbers

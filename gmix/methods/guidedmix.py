@@ -260,11 +260,6 @@ class GuidedMix(Method):
         """Least confidence of a pixel that is learned."""
         return self.criterion.threshold
 
-    def begin(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
-        if self.begun_at is None and self.warn_if_stale:
-            warn_of_other_weights(self.reference, self.net.model.encoder)
-        super().begin(x_labeled, y_labeled)
-
     def observe(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
         """Keep the labeled images, and count the pixels of their classes."""
         if self.reference is not None:
@@ -358,6 +353,11 @@ class GuidedMix(Method):
             pseudo = self.reference(pseudo, x_unlabeled)
         torch.clear_autocast_cache()  # as in `Method.pseudo_masks`
         return Guidance(partner, x_partner, y_partner, direct, mix, pseudo)
+
+    def _look_once(self, *images: Tensor) -> None:
+        if not self.images_seen and self.begun_at is None and self.warn_if_stale:
+            warn_of_other_weights(self.reference, self.net.model.encoder)
+        super()._look_once(*images)
 
     def _check_labeled(self, x: Tensor, y: Tensor) -> Tensor:
         y = super()._check_labeled(x, y)

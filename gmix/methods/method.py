@@ -148,7 +148,8 @@ class Method(ChecksState):
         """Begin a step, before anything is learned from it: a teacher moves on, a memory takes the labeled images.
 
         A call of the method does this itself, at the first call and then whenever the weights have moved since: of
-        several calls before one step of the optimizer (gradient accumulation), the first moves the teacher. A loop
+        several calls before one step of the optimizer (gradient accumulation), the first moves the teacher. (A
+        compiled call cannot tell, and begins.) A loop
         that has all labeled images of a step at hand may call it with them, and then the method with `begun=True`
         for each micro-batch.
 
