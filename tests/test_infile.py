@@ -2,15 +2,19 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from tiny_data import tiny_config
 
 from gmix.compare.board import HowFar, how_far
 from gmix.infile import plain_file, read_json, read_plain
 from gmix.report.collect import read_run
+from gmix.training.replay import read_step, replay
 from gmix.training.results import Metrics
 from gmix.training.yamlfile import read_settings, write_yaml
 
@@ -85,3 +89,30 @@ def test_pipes_among_the_files_of_a_run_are_not_waited_for(tmp_path: Path) -> No
     run = read_run(tmp_path)
     assert (run.rows, run.results) == ([], {})
     assert how_far(tmp_path) == HowFar(0, None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "tensors", "step", "why"),
+    [
+        ({"stepz": 3, "steps": "many"}, {}, "1", "steps must be int, got 'many'"),
+        ({"lr": -1.0}, {}, "1", "--lr must be 0 or more"),
+        ({}, {"x_labeled": 1}, "first", "invalid literal for int"),
+        ({}, {"x": 1}, "1", "unexpected keyword argument 'x'"),
+        ({}, {"x_labeled": 1}, "1", "missing 1 required positional argument: 'y_labeled'"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_step_to_replay_that_is_none_is_named(
+    tmp_path: Path, settings: dict[str, Any], tensors: dict[str, int], step: str, why: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(json.dumps(settings))
+    named = {name: torch.zeros(size) for name, size in tensors.items()}
+    save_file(named, tmp_path / "batch.safetensors", {"step": step})
+    with pytest.raises(ValueError, match=f"cannot replay .*: .*{re.escape(why)}"):
+        replay(tmp_path)
+    (tmp_path / "config.yaml").write_text("steps: 7\n")
+    good = {"x_labeled": torch.zeros(1), "y_labeled": torch.ones(1)}
+    save_file(good, tmp_path / "batch.safetensors", {"step": "4"})
+    config, number, batch = read_step(tmp_path)
+    assert (config.steps, number, batch.x_unlabeled) == (7, 4, None)
+    assert torch.equal(batch.y_labeled, good["y_labeled"])

@@ -8,6 +8,8 @@ from pathlib import Path
 from safetensors import safe_open
 
 from gmix.data import Batch
+from gmix.infile import plain_file
+from gmix.say import one_line
 from gmix.training.build import build_data, build_stream, image_stats
 from gmix.training.checkpoint import newest_checkpoint
 from gmix.training.compiled import compile_call
@@ -17,6 +19,7 @@ from gmix.training.fit import fit
 from gmix.training.nonfinite import Guard
 from gmix.training.state import build_parts, restore
 from gmix.training.yamlfile import read_settings
+from gmix.typed import from_mapping
 
 
 def replay(folder: str | Path, device: str | None = None) -> dict[str, float]:
@@ -33,13 +36,11 @@ def replay(folder: str | Path, device: str | None = None) -> dict[str, float]:
 
     Raises:
         FloatingPointError: if they are not, as in training.
+        ValueError: if the folder cannot be read.
     """
     folder = Path(folder)
-    config = TrainConfig(**read_settings(folder))
+    config, step, last = read_step(folder)
     where = prepare_device(device or config.device, config.threads)
-    with safe_open(folder / "batch.safetensors", "pt") as file:
-        step = int(file.metadata()["step"])
-        last = Batch(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     data = build_data(config)
     parts = build_parts(config, data.classes.channels, where)
     checkpoint, _ = newest_checkpoint(folder)
@@ -68,3 +69,19 @@ def replay(folder: str | Path, device: str | None = None) -> dict[str, float]:
         **fit_settings(config, where),
     )
     return report.losses
+
+
+def read_step(folder: Path) -> tuple[TrainConfig, int, Batch]:
+    """The settings, the number and the batch of a step that was not finite.
+
+    Raises:
+        ValueError: if the folder holds none, or it cannot be read.
+    """
+    try:
+        config = from_mapping(TrainConfig, read_settings(folder))
+        with safe_open(plain_file(folder / "batch.safetensors"), "pt") as file:
+            step = int(file.metadata()["step"])
+            batch = Batch(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except Exception as error:  # of safetensors, and of words that are none of ours
+        raise ValueError(f"cannot replay {folder}: {one_line(error)}") from error
+    return config, step, batch
