@@ -23,10 +23,11 @@ import torch
 from gmix.data import Batch
 from gmix.demo.run import LABELED, SIZE, UNLABELED, VALIDATION, demo_config
 from gmix.demo.scenes import Folders, write_scenes
-from gmix.training.build import build_data, build_stream, image_stats, load_batches
+from gmix.training.build import build_data, build_stream, image_stats
 from gmix.training.config import TrainConfig
 from gmix.training.device import fit_settings
 from gmix.training.fit import fit
+from gmix.training.loading import Loader
 from gmix.training.nonfinite import Guard
 from gmix.training.state import Parts, build_parts
 
@@ -159,8 +160,8 @@ def profile(config: TrainConfig, args: argparse.Namespace) -> dict[str, float]:
         return wrapper
 
     def loaded() -> Iterator[Batch]:
-        read = timed("loading", iter(load_batches(config, stream, range(steps + 1), CPU)).__next__)
-        yield from (read() for _ in range(steps + 1))
+        read = timed("loading", iter(Loader(config, stream, range(steps + 1), CPU)).__next__)
+        yield from (read().to(CPU) for _ in range(steps + 1))
 
     method, optimizer = parts.method, parts.optimizer
     calls = [(method, "forward", "method"), (optimizer, "step", "optimizer")]

@@ -425,6 +425,15 @@ def unlabeled_broken(place: Place) -> Words:
     return place.train(method="guidedmix", cache=True)
 
 
+def broken_images(*names: str) -> Make:
+    def make(place: Place) -> Words:
+        for name in names:
+            (place.data / name).write_bytes(b"no picture")
+        return place.train(skip_damaged=1)
+
+    return make
+
+
 def first(data: Data, index: int = 0) -> Sample:
     labeled: Any = data.labeled
     return Sample(*(part.as_subclass(torch.Tensor) for part in labeled[index]))
@@ -538,6 +547,20 @@ group(
         NO_KIND,
     ),
     Case("a broken unlabeled image, with `--cache`", unlabeled_broken, NO_KIND.replace("01", "07")),
+    Case(
+        "a broken image, with `--skip-damaged 1`",
+        broken_images("images/01.png"),
+        "works: the next image takes its place, a line says so",
+        lambda data: (
+            torch.equal(first(data, 1).image, first(data, 2).image)
+            and [Path(name).name for name in data.left_out] == ["01.png"]
+        ),
+    ),
+    Case(
+        "a broken image and a broken validation mask, with `--skip-damaged 1`",
+        broken_images("images/01.png", "val_masks/v1.png"),
+        "cannot read …: it is no image of a known kind …; 2 images cannot be read, --skip-damaged is 1",
+    ),
     Case(
         "a CMYK photo", save("images/01.jpg", PHOTO.convert("CMYK")), "works: read as RGB", is_rgb
     ),

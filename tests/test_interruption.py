@@ -41,9 +41,10 @@ from gmix.training import run as running
 from gmix.training.build import build_data, build_stream
 from gmix.training.checkpoint import list_checkpoints
 from gmix.training.config import TrainConfig
+from gmix.training.damaged import item_name
 from gmix.training.fit import Report, fit
 from gmix.training.interrupts import Interrupts, leave_to_parent
-from gmix.training.nonfinite import Guard, NonFinite, batch_names, item_name
+from gmix.training.nonfinite import Guard, NonFinite, batch_names
 from gmix.training.optim import poly
 from gmix.training.replay import replay
 from gmix.training.run import train
@@ -285,7 +286,9 @@ def test_whatever_cannot_be_written_is_named(
         patch.setattr(Path, attribute, refuse)
         assert main(["train", *words(config)]) == 1
     reason = os.strerror(errno.ENOSPC)
-    assert capsys.readouterr().err == f"gmix: cannot write {out / name}: {reason}\n"
+    more = "; stopped after step 2 of 2, everything is saved: mend that, and repeat the command with --resume"
+    said = f"cannot write {out / name}: {reason}{more if name == 'best' else ''}"
+    assert capsys.readouterr().err == f"gmix: {said}\n"
     assert {path.name for path in out.glob(".*")} <= {RECORD}
 
 

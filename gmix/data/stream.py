@@ -30,7 +30,7 @@ class Batch(NamedTuple):
 
     Attributes:
         x_labeled: float `(N, C, H, W)`.
-        y_labeled: int64 `(N, H, W)`, 255 where padded or ignored.
+        y_labeled: int64 `(N, H, W)`, 255 where padded or ignored; uint8 on its way from a loader process.
         x_unlabeled: float `(M, C, H, W)`, or `None` without unlabeled images.
         valid_unlabeled: bool `(M, H, W)`, `False` exactly on padding, or `None`.
     """
@@ -48,7 +48,7 @@ class Batch(NamedTuple):
         """The batch on another device, its images in a memory format."""
         moved: Any = (t if t is None else t.to(device, non_blocking=True) for t in self)
         x_labeled, y_labeled, x_unlabeled, valid = moved
-        x_labeled = x_labeled.to(memory_format=memory_format)
+        x_labeled, y_labeled = x_labeled.to(memory_format=memory_format), y_labeled.long()
         if x_unlabeled is not None:
             x_unlabeled = x_unlabeled.to(memory_format=memory_format)
         return Batch(x_labeled, y_labeled, x_unlabeled, valid)

@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 from torchvision import tv_tensors
 
 from gmix.data import (
     IGNORE,
-    Batch,
     Cached,
     Classes,
     ColorJitter,
@@ -37,6 +35,7 @@ from gmix.network import GuidedMixNet
 from gmix.say import one_line
 from gmix.training.architecture import build_architecture, find_architecture
 from gmix.training.config import TrainConfig
+from gmix.training.damaged import Readable, left_out
 from gmix.training.files import (
     all_files,
     held_out_files,
@@ -46,7 +45,6 @@ from gmix.training.files import (
     training_files,
     validation_files,
 )
-from gmix.training.interrupts import leave_to_parent
 from gmix.training.notes import Seen, absent, clipped, dark, strays, turned
 from gmix.training.options import parse_size
 from gmix.weights import encoder_stats, load_encoder_weights
@@ -66,6 +64,9 @@ class Data:
     held_out: Dataset[Sample] | None = None  # unlabeled images with their masks, never trained on
     split: str = ""  # a hash of which images are used for what
     notes: tuple[str, ...] = ()  # what a person should know of the data, but need not be an error
+    left_out: tuple[
+        str, ...
+    ] = ()  # names of images that cannot be read, as `--skip-damaged` allows
 
 
 def build_data(config: TrainConfig) -> Data:
@@ -77,6 +78,8 @@ def build_data(config: TrainConfig) -> Data:
     data = find_data(config)
     read = [name for name in ("labeled", "validation") if getattr(data, name) is not None]
     pairs = {name: getattr(data, name) for name in read}  # which know their files
+    if config.skip_damaged:
+        data = without_damaged(data, config)
     if config.cache:
         cached: dict[str, Any] = {
             name: Cached(getattr(data, name))
@@ -98,6 +101,40 @@ def build_data(config: TrainConfig) -> Data:
     notes += clipped(images, image_format(config)), dark(config, [*seen.values()])
     notes.append(turned(config, images))
     return replace(data, notes=(*data.notes, *filter(None, notes)))
+
+
+def without_damaged(data: Data, config: TrainConfig) -> Data:
+    """Leave out what cannot be read (`--skip-damaged`), and say so; unlabeled images are looked at with `--cache`.
+
+    In training, the next image takes the place of such a one; nothing is judged on it.
+
+    Raises:
+        ValueError: if there is too much of it.
+    """
+    found = {
+        name: Readable[Any](dataset, config.skip_damaged)
+        for name in ("labeled", "unlabeled", "validation", "held_out")
+        if (dataset := getattr(data, name)) is not None
+    }
+    for name, dataset in found.items():
+        if name != "unlabeled" or config.cache:
+            dataset.read_once()
+    reasons = left_out(found.values())
+    if len(reasons) > config.skip_damaged:
+        raise ValueError(
+            f"{[*reasons.values()][-1]}; {len(reasons)} images cannot be read, --skip-damaged is {config.skip_damaged}"
+        )
+    kept: dict[str, Any] = {
+        name: Subset(dataset.dataset, [i for i in range(len(dataset)) if i not in dataset.left_out])
+        for name, dataset in found.items()
+        if name in ("validation", "held_out") and dataset.left_out
+    }
+    counts = {**data.counts, **{name: len(dataset) for name, dataset in kept.items()}}
+    notes = tuple(f"left out: {reason}" for reason in reasons.values())
+    served: dict[str, Any] = {n: found[n] for n in ("labeled", "unlabeled") if n in found}
+    return replace(
+        data, **served, **kept, counts=counts, left_out=tuple(reasons), notes=(*data.notes, *notes)
+    )
 
 
 def find_data(config: TrainConfig) -> Data:
@@ -247,20 +284,6 @@ def build_stream(config: TrainConfig, data: Data, mean: Stats, std: Stats) -> Tw
         transform,
         transform,
         config.seed,
-    )
-
-
-def load_batches(
-    config: TrainConfig, stream: TwoStream, steps: range, device: torch.device
-) -> DataLoader[Batch]:
-    """These batches of a stream, made by as many processes as the flags say."""
-    return DataLoader(
-        stream,
-        batch_size=None,
-        sampler=steps,
-        num_workers=config.workers,
-        worker_init_fn=leave_to_parent,
-        pin_memory=device.type == "cuda",
     )
 
 

@@ -150,6 +150,9 @@ class TrainConfig:
     skip_nonfinite: int = option(
         0, OPTIM, "N", "leave out up to N steps whose loss is not finite (checks each: slower)"
     )
+    skip_damaged: int = option(
+        0, INPUT, "N", "leave out up to N images that cannot be read; 0: stop at the first"
+    )
 
     device: str = option("auto", MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps")
     amp: Literal["auto", "none", "bf16"] = option(
@@ -211,6 +214,7 @@ class TrainConfig:
             "eval_every",
             "checkpoint_every",
             "skip_nonfinite",
+            "skip_damaged",
         ):
             at_least(name, getattr(self, name), 0)
         at_least("workers", self.workers, 0, 1024)

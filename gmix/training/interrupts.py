@@ -6,16 +6,28 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+STOP_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 
 
 class Interrupted(Exception):
     """The training was asked to stop, saved its state, and can go on with `--resume`."""
 
 
+class CutShort(BaseException):
+    """Ends a wait; no handler of errors may take it for one."""
+
+
 class Interrupts:
-    """Turns the first SIGINT or SIGTERM into a request; a second one ends the process at once.
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a request; a second one ends the process at once.
+
+    What the process was told to ignore, as `nohup` does with SIGHUP, stays ignored.
 
     Attributes:
         asked: whether somebody wants the training to stop.
@@ -23,12 +35,14 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.asked = False
+        self._waiting = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():  # Python allows no other
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
+            for number in STOP_SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -37,6 +51,21 @@ class Interrupts:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         self._restore()
+        if self._waiting:
+            raise CutShort
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around a wait that a request ends.
+
+        Raises:
+            CutShort: when it does.
+        """
+        try:
+            self._waiting = not self.asked
+            yield
+        finally:
+            self._waiting = False
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
@@ -44,9 +73,10 @@ class Interrupts:
 
 
 def leave_to_parent(worker: int) -> None:
-    """For loader processes: Ctrl-C and what a scheduler sends reach them too, but the parent still wants
-    their batch. When it does not any more, it says so itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """For loader processes: Ctrl-C, a closed terminal and what a scheduler sends reach them too, but the parent
+    still wants their batch. When it does not any more, it says so itself."""
+    for number in set(STOP_SIGNALS) - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     # On Linux: elsewhere nothing tells who sent a signal.
     if parent is not None and hasattr(signal, "sigwaitinfo"):

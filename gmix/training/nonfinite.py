@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset
 
-from gmix.data import Cached, ShardedImages, TwoStream
+from gmix.data import TwoStream
 from gmix.training.checkpoint import list_checkpoints
 from gmix.training.config import TrainConfig
+from gmix.training.damaged import item_name
 from gmix.training.yamlfile import write_yaml
 from gmix.whole import whole_folder
 
@@ -181,27 +180,6 @@ def batch_names(stream: TwoStream, step: int) -> tuple[list[str], list[str]]:
         [item_name(stream.labeled, index) for index in labeled],
         [item_name(stream.unlabeled, index) for index in unlabeled],
     )
-
-
-def item_name(dataset: Any, index: int) -> str:
-    """What an image of a data set is best called: its path, or its place.
-
-    Examples:
-        >>> from gmix.data import ImageDataset
-        >>> pool = ConcatDataset([ImageDataset([Path("a.png")]), ImageDataset([Path("b.png")])])
-        >>> item_name(pool, 1), item_name([3, 4], 1)
-        ('b.png', 'image 1')
-    """
-    if isinstance(dataset, Cached):
-        return item_name(dataset.dataset, index)
-    if isinstance(dataset, ConcatDataset):
-        place = bisect_right(dataset.cumulative_sizes, index)
-        before = dataset.cumulative_sizes[place - 1] if place else 0
-        return item_name(dataset.datasets[place], index - before)
-    if isinstance(dataset, ShardedImages):
-        return dataset.name(index)
-    images = getattr(dataset, "images", None)
-    return f"image {index}" if images is None else str(images[index])
 
 
 def first_names(names: list[str], count: int = 8) -> str:

@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from gmix.training.build import build_data, build_stream, describe_data, image_stats, load_batches
+from gmix.training.build import build_data, build_stream, describe_data, image_stats
 from gmix.training.compiled import compile_call
 from gmix.training.config import TrainConfig
 from gmix.training.cost import count_first_step, count_passes, peak_memory
 from gmix.training.device import fit_settings, prepare_device
 from gmix.training.fit import fit
+from gmix.training.loading import Loader
 from gmix.training.methods import refuse_few
 from gmix.training.progress import clock
 from gmix.training.state import Parts, build_parts
@@ -92,7 +93,7 @@ def plan(config: TrainConfig) -> Plan:
     steps = WARM_UP + MEASURED
     reports = fit(
         parts.method,
-        load_batches(config, stream, range(steps), device),
+        Loader(config, stream, range(steps), device),
         parts.optimizer,
         average=parts.average,
         report_when=lambda step: True,

@@ -7,11 +7,13 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
 
 __all__ = ["ALONE", "Processes", "start_processes"]
 
@@ -72,6 +74,13 @@ class Processes:
     def any(self, asked: bool) -> bool:
         """Whether it is so in any process; the same answer in all."""
         return asked
+
+    def together(self, work: Callable[[], T]) -> T:
+        """What `work` returns, once it is done in all processes; what fails in one fails in all.
+
+        Otherwise the others would wait in vain for what they are to exchange afterwards.
+        """
+        return work()
 
     @contextmanager
     def one_by_one(self) -> Iterator[None]:
@@ -137,6 +146,16 @@ class Joined(Processes):
         answer = torch.tensor(int(asked))
         distributed.all_reduce(answer, group=self._hosts)
         return bool(answer)
+
+    def together(self, work: Callable[[], T]) -> T:
+        failure: Exception | None = None
+        try:
+            found = work()
+        except Exception as error:
+            failure = error
+        if self.any(failure is not None):
+            raise failure or ValueError("another process failed and says why")
+        return found
 
     @contextmanager
     def one_by_one(self) -> Iterator[None]:

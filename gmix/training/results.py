@@ -29,6 +29,7 @@ class Tally:
     peak_memory: int | None = None  # bytes
     skipped: list[int] = field(default_factory=list)  # steps that were not finite
     split: str = ""  # a hash of which images were used for what
+    left_out: list[str] = field(default_factory=list)  # images that could not be read
 
 
 class Metrics:
@@ -48,11 +49,20 @@ class Metrics:
         self.path = path
         self.names = names
         self.log: Log = no_log
+        self._judged: set[tuple[int, str]] = set()
         if path is None:
             return
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         kept = [line for line in lines if _step(line) <= start]
+        for row in map(json.loads, kept):
+            self._judged |= {
+                (row["step"], kind) for kind in ("validation", "pseudo") if kind in row
+            }
         write_whole(path, "".join(line + "\n" for line in kept))
+
+    def lacks_validation(self, step: int) -> bool:
+        """Whether no validation of this step is in the file; False where nothing is written."""
+        return self.path is not None and (step, "validation") not in self._judged
 
     def report(self, report: Report) -> None:
         """Losses, learning rate and speed."""
@@ -60,12 +70,17 @@ class Metrics:
         self._write({"step": report.step, "losses": report.losses, "lr": report.lr, **speed})
 
     def scores(self, step: int, scores: Scores) -> None:
-        """A validation."""
-        self._write({"step": step, "validation": scores.to_dict(self.names)})
+        """A validation, once for each step."""
+        self._write_once(step, "validation", scores.to_dict(self.names))
 
     def pseudo(self, step: int, pseudo: dict[str, Any]) -> None:
-        """What the pseudo masks of the held-out images are like."""
-        self._write({"step": step, "pseudo": pseudo})
+        """What the pseudo masks of the held-out images are like, once for each step."""
+        self._write_once(step, "pseudo", pseudo)
+
+    def _write_once(self, step: int, kind: str, found: dict[str, Any]) -> None:
+        if (step, kind) not in self._judged:
+            self._write({"step": step, kind: found})
+            self._judged.add((step, kind))
 
     def _write(self, row: dict[str, Any]) -> None:
         if self.path is None:
@@ -104,6 +119,7 @@ def write_results(
         "image_passes_per_step": tally.image_passes,
         "peak_memory_bytes": tally.peak_memory,
         "skipped_steps": tally.skipped,
+        "left_out": tally.left_out,
         "versions": versions(),
     }
     write_whole(path, json.dumps(results, indent=2) + "\n")

@@ -15,13 +15,13 @@ from gmix.data import eval_transform
 from gmix.evaluation import Scores, add_other_processes, count_pixels
 from gmix.evaluation.scoring import BATCH_SIZE
 from gmix.network import GuidedMixNet
+from gmix.say import complain
 from gmix.training.build import (
     build_data,
     build_stream,
     describe_data,
     image_format,
     image_stats,
-    load_batches,
 )
 from gmix.training.card import training_facts
 from gmix.training.checkpoint import remove_old
@@ -33,6 +33,7 @@ from gmix.training.device import fit_settings, prepare_device
 from gmix.training.fit import Report, fit
 from gmix.training.flags import missing
 from gmix.training.interrupts import Interrupted, Interrupts
+from gmix.training.loading import Loader, shortage
 from gmix.training.lock import locked, refuse_locked
 from gmix.training.methods import refuse_few
 from gmix.training.nonfinite import (
@@ -48,6 +49,7 @@ from gmix.training.options import parse_size
 from gmix.training.processes import Processes, start_processes
 from gmix.training.progress import SilentProgress, make_progress
 from gmix.training.quality import judge_pseudo_masks
+from gmix.training.rescue import everything_saved, rescue
 from gmix.training.results import Metrics, write_results
 from gmix.training.saved import SavedModel
 from gmix.training.state import build_parts, find_checkpoint, restore
@@ -121,6 +123,7 @@ def train_into(
         restore(parts, checkpoint, device)
         notes += other_images(parts.tally.split, data.split)
     parts.tally.split = data.split
+    parts.tally.left_out += [name for name in data.left_out if name not in parts.tally.left_out]
     before = parts.tally.seconds
     if config.held_out > 0 and data.held_out is None:
         notes.append(
@@ -146,14 +149,23 @@ def train_into(
     def deployable() -> GuidedMixNet:
         if data.unlabeled is None or config.norm_batches == 0:
             return parts.deployed
-        seen = load_batches(config, stream, range(config.norm_batches), device)
+        seen = load(stream, range(config.norm_batches))
         views = unlabeled_views(seen, mean=mean, std=std, seed=config.seed, device=device)
         return renew_statistics(parts.deployed, views)
+
+    def inform(text: str) -> None:
+        if processes.first:
+            show.note(text)
+        else:
+            complain(text, 0)
+
+    load = partial(Loader, config, device=device, tell=inform, known=parts.tally.left_out)
 
     def score(net: GuidedMixNet) -> Scores | None:
         if data.validation is None:
             return None
-        own = count_pixels(
+        count = partial(
+            count_pixels,
             net,
             data.validation,
             data.classes,
@@ -162,7 +174,7 @@ def train_into(
             device=device,
             indices=processes.share(data.counts["validation"], BATCH_SIZE),
         )
-        return add_other_processes(own).scores()
+        return add_other_processes(processes.together(count)).scores()
 
     def judge() -> dict[str, Any] | None:
         return judge_pseudo_masks(
@@ -172,6 +184,24 @@ def train_into(
             batch_labeled=config.batch_labeled,
             seed=config.seed,
         )
+
+    def validate(step: int) -> tuple[GuidedMixNet, Scores | None, dict[str, Any] | None]:
+        net = deployable()
+        scores, pseudo = score(net), judge()
+        if scores is not None:
+            show.miou = scores.miou
+            metrics.scores(step, scores)
+            tally.best = max(tally.best or (-1.0, 0), (scores.miou, step))
+            if config.keep_best and tally.best[1] == step:
+                write_model(net, "best", step, scores)
+        if pseudo is not None:
+            metrics.pseudo(step, pseudo)
+        return net, scores, pseudo
+
+    def save(step: int) -> None:
+        refuse_spoiled(parts.method, step)
+        if processes.first:
+            parts.save(out, step, config.keep_last)
 
     def write_model(net: GuidedMixNet, name: str, step: int, scores: Scores | None) -> None:
         if not processes.first:
@@ -204,21 +234,16 @@ def train_into(
         guard = Guard(config.skip_nonfinite, parts.tally.skipped, leave_out)
     tally = parts.tally
     share = stream.share(processes.rank, processes.count)
-    if start < config.steps:
-
-        def tell(images: int) -> None:
-            tally.image_passes = images * processes.count
-
-        if config.compile:
-            tell(count_passes(parts.method, share[start].to(device)))
-            compile_call(parts.method, device)
-        else:
-            count_first_step(parts.method, tell, calls=len(processes.share(config.accumulate)))
+    short = shortage(config, share)
+    if short is not None:
+        notes.append(short)
     stopping = False
 
     def report_when(step: int) -> bool:
         nonlocal stopping
-        stopping = processes.any(interrupts.asked)
+        if not interrupts.asked:
+            loader.fetch()  # what is wrong with the next batch is known while all is well
+        stopping = processes.any(interrupts.asked or loader.error is not None)
         return stopping or is_due(config, step)
 
     progress = make_progress if processes.first else SilentProgress
@@ -236,9 +261,25 @@ def train_into(
             show.note(f"{processes.count} processes share the {config.accumulate} parts of a step")
         if start:
             show.note(f"going on after step {start}")
+        loader = load(share, range(start, config.steps), waiting=interrupts.waiting)
+        at_end.callback(loader.close)
+        # A validation that failed did so before its step was saved.
+        lacking = start > 0 and due(start, config.eval_every) and metrics.lacks_validation(start)
+        if start == config.steps or processes.any(lacking):
+            net, scores, pseudo = validate(start)
+        if start < config.steps:
+
+            def tell(images: int) -> None:
+                tally.image_passes = images * processes.count
+
+            if config.compile:
+                tell(count_passes(parts.method, share[start].to(device)))
+                compile_call(parts.method, device)
+            else:
+                count_first_step(parts.method, tell, calls=len(processes.share(config.accumulate)))
         reports = fit(
             parts.method,
-            load_batches(config, share, range(start, config.steps), device),
+            loader,
             parts.optimizer,
             start=start,
             average=parts.average,
@@ -249,37 +290,26 @@ def train_into(
         )
         for report in explained(reports, describe_step):
             last = report.step == config.steps
-            metrics.report(report)
-            if last or due(report.step, config.eval_every):
-                net = deployable()
-                scores = score(net)
-                if scores is not None:
-                    show.miou = scores.miou
-                    metrics.scores(report.step, scores)
-                    tally.best = max(tally.best or (-1.0, 0), (scores.miou, report.step))
-                    if config.keep_best and tally.best[1] == report.step:
-                        write_model(net, "best", report.step, scores)
-                pseudo = judge()
-                if pseudo is not None:
-                    metrics.pseudo(report.step, pseudo)
-            show.report(report)
             tally.step_seconds += report.seconds * report.steps
+            rescued = partial(rescue, partial(save, report.step), report.step, config.steps)
+            with rescued():
+                metrics.report(report)
+                if last or due(report.step, config.eval_every):
+                    net, scores, pseudo = validate(report.step)
+                show.report(report)
             tally.seconds = before + perf_counter() - began
             tally.peak_memory = max(tally.peak_memory or 0, peak_memory(device) or 0) or None
             if last or stopping or due(report.step, config.checkpoint_every):
-                refuse_spoiled(parts.method, report.step)
-                if processes.first:
-                    parts.save(out, report.step, config.keep_last)
+                save(report.step)
             if on_report is not None:
-                on_report(report)
+                with rescued():
+                    on_report(report)
             if stopping and not last:
-                raise Interrupted(
-                    f"stopped after step {report.step} of {config.steps}, everything is saved: "
-                    "repeat the command with --resume to go on"
-                )
-        if start == config.steps:  # resumed after the end
-            net = deployable()
-            scores, pseudo = score(net), judge()
+                saved = everything_saved(report.step, config.steps)
+                if loader.error is not None:
+                    remedy = f"{loader.error.remedy}, and repeat the command with --resume"
+                    raise ValueError(f"{loader.error.reason}; {saved}: {remedy}") from loader.error
+                raise Interrupted(f"{saved}: repeat the command with --resume to go on")
     write_model(net, "model", config.steps, scores)
     if processes.first:
         write_results(

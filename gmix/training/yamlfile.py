@@ -119,6 +119,7 @@ FREE_ON_RESUME = {
     "keep_last",
     "keep_best",
     "skip_nonfinite",
+    "skip_damaged",
     "report",
     "dry_run",
 }
