@@ -1752,7 +1752,7 @@ group(
         checkpoint(
             lambda folder, place: (folder / "SHA256SUMS").write_text(f"{'0' * 64}  /dev/zero\n")
         ),
-        "no checkpoint in … can be read (checkpoint-00000002: SHA256SUMS is cut short: it lacks …): start anew …",
+        "no checkpoint in … can be read (checkpoint-00000002: SHA256SUMS is cut short): start anew …",
     ),
     Case(
         "a checkpoint beyond `--steps`",

@@ -452,7 +452,7 @@ def test_weights_that_no_sum_covers_are_not_trusted(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 1, tiny_modules(1.0), {})
     lines = (path / "SHA256SUMS").read_text().splitlines(keepends=True)
     (path / "SHA256SUMS").write_text("".join(line for line in lines if "method" not in line))
-    assert damage(path) == "SHA256SUMS is cut short: it lacks method.safetensors"
+    assert damage(path) == "SHA256SUMS is cut short"
 
 
 def test_a_compressed_state_is_not_unpacked(tmp_path: Path) -> None:

@@ -401,7 +401,7 @@ def test_cuda_equals_cpu_without_a_sync(architecture: str) -> None:
 def test_windows_of_an_encoder_are_padded_to_whole_ones() -> None:
     """MaxViT's must divide every map: images of any size are padded to multiples of 32 times the window."""
     torch.manual_seed(0)
-    model = smp.Unet("tu-test_maxvit", encoder_weights=None, img_size=64, classes=2)
+    model = smp.Unet("tu-maxvit_pico_rw_256", encoder_weights=None, img_size=64, classes=2)
     net = GuidedMixNet(model).eval()
     x = torch.randn(1, 3, 50, 70)
     with torch.no_grad():

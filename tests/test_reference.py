@@ -405,7 +405,7 @@ def test_a_vision_transformer_can_serve_as_well() -> None:
     [
         (smp.DPT, {"encoder_name": "tu-test_vit", "dynamic_img_size": False}, (64, 64)),
         (smp.DPT, {"encoder_name": "tu-test_vit", "dynamic_img_size": True}, (80, 96)),
-        (smp.Unet, {"encoder_name": "tu-test_coatnet"}, (64, 64)),  # has no strict_img_size
+        (smp.Unet, {"encoder_name": "tu-coatnet_pico_rw_224"}, (64, 64)),  # has no strict_img_size
     ],
 )
 def test_an_encoder_of_one_size_sees_images_at_that_size(
@@ -434,7 +434,7 @@ def test_an_encoder_of_windows_sees_whole_windows(
     settings: dict[str, int], size: tuple[int, int], seen: tuple[int, int]
 ) -> None:
     torch.manual_seed(0)
-    encoder = get_encoder("tu-test_maxvit", weights=None, **{"img_size": 224, **settings})
+    encoder = get_encoder("tu-maxvit_pico_rw_256", weights=None, **{"img_size": 224, **settings})
     reference = LabeledReference(encoder, 3, shorter_side=1)
     sizes = set()
     reference.encoder.register_forward_pre_hook(lambda _, args: sizes.add(args[0].shape[2:]))
