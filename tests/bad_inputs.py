@@ -1430,6 +1430,26 @@ group(
         setting("- 1\n- 2\n"),
         "…mine.yaml must hold lines like `steps: 100`, got a list",
     ),
+    Case(
+        "an octal number",
+        setting("steps: 010"),
+        "…mine.yaml: 010 is 8 in YAML 1.1: write a decimal number, or put quotes around it if it is text",
+    ),
+    Case(
+        "a number in base 60",
+        setting("steps: 1:30"),
+        "…mine.yaml: 1:30 is 90 in YAML 1.1: write a decimal number, or put quotes around it if it is text",
+    ),
+    Case(
+        "`yes` for true",
+        setting("cache: yes"),
+        "…mine.yaml: yes is true in YAML 1.1: write true or false, or put quotes around it if it is text",
+    ),
+    Case(
+        "`--labels 1_8`",
+        flags("--labels", "1_8"),
+        "--labels: 1_8 is 18 in YAML 1.1: write a decimal number…",
+    ),
     Case("no YAML", setting("a: b: c"), INVALID),
     Case(
         "an image in place of YAML",

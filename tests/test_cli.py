@@ -1,7 +1,9 @@
 """The command line, end to end, with every mistake a person can make."""
 
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from tiny_data import NAMES, tiny_config, words, write_data
 
 from gmix.cli import main
+from gmix.recipes import read_recipe, recipe_names
 from gmix.training.commands import (
     DemoConfig,
     EvaluateConfig,
@@ -150,6 +154,92 @@ def test_every_flag_is_a_yaml_key_and_flags_win(tmp_path: Path) -> None:
     flags = [*at, "--out", "p", "--no-mitrans", "--seed", "4"]
     found = parse(TrainConfig, "gmix train", "", flags)
     assert (found.out, found.mitrans, found.seed, found.ema) == ("p", False, 4, 0.9)
+
+
+def configured(path: Path, text: str, *argv: str) -> TrainConfig:
+    """The flags of a YAML file and a command line."""
+    path.write_text(text)
+    return parse(TrainConfig, "gmix train", "", ["--config", str(path), *argv])
+
+
+ODD_NUMBERS = [
+    "010",
+    "-010",
+    "00",
+    "0x1F",
+    "0b11",
+    "1_000",
+    "1_8",
+    "1:30",
+    "1:30:00",
+    "1:30.5",
+    "1_0.5",
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "odd"),
+    zip(itertools.cycle(["steps", "lr", "labels", "ema"]), ODD_NUMBERS, strict=False),
+)
+def test_numbers_that_yaml_reads_as_others_are_refused(tmp_path: Path, name: str, odd: str) -> None:
+    meant = f"{odd} is {yaml.safe_load(odd)} in YAML 1.1: write a decimal number"
+    for text in (f"{name}: {odd}", f"{name}: '{odd}'", f"method_args: {{a: [{{b: {odd}}}]}}"):
+        with pytest.raises(ValueError, match=re.escape(meant)):
+            configured(tmp_path / "c.yaml", text)
+    for argv in (
+        [f"--{name}", odd],
+        [f"--{name}={odd}"],
+        ["--method-args", f"{{a: [{odd}]}}"],
+        ["--model-args", f"{{a: {odd}}}"],
+        ["--method-args.a.b", odd],
+    ):
+        with pytest.raises(ValueError, match=re.escape(meant)):
+            parse(TrainConfig, "gmix train", "", argv)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("cache: yes", "yes is true in YAML 1.1: write true or false, or put quotes around it"),
+        ("encoder_weights: No", "No is false in YAML 1.1"),
+        ("method_args: {teacher: off}", "off is false in YAML 1.1"),
+        ("out: 2026-11-30", "2026-11-30 is a date in YAML 1.1: write another value, or put quotes"),
+        (
+            "label_map: 8:1",
+            "8:1 is 481 in YAML 1.1: write a decimal number, or put quotes around it",
+        ),
+        ("label_map: {010: 1}", "010 is 8 in YAML 1.1"),
+        ("label_map: {8: 010}", "010 is 8 in YAML 1.1"),
+        ("steps: !!int 010", "010 is 8 in YAML 1.1"),
+    ],
+)
+def test_other_surprises_of_yaml_are_refused(tmp_path: Path, text: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(meant)):
+        configured(tmp_path / "c.yaml", text)
+
+
+def test_what_is_plain_is_read_as_it_looks(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    text = "steps: 10\nlr: 1e-3\nencoder_lr: .5\ncache: True\nlabel_map: '8:1'\nout: '2026-11-30'\n"
+    found = configured(
+        path, text + "method_args: {a: 1e-3, b: '010', c: 'yes', d: [-2, 0, 1.5E+2]}"
+    )
+    assert (found.steps, found.lr, found.encoder_lr, found.cache) == (10, 0.001, 0.5, True)
+    assert (found.label_map, found.out) == ("8:1", "2026-11-30")
+    assert found.method_args == {"a": 0.001, "b": "010", "c": "yes", "d": [-2, 0, 150.0]}
+    again = configured(
+        path, text, "--method-args", "{a: 1e-3, b: '010', c: 'yes', d: [-2, 0, 1.5E+2]}"
+    )
+    assert again == found
+    assert configured(path, text, "--method-args.a", "1e-3").method_args == {"a": 0.001}
+    assert configured(path, "", "--label-map", "8:1", "--out", "010").label_map == "8:1"
+    write_yaml(found, tmp_path / "again.yaml")
+    assert configured(tmp_path / "again.yaml", (tmp_path / "again.yaml").read_text()) == found
+
+
+def test_recipes_and_runs_are_read_strictly() -> None:
+    for name in recipe_names():
+        read_recipe(name)
 
 
 def test_yaml_keys_may_be_spelled_like_flags(tmp_path: Path) -> None:

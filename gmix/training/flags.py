@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from argparse import Action, BooleanOptionalAction, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import Field, fields
 from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from gmix.recipes import read_recipe
 from gmix.training.options import flag, suggest
-from gmix.training.yamlfile import parse_yaml, read_yaml
+from gmix.training.yamlfile import parse_yaml, read_yaml, refuse_odd_number
 
 C = TypeVar("C")
 
@@ -106,11 +107,10 @@ def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: st
             raise UsageError(f"a value cannot be read: {type(error).__name__}: {error}") from None
         return found
 
+    spelled: dict[str, Any] = {}  # mappings as they are written, with text in quotes as text
     for before, word in zip(["", *words], words, strict=False):
         name, _, text = word.partition("=") if word.startswith("--") else (before, "", word)
-        hint = str(hints.get(name.removeprefix("--").replace("-", "_")))
-        if "dict" in hint and text.lstrip().startswith(("{", "[")):
-            parse_yaml(text, name)  # which is stricter than the parser
+        spelled |= read_value(name, text, hints)
     given = read(parser.parse_args, words)
     settings = {} if given["config"] is None else read_yaml(given["config"])
     recipe = given.get("recipe") or settings.get("recipe")
@@ -127,11 +127,46 @@ def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: st
             if settings[name] is None and NoneType not in get_args(hints[name]):
                 wanted = expected(hints[name])
                 raise UsageError(f"{source}: {flag(name)} expects {wanted}, got nothing")
-        checked = read(parser.parse_object, settings)
+            if isinstance(settings[name], str):
+                read_value(flag(name), settings[name], hints)
+        checked = read(parser.parse_object, deepcopy(settings))  # which changes what it is given
         parser.set_defaults({name: checked[name] for name in settings})
         given = read(parser.parse_args, words)
+        spelled = settings | spelled
+    given |= {
+        name: value
+        for name, value in spelled.items()
+        if hints[name] == dict[str, Any] and not any(w.startswith(f"{flag(name)}.") for w in words)
+    }
     del given["config"]
     return kind(**given)
+
+
+def read_value(name: str, text: str, hints: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a value that the parser reads as something else than it looks like.
+
+    Args:
+        name: the flag, or `--method-args.KEY`.
+        text: its value.
+        hints: the types of all flags.
+
+    Returns:
+        The flag's name and value, if that is a mapping; else nothing.
+
+    Raises:
+        ValueError: if it is such a value.
+    """
+    top, _, key = name.removeprefix("--").replace("-", "_").partition(".")
+    hint = str(hints.get(top))
+    if "dict" in hint and not key:
+        if text.lstrip().startswith(("{", "[")) or ": " in text:
+            return {top: parse_yaml(text, name)}  # which is stricter than the parser
+    elif "int" in hint or "float" in hint or key:
+        try:
+            refuse_odd_number(text, name)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    return {}
 
 
 def misplaced(item: Field[Any]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +47,22 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     """A mapping of flags from the text of a YAML file; `source` is what errors call it.
 
     Raises:
-        ValueError: if it is no mapping.
+        ValueError: if it is no mapping, or holds what YAML 1.1 reads as something else than it looks like.
 
     Examples:
         >>> parse_yaml("batch-labeled: 4", "mine.yaml")
         {'batch_labeled': 4}
+        >>> parse_yaml("steps: 010", "mine.yaml")
+        Traceback (most recent call last):
+        ValueError: mine.yaml: 010 is 8 in YAML 1.1: write a decimal number, or put quotes around it if it is text
     """
     import yaml
 
     try:
         _check_yaml(yaml.compose(text, yaml.SafeLoader))
-        found = yaml.safe_load(text)
+        found = yaml.load(text, _loader())
+    except _ReadOddly as odd:
+        raise ValueError(f"{source}: {odd}, or put quotes around it if it is text") from None
     except Exception as error:  # PyYAML raises nearly anything on what it cannot understand
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{source} is not valid YAML: {reason}") from None
@@ -73,6 +80,66 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     return settings
 
 
+@cache
+def _loader() -> Any:
+    """PyYAML's safe loader, for which `1e-3` is a number and not text."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    exponent = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", exponent, list("-+.0123456789"))
+    return Loader
+
+
+def refuse_odd_number(text: str, source: str) -> None:
+    """Refuse what is read as a number that it does not look like, such as `1:30` for 90.
+
+    Raises:
+        ValueError: if it is; `source` is what it calls the text's place.
+
+    Examples:
+        >>> refuse_odd_number("1_8", "--labels")
+        Traceback (most recent call last):
+        ValueError: --labels: 1_8 is 18 in YAML 1.1: write a decimal number
+    """
+    import yaml
+
+    loader = yaml.SafeLoader("")
+    tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+    if tag.endswith((":int", ":float")):
+        try:
+            _check_scalar(yaml.ScalarNode(tag, text))
+        except _ReadOddly as odd:
+            raise ValueError(f"{source}: {odd}") from None
+
+
+class _ReadOddly(ValueError):
+    """A value that YAML 1.1 reads as something else than it looks like."""
+
+
+# What says plainly what it is, and what to do with anything else.
+_PLAIN = {
+    "int": (r"[-+]?(0|[1-9][0-9]*)", "write a decimal number"),
+    "float": (r"[^_:]*", "write a decimal number"),
+    "bool": (r"true|True|TRUE|false|False|FALSE", "write true or false"),
+    "timestamp": (r"(?!)", "write another value"),
+}
+
+
+def _check_scalar(node: Any) -> None:
+    """Refuse octal, hexadecimal and sexagesimal numbers, `yes` and `off`, and dates."""
+    import yaml
+
+    pattern, better = _PLAIN.get(node.tag.rpartition(":")[2], (r"(?s).*", ""))
+    if re.fullmatch(pattern, node.value) is None:
+        found = yaml.SafeLoader("").construct_document(node)
+        shown = found if type(found) in (int, float) else str(found).lower()
+        shown = shown if isinstance(found, (int, float)) else "a date"
+        raise _ReadOddly(f"{node.value} is {shown} in YAML 1.1: {better}")
+
+
 # A few lines of aliases of aliases can stand for more than any memory holds.
 YAML_NODES = 200_000
 
@@ -84,6 +151,8 @@ def _check_yaml(root: Any) -> None:
         node, count = waiting.pop(), count + 1
         if count > YAML_NODES:
             raise ValueError(f"it has more than {YAML_NODES} values, or aliases without end")
+        if node is not None and isinstance(node.value, str):
+            _check_scalar(node)
         inside = [] if node is None or isinstance(node.value, str) else node.value
         pairs = [pair for pair in inside if isinstance(pair, tuple)]
         keys = [key.value for key, _ in pairs if isinstance(key.value, str)]
