@@ -2,9 +2,10 @@
 
     python benchmarks/adjustment.py runs/compare/supervised-0 runs/compare/cutmix-0
 
-GuidedMix learns so that its deployed logits are adjusted (`LogitAdjustment`, strength 0.5). This asks the others the
-same: their weights as they are, `strength` times the logarithm of each class's share of labeled pixels taken off their
-logits, scored on the run's validation images. Nothing is written.
+`LogitAdjustment`, a part that GuidedMix and Supervised can take, adjusts logits while they are learned. This does it
+afterwards: the weights as they are, `strength` times the logarithm of each class's share of labeled pixels taken off
+the logits, scored on the run's validation images. Runs that were finished with `--decide-for miou` have a decision of
+their own in these logits already. Nothing is written.
 """
 
 import argparse

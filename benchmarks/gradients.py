@@ -12,16 +12,17 @@ import copy
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from probe import Probe, open_run
 from torch import Tensor
 
-from gmix import CutMix, GuidedMixLoss, LabeledReference, StrongColor
-from gmix.data import Batch
+from gmix import CutMix, LabeledReference, StrongColor
+from gmix.data import Batch, eval_transform
 from gmix.methods import GuidedMix
 from gmix.network import GuidedMixNet
-from gmix.training.build import Data, build_net, build_stream
+from gmix.training.build import AsTested, Data, build_net, build_stream
 
 
 def main() -> None:
@@ -48,31 +49,30 @@ def main() -> None:
 
 def methods(probe: Probe) -> dict[str, GuidedMix]:
     """From the paper's way to the default's, one change at a time; the views are added later."""
-    soft = GuidedMixLoss(
-        objective="soft_cross_entropy", certainty=0.0, decoupling=0.0, ramp_length=0.0
-    )
-    hard = GuidedMixLoss(
-        objective="cross_entropy", threshold=0.95, certainty=0.0, decoupling=0.0, ramp_length=0.0
-    )
-    ways = {
+    soft = {
+        "objective": "soft_cross_entropy",
+        "threshold": 0.0,
+        "decoupling": 0.0,
+        "ramp_length": 0.0,
+    }
+    ways: dict[str, dict[str, Any]] = {
         "as printed: decoupled, squared error": {"variant": "paper", "reference": None},
         "as printed, soft cross-entropy": {
             "variant": "paper",
             "criterion": soft,
             "reference": None,
         },
-        "decoupled, by a teacher": {"direct": 0.0, "reference": None},
-        "direct, by a teacher": {"direct": 1.0, "reference": None},
-        "mean of both": {"reference": None},
-        "direct, referred": {"direct": 1.0},
-        "mean of both, referred (the default)": {},
-        "the same, hard labels above 0.95": {"criterion": hard},
+        "decoupled, by a teacher": {"direct": 0.0, "criterion": soft, "reference": None},
+        "direct, by a teacher": {"criterion": soft, "reference": None},
+        "mean of both": {"direct": 0.5, "criterion": soft, "reference": None},
+        "direct, referred": {"criterion": soft},
+        "mean of both, referred": {"direct": 0.5, "criterion": soft},
+        "direct, referred, hard labels above 0.95 (the default)": {},
     }
     # As it was when training began: with the pretrained encoder.
     pretrained = build_net(probe.config, probe.net.classes).model.encoder
     reference = LabeledReference(pretrained, probe.net.classes)
-    for x, y in probe.batches(probe.labeled):
-        reference.add(x, y)
+    reference.remember(AsTested(probe.labeled, eval_transform(probe.saved.mean, probe.saved.std)))
     common = {"cutmix": None, "color": None, "reference": reference}
     return {
         name: GuidedMix(copy.deepcopy(probe.net), **{**common, **way}).train()

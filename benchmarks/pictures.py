@@ -4,8 +4,9 @@
     python benchmarks/pictures.py gmix-demo
 
 Every picture is what a part or a method really makes of the demo's validation scenes, which no training saw: its
-networks, its teacher and the memory of its reference are those of the demo's runs. Masks are painted in the
-demo's colours; white is what nobody learns.
+networks, its teacher and the memory of its reference are those of the demo's runs. The demo does not mix; here
+mixing is turned on, half and half, so that all eight steps have something to show. Masks are painted in the demo's
+colours; white is what nobody learns.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import io
 import json
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,7 +85,8 @@ def open_demo(run: Path, scenes: int = 8) -> Demo:
     folders = Folders.inside(run / "scenes")
     config = TrainConfig(**read_yaml(run / "guidedmix" / "config.yaml"))
     channels = Classes.of(folders.classes).channels
-    method = build_parts(config, channels, torch.device("cpu")).method.eval()
+    mixing = replace(config, method_args={**config.method_args, "direct": 0.5})
+    method = build_parts(mixing, channels, torch.device("cpu")).method.eval()
     checkpoint = list_checkpoints(run / "guidedmix")[-1]
     load_checkpoint(checkpoint.path, {"method": method})
     assert isinstance(method, gmix.methods.GuidedMix)
@@ -698,7 +701,9 @@ def steps(demo: Demo, path: Path) -> None:
     put(6, 0, demo.pixels(pasted.apply(view)[i]), "strong view")
     put(6, 1, classes(pasted.apply(guidance.pseudo)[i]), "pasted alike")
     put(7, 0, classes(said[i]), "the student says")
-    put(7, 1, heat(G.certainty(pasted.apply(guidance.pseudo))[i]), "weight: certainty")
+    confidence, labels = G.most_probable(guidance.pseudo)
+    target = gmix.PseudoMask(labels, confidence).paste(pasted)
+    put(7, 1, sure(target, i, method.threshold), "its sure labels")
     put(7, 2, demo.y_labeled[guidance.partner[i]].numpy(), "and labeled masks")
 
     centre = side / down / 2

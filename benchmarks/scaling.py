@@ -103,7 +103,6 @@ class Network(NamedTuple):
     reference: int
     norms: int  # channels of all BatchNorm layers that train
     layers: int  # and how many they are
-    remembered: int  # of what the labeled images of a step add to the memory
     across: int  # of all labeled images of a step, their masks, probabilities and embeddings
 
 
@@ -121,8 +120,6 @@ def count_network(words: list[str]) -> Network:
     optimizer.step()
     gradients = held(p.grad for p in method.parameters() if p.grad is not None)
     reference = method.reference
-    keep = min(reference.positions, max(reference.capacity // LABELED, 1))
-    position = reference.keys[0].nbytes + reference.values[0].nbytes
     height, width = config.crop_size()
     x, y = torch.empty(3, height, width), torch.empty(height, width, dtype=torch.int64)
     image = x.nbytes + y.nbytes + CLASSES * height * width * 4 + net.embedding_dim * 4
@@ -136,22 +133,20 @@ def count_network(words: list[str]) -> Network:
         held([*reference.parameters(), *reference.buffers()]),
         sum(norms),
         len(norms),
-        keep * LABELED * position,
         LABELED * image,
     )
 
 
 def messages_table(networks: dict[str, Network]) -> Iterator[str]:
-    heads = "gradients | statistics | memory | `--sync-norm` | `pair_across` | with FSDP"
+    heads = "gradients | statistics | `--sync-norm` | `pair_across` | with FSDP"
     yield f"| GuidedMix, a step of one process | of | {heads} |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|"
     for name, net in networks.items():
         for n in PROCESSES[1:]:
             ring = (n - 1) / n
             sizes = [
                 2 * ring * net.gradients,  # all-reduce
                 2 * ring * 2 * 4 * net.norms,  # all-reduce of mean and variance
-                ring * net.remembered,  # all-gather
                 # All-gather of mean, deviation and count of each, all-reduce of two gradients.
                 (n - 1) * 4 * (2 * net.norms + net.layers) + 2 * ring * 2 * 4 * net.norms,
                 ring * net.across,  # all-gather

@@ -32,13 +32,14 @@ def guided(**parts):
 
 ROWS = {
     "supervised": Supervised,
-    "all parts": guided(),
-    "random partners": guided(selector=gmix.RandomPairSelector()),
-    "no mixing": guided(direct=1.0),
-    "no true masks": guided(true_masks=False),
+    "the default": guided(),
     "no reference": guided(reference=None),
     "no teacher": guided(teacher=None),
-    "no strong view": guided(color=None, cutmix=None),
+    "no strong colours": guided(color=None, blur=None),
+    "no boxes": guided(cutmix=None),
+    "one view": guided(views=1, drop=0.0),
+    "with mixing": guided(direct=0.5),
+    "mixing at random": guided(direct=0.5, selector=gmix.RandomPairSelector()),
     "as printed": guided(variant="paper"),
 }
 
@@ -66,6 +67,7 @@ for name, make in ROWS.items():
     load_encoder_weights(model, "lite0")
     net = gmix.GuidedMixNet(model)
     method = make(net)
+    method.remember(list(zip(images, masks, strict=True)))  # only a reference makes use of it
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=2e-3)
     order = torch.Generator().manual_seed(0)  # all rows see the same batches
     began = time.perf_counter()

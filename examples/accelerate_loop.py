@@ -61,6 +61,7 @@ model = smp.Unet(
 load_encoder_weights(model, "lite0")
 net = gmix.GuidedMixNet(model)
 method = gmix.methods.GuidedMix(net, mean=0.5, std=0.5)
+method.remember(scenes(source, 32, seed=0))  # all labeled images, in every process
 optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=2e-3)
 unlabeled_images = TensorDataset(scenes(source, 64, seed=1).tensors[0])
 # The method itself is wrapped, not the network: gradients are averaged over processes when the

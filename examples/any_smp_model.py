@@ -27,6 +27,7 @@ x_u = torch.randn(2, 3, 70, 90)
 for name, model in MODELS.items():
     net = gmix.GuidedMixNet(model)  # pads to what the model can divide, cuts the logits back
     method = gmix.methods.GuidedMix(net)
+    method.remember(list(zip(x_l, y_l, strict=True)))
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-4)
     losses = method(x_l, y_l, x_u, progress=1.0)
     losses["total"].backward()

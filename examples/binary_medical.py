@@ -45,6 +45,9 @@ load_encoder_weights(
 )  # for grey, the first weights of red, green and blue are added up
 net = gmix.GuidedMixNet(model)
 method = gmix.methods.GuidedMix(net, mean=MEAN, std=STD)
+method.remember(
+    list(zip(images, masks, strict=True))
+)  # measures how far the reference can be trusted
 optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=2e-3)
 
 for step in range(STEPS):

@@ -62,6 +62,9 @@ def scenes(source, n, seed):
 source, new_source = load_sources()
 (images, masks), (unlabeled, _) = scenes(source, 16, seed=0), scenes(source, 32, seed=1)
 method = gmix.methods.GuidedMix(net, mean=mean, std=std)
+method.remember(
+    list(zip(images, masks, strict=True))
+)  # measures how far the reference can be trusted
 encoder = list(net.model.encoder.parameters())
 known = {id(p) for p in encoder}
 rest = [p for p in method.parameters() if p.requires_grad and id(p) not in known]

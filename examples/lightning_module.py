@@ -81,6 +81,8 @@ if __name__ == "__main__":
     )
     load_encoder_weights(model, "lite0")
     module = GuidedMixModule(model, STEPS)
+    # How far can the labeled images be trusted as a reference?
+    module.method.remember(scenes(source, 32, seed=0))
     trainer = pl.Trainer(
         max_steps=STEPS,
         accumulate_grad_batches=1,

@@ -60,6 +60,7 @@ for channels in (3, 4):
 
     net = gmix.GuidedMixNet(model)
     method = gmix.methods.GuidedMix(net, mean=MEAN[:channels], std=STD[:channels])
+    method.remember(list(zip(images[:, :channels], masks, strict=True)))
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=2e-3)
     for step in range(STEPS):
         chosen, others = torch.randperm(len(images))[:8], torch.randperm(len(unlabeled))[:8]

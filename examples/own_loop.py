@@ -63,7 +63,10 @@ model = smp.Unet(
 load_encoder_weights(model, "lite0")
 net = gmix.GuidedMixNet(model)
 method = gmix.methods.GuidedMix(net, mean=mean, std=std, teacher=gmix.EMATeacher(net, decay=0.9))
-method.to(device).train()  # the teacher moves along, and stays in eval mode
+method.to(device)
+normalise = eval_transform(mean, std)
+method.remember([normalise(*sample) for sample in stream.labeled])  # as they are tested
+method.train()  # the teacher moves along, and stays in eval mode
 encoder = {id(p) for p in net.model.encoder.parameters()}
 trained = [p for p in method.parameters() if p.requires_grad]  # leaves the teacher out
 optimizer = torch.optim.AdamW(
@@ -92,7 +95,7 @@ for step, batch in enumerate(loader):
     if step % 5 == 0 or step == STEPS - 1:
         print(f"step {step:3}  total {losses['total'].item():.3f}  gradient norm {norm.item():.2f}")
 
-samples = [eval_transform(mean, std)(*sample) for sample in scenes(new_source, 32, seed=2)]
+samples = [normalise(*sample) for sample in scenes(new_source, 32, seed=2)]
 x, y = (torch.stack(parts).as_subclass(torch.Tensor) for parts in zip(*samples, strict=True))
 for name, scored in (("network", net.eval()), ("teacher", method.teacher.net)):
     matrix = ConfusionMatrix(CLASSES)

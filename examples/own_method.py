@@ -100,6 +100,7 @@ def train(make_method):
     )
     load_encoder_weights(model, "lite0")
     method = make_method(gmix.GuidedMixNet(model))
+    method.remember(list(zip(images, masks, strict=True)))  # GuidedMix's reference makes use of it
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=2e-3)
     for step in range(STEPS):
         chosen, others = torch.randperm(len(images))[:8], torch.randperm(len(unlabeled))[:8]
@@ -113,5 +114,6 @@ def train(make_method):
 
 print("a method of one's own")
 train(lambda net: BoxSelfTraining(net, selector=OneOfTheNearest(), mixer=BoxMixer()))
-print("GuidedMix with that selector")  # and the other parts as they are
-train(lambda net: gmix.methods.GuidedMix(net, mean=0.5, std=0.5, selector=OneOfTheNearest()))
+print("GuidedMix with that selector")  # which chooses what is mixed; the other parts as they are
+parts = {"selector": OneOfTheNearest(), "direct": 0.5}
+train(lambda net: gmix.methods.GuidedMix(net, mean=0.5, std=0.5, **parts))

@@ -55,6 +55,7 @@ load_encoder_weights(model, "lite0")  # before the method is made, which keeps a
 
 net = gmix.GuidedMixNet(model)
 method = gmix.methods.GuidedMix(net, mean=0.5, std=0.5)
+method.remember(TensorDataset(images, masks))  # measures how far the reference can be trusted
 optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=2e-3)
 
 for step in range(STEPS):

@@ -71,8 +71,7 @@ class GuidedMixNet(ChecksState):
         _check(model)
         channels = model.encoder.out_channels
         self.model = model
-        head = [m for m in model.segmentation_head.modules() if isinstance(m, nn.Conv2d)]
-        self.classes = head[-1].out_channels
+        self.classes = self.last_layer.out_channels
         self.embedding_dim = int(channels[-1])
         self.stride = int(model.encoder.output_stride) * windows(model.encoder)
         self._smallest = self.stride
@@ -84,6 +83,12 @@ class GuidedMixNet(ChecksState):
             self._smallest = 8 * self.stride  # its attention pyramid pools the deepest map 3 times
         self.mitrans = NonLocalBlock(self.embedding_dim) if mitrans else None
         self.classifier = nn.Linear(self.embedding_dim, self.classes)
+
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        """The convolution whose outputs are the logits, but for upsampling."""
+        layers = [m for m in self.model.segmentation_head.modules() if isinstance(m, nn.Conv2d)]
+        return layers[-1]
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """Pad the images and run the encoder.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,27 +16,38 @@ from gmix.frozen import HoldsFrozenEncoder
 from gmix.functional.shapes import refuse_ignored_class
 from gmix.given import remember_given
 from gmix.network import windows
-from gmix.processes import gather, process_count
 
-__all__ = ["LabeledReference"]
+__all__ = ["LabeledReference", "Samples"]
+
+
+class Samples(Protocol):
+    """A list or data set of images `(C, H, W)` with their masks `(H, W)`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]: ...
 
 
 class LabeledReference(HoldsFrozenEncoder):
-    r"""Weigh predictions by what labeled pixels with similar features are.
+    r"""Weigh predictions by what labeled pixels with similar features are, as far as that is known to be true.
 
-    A memory keeps features $f_j$ of recent labeled images with the classes $y_j$ of their **true** masks. For a
+    A memory keeps features $f_j$ of the labeled images with the classes $y_j$ of their **true** masks. For a
     feature $f$ of another image, attention over the memory gives the classes of similar labeled pixels, and
-    dividing by how common each class is turns them into a likelihood:
+    dividing by how common each class is turns them into a likelihood. Bayes' rule with the network as prior weighs
+    its prediction:
 
     $$a = \mathrm{softmax}_j(\cos(f, f_j) / T)\,y_j, \qquad r_k = a_k / \pi_k + \epsilon \propto p(f \mid k),
-      \qquad P'_k \propto P_k \min\Big(1, \frac{r_k}{\tau \max_j r_j}\Big)^s$$
+      \qquad P'_k \propto P_k \, r_k^{\,s}$$
 
-    Dividing by $\pi$ keeps frequent classes from crowding out rare ones. A class whose likelihood is within
-    $\tau$ of the likeliest is *plausible*: plausible classes keep their odds against each other, the others are
-    weighed down. With $\tau = s = 1$ nothing is clipped and this is Bayes' rule, the network as prior and a kernel
-    density estimate as likelihood. In self-training that counts the same evidence again at every step, since the
-    network has already learned from it: after n times only $r^n$ is left of the prediction, coarse as the features
-    are. What is clipped can be repeated, and where to draw the line among plausible classes stays the network's.
+    Dividing by $\pi$ keeps frequent classes from crowding out rare ones.
+
+    **The strength $s$ is measured, not set** ([`measure`][gmix.LabeledReference.measure]): each labeled image asks the
+    memory while its own features are masked, and $s$ is what makes the evidence about its known classes an honest
+    likelihood. Where the features tell nothing, $s$ is 0 and the reference is silent.
+
+    Learn the guided mask as hard labels of sure pixels. A soft target would count the same evidence again at every
+    step, since the network has already learned from it: after n steps only $r^{ns}$ is left of the prediction,
+    coarse as the features are. A hard label takes nothing further once it is learned.
 
     The features come from a frozen copy of the encoder *as it is when this module is built*: a pretrained
     encoder knows how alike two animals are long before a network trained on a few masks does, and frozen features
@@ -53,18 +65,18 @@ class LabeledReference(HoldsFrozenEncoder):
             Its last two maps are used, at the resolution of the finer one. Images are resized to its stride, and to
             whole windows where it has such (MaxViT).
         classes: Number of logit channels K; 1 is binary.
-        capacity: Number of labeled feature positions the memory holds; the oldest are replaced.
+        capacity: Number of labeled feature positions the memory holds.
         positions: At most this many positions per labeled image are kept.
         shorter_side: The encoder sees images enlarged to this many pixels on their shorter side, at most to twice
             their size; above 0. Larger ones stay as they are.
         temperature: $T$, above 0.
-        tolerance: $\tau$, in (0, 1].
-        strength: $s$, at least 0; 0 leaves predictions as they are.
+        strength: $s$, at least 0; None measures it.
         floor: $\epsilon$, above 0: no class is ever ruled out.
 
     Shape:
-        - `add(x (N, C, H, W), y (N, H, W))`: remember labeled images
-        - `forward(probs (N, K, H, W), x (N, C, H, W))`: `(N, K, H, W)` guided probabilities, float32
+        - `remember` takes pairs of an image `(C, H, W)` and its mask `(H, W)`
+        - `forward(probs (N, K, H, W), x (N, C, H, W))`: `(N, K, H, W)` guided probabilities, float32; as they are
+          until something is remembered
 
     Raises:
         ValueError: Options out of range, an encoder that does not say what its maps are, or shapes that do not fit.
@@ -74,10 +86,13 @@ class LabeledReference(HoldsFrozenEncoder):
         >>> _ = torch.manual_seed(0)
         >>> encoder = smp.Unet("resnet18", encoder_weights=None).encoder
         >>> reference = LabeledReference(encoder, classes=2)
-        >>> reference.add(torch.randn(2, 3, 64, 64), torch.randint(2, (2, 64, 64)))
+        >>> x, y = torch.randn(3, 3, 64, 64), torch.randint(2, (3, 64, 64))
+        >>> reference.remember(list(zip(x, y)))
         >>> guided = reference(torch.full((1, 2, 64, 64), 0.5), torch.randn(1, 3, 64, 64))
         >>> guided.shape, bool((guided.sum(1) - 1).abs().max() < 1e-6)
         (torch.Size([1, 2, 64, 64]), True)
+        >>> reference.trust.item()  # noise tells nothing
+        0.0
     """
 
     @remember_given
@@ -90,8 +105,7 @@ class LabeledReference(HoldsFrozenEncoder):
         positions: int = 64,
         shorter_side: int = 160,
         temperature: float = 0.03,
-        tolerance: float = 0.25,
-        strength: float = 1.0,
+        strength: float | None = None,
         floor: float = 0.01,
     ) -> None:
         super().__init__()
@@ -100,10 +114,10 @@ class LabeledReference(HoldsFrozenEncoder):
                 "`capacity`, `positions`, `shorter_side`, `temperature` and `floor` must be above 0, "
                 f"got {capacity}, {positions}, {shorter_side}, {temperature} and {floor}"
             )
-        if strength < 0:
-            raise ValueError(f"`strength` must be at least 0, got {strength}")
-        if not 0 < tolerance <= 1:
-            raise ValueError(f"`tolerance` is a share in (0, 1], got {tolerance}")
+        if strength is not None and strength < 0:
+            raise ValueError(
+                f"`strength` must be at least 0, or None to measure it, got {strength}"
+            )
         channels = getattr(encoder, "out_channels", None)
         if not (isinstance(channels, Sequence) and len(channels) > 1):
             raise ValueError(
@@ -118,67 +132,104 @@ class LabeledReference(HoldsFrozenEncoder):
         self._only_size, fixed = fixed_size(encoder)
         self.shorter_side = 1 if fixed else shorter_side
         self.temperature = temperature
-        self.tolerance = tolerance
         self.strength = strength
         self.floor = floor
         self._stride = int(getattr(encoder, "output_stride", 1)) * windows(encoder)
         self._widths = [int(width) for width in channels[-2:]]
         self.keys: Tensor
         self.values: Tensor
-        self.written: Tensor
+        self.owners: Tensor
+        self.trust: Tensor
         self.register_buffer("keys", torch.zeros(capacity, sum(self._widths)))
         # Per position, the share of each class; all zero marks an empty slot.
         self.register_buffer("values", torch.zeros(capacity, max(classes, 2)))
-        self.register_buffer("written", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("owners", torch.full((capacity,), -1))  # whose image it is
+        self.register_buffer("trust", torch.zeros(()))  # the strength in use
         self.eval()
 
     @torch.no_grad()
-    def add(self, x: Tensor, y: Tensor, *, ignore_index: int = 255) -> None:
-        """Remember labeled images `x (N, C, H, W)` with their masks `y (N, H, W)`.
+    def remember(self, labeled: Samples, *, ignore_index: int = 255) -> None:
+        """Remember the labeled images, in place of what was remembered before, and measure how far to trust them.
 
-        Where several processes train together, each gives its own images and remembers those of all.
+        Call it once before training, with images as they are tested: normalised, not augmented. Of more images than
+        the memory has room for, every n-th is taken. Where several processes train together, each remembers all.
+
+        Args:
+            labeled: A list or data set of pairs, an image `(C, H, W)` and its mask `(H, W)`.
+            ignore_index: Mask value without a class.
         """
-        if y.shape != (len(x), *x.shape[2:]):
-            raise ValueError(
-                "`y` must have shape (N, H, W) for images `x` (N, C, H, W), "
-                f"got {tuple(y.shape)} and {tuple(x.shape)}"
-            )
-        features = self._features(x)
-        grid = (features.shape[2], features.shape[3])
-        shares = class_shares(y, self.values.shape[1], grid, ignore_index)
-        keys = features.flatten(2).transpose(1, 2)
-        values = shares.flatten(2).transpose(1, 2)
-        keep = min(self.positions, max(self.capacity // (len(x) * process_count()), 1))
-        image, kept = torch.arange(len(x), device=x.device)[:, None], spread(values, keep)
-        keys = gather(keys[image, kept]).flatten(0, 1)[: self.capacity]
-        values = gather(values[image, kept]).flatten(0, 1)[: self.capacity]
-        slots = (self.written + torch.arange(len(keys), device=x.device)) % self.capacity
-        self.keys[slots] = keys
-        self.values[slots] = values
-        self.written += len(keys)
+        each = max(
+            min(self.positions, self.capacity // max(len(labeled), 1)), min(16, self.capacity)
+        )
+        keys, values, owners = [], [], []
+        for owner in evenly(len(labeled), self.capacity // each):
+            x, y = labeled[owner]
+            if y.shape != x.shape[1:]:
+                raise ValueError(
+                    "a mask must have shape (H, W) for an image (C, H, W), "
+                    f"got {tuple(y.shape)} and {tuple(x.shape)}"
+                )
+            x, y = x.to(self.keys.device)[None], y.to(self.keys.device)[None]
+            features = self._features(x)
+            grid = (features.shape[2], features.shape[3])
+            shares = class_shares(y, self.values.shape[1], grid, ignore_index)
+            value = shares.flatten(2).transpose(1, 2)
+            kept = torch.unique(spread(value, each)[0])
+            kept = kept[value[0, kept].sum(1) > 0]
+            keys.append(features.flatten(2)[0].T[kept])
+            values.append(value[0, kept])
+            owners.append(torch.full((len(kept),), owner, device=x.device))
+        for memory, new, empty in (
+            (self.keys, keys, 0),
+            (self.values, values, 0),
+            (self.owners, owners, -1),
+        ):
+            memory.fill_(empty)
+            if new:
+                memory[: sum(map(len, new))] = torch.cat(new)
+        self.trust.fill_(self.measure() if self.strength is None else self.strength)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether there is anything in the memory."""
+        return bool((self.owners >= 0).any())
+
+    @torch.no_grad()
+    def measure(self) -> float:
+        r"""How far the evidence can be trusted: the $s$ under which it is most likely about known pixels.
+
+        Each remembered position asks all others but those of its own image. With every class weighing the same,
+        whatever its size, $s$ maximises the mean of $\log(r_y^s / \sum_k r_k^s)$ over chance, less one standard
+        error over the images: evidence that may be luck is none.
+
+        Returns:
+            $s$ in [0, 2]; 0 with fewer than two images.
+        """
+        filled = self.owners >= 0
+        owners, values = self.owners[filled], self.values[filled]
+        known = values.sum(0) > 0
+        images = torch.unique(owners)
+        if len(images) < 2:
+            return 0.0
+        evidence = (self._ratio(self.keys[filled], owners) + self.floor).log()[:, known]
+        # A class is one, whatever its size; of it, each image has what it holds of it.
+        weight = values[:, known] / values[:, known].sum(0) / known.sum()
+        chance = -math.log(int(known.sum()))
+        best, strength = 0.0, 0.0
+        for s in torch.arange(0.05, 2.05, 0.05).tolist():
+            gain = (weight * ((s * evidence).log_softmax(1) - chance)).sum(1)
+            by_image = gain.new_zeros(int(images.max()) + 1).index_add_(0, owners, gain)[images]
+            error = by_image.std() * len(images) ** 0.5
+            if float(by_image.sum() - error) > best:
+                best, strength = float(by_image.sum() - error), s
+        return strength
 
     @torch.no_grad()
     def likelihood(self, x: Tensor) -> Tensor:
         """$r_k$ of images `(N, C, H, W)`: `(N, max(K, 2), h, w)` on the grid of the features."""
         features = self._features(x)
         n, _, h, w = features.shape
-        with torch.autocast(x.device.type, enabled=False):
-            filled = self.values.sum(1) > 0
-            share = filled.float() / filled.sum().clamp(min=1)
-            centre = share @ self.keys
-            queries = self._normalise(features.flatten(2).transpose(1, 2).flatten(0, 1), centre)
-            keys = self._normalise(self.keys, centre)
-            scale = 1 / (self.temperature * len(keys))
-            # A large negative number rather than -inf: with nothing remembered the softmax stays finite.
-            similarity = torch.where(filled, 0.0, -1e4)
-            # Written out: with so few, so long vectors a fused attention takes longer.
-            for query, key in zip(queries, keys, strict=True):
-                similarity = torch.addmm(similarity, query, key.T, alpha=scale)
-            classes = similarity.softmax(1) @ self.values
-            classes = classes / classes.sum(1, keepdim=True).clamp(min=1e-6)
-            frequency = self.values.sum(0) / self.values.sum().clamp(min=1e-6)
-            # A class never seen says nothing: ratio 1.
-            ratio = torch.where(frequency > 0, classes / frequency.clamp(min=1e-3), 1.0)
+        ratio = self._ratio(features.flatten(2).transpose(1, 2).flatten(0, 1))
         return ratio.view(n, h, w, -1).permute(0, 3, 1, 2)
 
     def forward(self, probs: Tensor, x: Tensor) -> Tensor:
@@ -187,16 +238,34 @@ class LabeledReference(HoldsFrozenEncoder):
                 "`probs` (N, K, H, W) and `x` (N, C, H, W) must belong to the same images, "
                 f"got {tuple(probs.shape)} and {tuple(x.shape)}"
             )
-        ratio = F.interpolate(self.likelihood(x), size=x.shape[2:], mode="bilinear")
-        ratio = ratio + self.floor
-        likeliest = ratio.amax(1, keepdim=True)
-        return G.reweigh(
-            probs, (ratio / (self.tolerance * likeliest)).clamp(max=1) ** self.strength
-        )
+        ratio = F.interpolate(self.likelihood(x), size=x.shape[2:], mode="bilinear") + self.floor
+        return G.reweigh(probs, (ratio / ratio.amax(1, keepdim=True)) ** self.trust)
 
     def train(self, mode: bool = True) -> LabeledReference:
         """A frozen encoder never trains, whatever its owner does."""
         return super().train(False)
+
+    def _ratio(self, queries: Tensor, owners: Tensor | None = None) -> Tensor:
+        r"""Compute $a_k / \pi_k$ of features `(Q, D)`: `(Q, max(K, 2))`; those of their own image are not asked."""
+        with torch.autocast(queries.device.type, enabled=False):
+            filled = self.owners >= 0
+            share = filled.float() / filled.sum().clamp(min=1)
+            centre = share @ self.keys
+            split = self._normalise(queries, centre)
+            keys = self._normalise(self.keys, centre)
+            scale = 1 / (self.temperature * len(keys))
+            # A large negative number rather than -inf: with nothing remembered the softmax stays finite.
+            similarity = torch.where(filled, 0.0, -1e4)
+            if owners is not None:
+                similarity = torch.where(owners[:, None] == self.owners, -1e4, similarity)
+            # Written out: with so few, so long vectors a fused attention takes longer.
+            for query, key in zip(split, keys, strict=True):
+                similarity = torch.addmm(similarity, query, key.T, alpha=scale)
+            classes = similarity.softmax(1) @ self.values
+            classes = classes / classes.sum(1, keepdim=True).clamp(min=1e-6)
+            frequency = self.values.sum(0) / self.values.sum().clamp(min=1e-6)
+            # A class never seen says nothing: ratio 1.
+            return torch.where(frequency > 0, classes / frequency.clamp(min=1e-3), 1.0)
 
     def _features(self, x: Tensor) -> Tensor:
         # In whole numbers: rounding must not cost a row of the grid.
@@ -229,8 +298,19 @@ class LabeledReference(HoldsFrozenEncoder):
     def extra_repr(self) -> str:
         return (
             f"capacity={self.capacity}, temperature={self.temperature}, "
-            f"tolerance={self.tolerance}, strength={self.strength}, floor={self.floor}"
+            f"strength={self.strength}, floor={self.floor}"
         )
+
+
+def evenly(length: int, most: int) -> list[int]:
+    """Choose up to `most` of `length` positions, evenly spaced.
+
+    Examples:
+        >>> evenly(3, 5), evenly(10, 4)
+        ([0, 1, 2], [0, 2, 5, 7])
+    """
+    number = min(length, most)
+    return [i * length // number for i in range(number)]
 
 
 def fixed_size(encoder: nn.Module) -> tuple[tuple[int, int] | None, bool]:

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from gmix.given import remember_given
 
-__all__ = ["CutMix", "GaussianBlur", "Pasted", "StrongColor", "StrongView", "drop_channels"]
+__all__ = [
+    "CutMix",
+    "GaussianBlur",
+    "Pasted",
+    "StrongColor",
+    "StrongView",
+    "drop_channels",
+    "drop_complementary",
+]
 
 
 class StrongColor(nn.Module):
@@ -129,6 +137,7 @@ class GaussianBlur(nn.Module):
         (True, 1)
     """
 
+    @remember_given
     def __init__(self, p: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0)) -> None:
         super().__init__()
         if not (0 <= p <= 1 and 0 < sigma[0] <= sigma[1]):
@@ -276,6 +285,40 @@ def drop_channels(x: Tensor, p: float, generator: torch.Generator | None = None)
     draw = torch.rand(x.shape[:2], generator=generator, device=x.device)
     keep = (draw >= p).to(x.dtype) / max(1 - p, torch.finfo(x.dtype).tiny)
     return x * keep.view(*x.shape[:2], *[1] * (x.dim() - 2))
+
+
+def drop_complementary(
+    x: Tensor, p: float = 0.5, generator: torch.Generator | None = None
+) -> Tensor:
+    """Drop half of the channels in one view of an image and the other half in its second view.
+
+    What the two views together see of the features is everything, and neither can lean on a few channels. What is
+    kept is doubled, as in dropout.
+
+    Args:
+        x: `(2M, C, ...)` features: M images, then the second views of the same M.
+        p: Share of the images whose channels are dropped at all.
+        generator: On the features' device.
+
+    Raises:
+        ValueError: `p` outside [0, 1], or an odd number of images.
+
+    Reference:
+        Yang, Zhao, Zhao, "UniMatch V2: Pushing the Limit of Semi-Supervised Semantic Segmentation", 2024.
+
+    Examples:
+        >>> out = drop_complementary(torch.ones(2, 4, 1, 1), 1.0, torch.Generator().manual_seed(0))
+        >>> out[:, :, 0, 0].tolist()
+        [[0.0, 2.0, 2.0, 2.0], [2.0, 0.0, 0.0, 0.0]]
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"`p` is a probability in [0, 1], got {p}")
+    if len(x) % 2:
+        raise ValueError(f"`x` must hold two views of each image, got {len(x)} in all")
+    u = torch.rand(len(x) // 2, x.shape[1] + 1, generator=generator, device=x.device)
+    first = 2 * (u[:, 1:] < 0.5).to(x.dtype)
+    scale = torch.where(u[:, :1] < p, torch.stack([first, 2 - first]), 1.0).flatten(0, 1)
+    return x * scale.view(*scale.shape, *[1] * (x.dim() - 2))
 
 
 def _turn_hue(x: Tensor, angle: Tensor) -> Tensor:

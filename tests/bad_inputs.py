@@ -1212,7 +1212,8 @@ group(
     Case(
         "`--classes 1000000000000`",
         flags("--classes", 10**12),
-        "a data set has 2 to 255 classes, got 1000000000000",
+        "a data set has 2 to 255 classes, got 1000000000000: in its masks 255 is what is ignored; "
+        "put classes together with a label map",
     ),
     Case(
         "a raw id that is mapped twice",

@@ -1,6 +1,8 @@
 """Shared fixtures: where the real data is, and one hypothesis profile for all."""
 
 import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,15 @@ settings.register_profile("gmix", deadline=None, derandomize=True, max_examples=
 settings.register_profile("gmix-long", deadline=None, max_examples=5000)
 settings.load_profile("gmix")
 
+
+if threading.current_thread() is threading.main_thread():
+    # Whoever starts the tests in the background ignores signals, and so would every training that they start.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(
+                number,
+                signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL,
+            )
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Tests run side by side, one process a core: more threads would only wait for each other.

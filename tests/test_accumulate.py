@@ -171,11 +171,14 @@ def test_every_method_works_in_parts_and_moves_its_teacher_once(name: str) -> No
     assert all(value == value for row in losses for value in row.values())
     if getattr(method, "teacher", None) is not None:
         assert state["teacher.step"] == 2
-    if name == "guidedmix":  # labeled pixels of every part are remembered and counted
-        once: Any = GuidedMix(tiny_net())
-        after(once, 1, steps=2)
-        assert method.reference.written == once.reference.written > 0
-        assert torch.equal(method.adjustment.pixels, once.adjustment.pixels)
+
+
+def test_labeled_pixels_of_every_part_are_counted() -> None:
+    methods: list[Any] = [GuidedMix(tiny_net(), adjustment={}) for _ in range(2)]
+    for method, parts in zip(methods, (1, 2), strict=True):
+        after(method, parts, steps=2)
+    whole, split = (method.adjustment.pixels for method in methods)
+    assert torch.equal(whole, split) and whole.sum() > 0
 
 
 def test_one_part_is_the_whole_batch() -> None:

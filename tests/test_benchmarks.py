@@ -1,16 +1,23 @@
 """The recipes and probes behind the results page: they run, and compute what they print."""
 
+import json
 import re
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from tiny_data import tiny_config, write_data, write_scene
+from tiny_nets import tiny_net
 
+from gmix.methods import Method
 from gmix.training.config import TrainConfig
+from gmix.training.methods import build_method
 from gmix.training.run import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,10 +54,164 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_recipes_name_only_real_flags() -> None:
-    recipes = sorted(BENCHMARKS.glob("*.yaml"))
-    assert [path.stem for path in recipes] == ["camvid", "voc_animals"]
-    for path in recipes:
+    recipes = {path.stem: path for path in sorted(BENCHMARKS.glob("*.yaml"))}
+    assert [*recipes] == ["bench", "camvid", "voc_animals"]
+    bench = yaml.safe_load(recipes.pop("bench").read_text(encoding="utf-8"))
+    for path in recipes.values():
         TrainConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
+    for part, half in product(bench["sets"].values(), ("choose", "report")):
+        assert len(part["labels"]) == 2
+        for method, args in bench["methods"].items():
+            flags = {**bench["shared"], **part["flags"], **part[half], "method": method}
+            config = TrainConfig(**flags, method_args=args, labels=part["labels"][0])
+            assert isinstance(build_method(config, tiny_net(3)), Method)
+
+
+def bench_line(row: str, place: str, seed: int, score: float) -> dict[str, Any]:
+    return {"row": row, "set": place, "labels": 8, "seed": seed, "choose": 0.0, "report": score}
+
+
+def test_the_bench_tells_gains_of_the_same_seed() -> None:
+    import bench
+
+    lines = [
+        bench_line("supervised", "a", 0, 50.0),
+        bench_line("supervised", "a", 1, 54.0),
+        bench_line("supervised", "b", 0, 30.0),
+        bench_line("other", "a", 0, 56.0),  # 6 above that seed
+        bench_line("other", "a", 1, 56.0),  # 2 above
+        bench_line("other", "b", 0, 29.0),  # 1 below
+    ]
+    heading, rule, *table = bench.table(lines, "report").splitlines()
+    assert heading == "|  | a, 8 | b, 8 | mean gain | worst gain | won |"
+    assert rule == "| --- | --- | --- | --- | --- | --- |"
+    assert table == [
+        "| supervised | 52.0 ± 2.0 (2) | 30.0 (1) | +0.0 | +0.0 | 1 of 2 |",
+        "| other | 56.0 ± 0.0 (2) | 29.0 (1) | +1.5 | -1.0 | 1 of 2 |",
+    ]
+    assert bench.table(lines, "choose").splitlines()[2].startswith("| supervised | 0.0 ± 0.0 (2) |")
+    assert bench.spread([]) == ""
+    # The standard deviation is the root of 3; of four values the error is half of it.
+    assert bench.spread([8.0, 8.0 + 12**0.5, 8.0, 8.0]) == "8.9 ± 0.9 (4)"
+
+
+def test_the_bench_reads_what_a_kill_left(tmp_path: Path) -> None:
+    import bench
+
+    assert bench.read(tmp_path / "none") == []
+    (tmp_path / "lines").write_text('{"name": "a"}\n{"name": "b"}\n{"na')
+    assert [line["name"] for line in bench.read(tmp_path / "lines")] == ["a", "b"]
+
+
+def test_the_bench_plans_seed_by_seed() -> None:
+    import bench
+
+    given = {"sets": {"x": {"labels": [2, 4]}, "y": {"labels": [3, 6]}}}
+    given["methods"] = {"supervised": {}, "fixmatch": {"threshold": 0.5}}
+    words: dict[str, Any] = {
+        "methods": "",
+        "sets": "",
+        "tries": [],
+        "labels": "few",
+        "seeds": "0,1",
+    }
+    runs = list(bench.plan(given, Namespace(**words)))
+    assert [run.name for run in runs[:4]] == [
+        "x-2-supervised-0",
+        "y-3-supervised-0",
+        "x-2-fixmatch-0",
+        "y-3-fixmatch-0",
+    ]
+    assert len(runs) == 8 and {run.seed for run in runs[4:]} == {1}
+    words |= {"methods": "fixmatch", "sets": "y", "labels": "both", "seeds": "3"}
+    words["tries"] = ["low={threshold: 0.2}", "taught={teacher: {decay: 0.9}}"]
+    found = [(run.name, run.method, run.args) for run in bench.plan(given, Namespace(**words))]
+    taught = {"threshold": 0.5, "teacher": {"decay": 0.9}}
+    assert found == [
+        ("y-3-fixmatch+low-3", "fixmatch", {"threshold": 0.2}),
+        ("y-3-fixmatch+taught-3", "fixmatch", taught),
+        ("y-6-fixmatch+low-3", "fixmatch", {"threshold": 0.2}),
+        ("y-6-fixmatch+taught-3", "fixmatch", taught),
+    ]
+
+
+def test_the_bench_finds_its_folders() -> None:
+    import bench
+
+    flags = {"images": "a/b", "classes": 7, "size": "8x8", "val_images": "DIGITS/val/images"}
+    data, out = Path("data"), Path("out")
+    assert bench.located(flags, data, out) == {
+        "images": str(data / "a" / "b"),
+        "classes": 7,
+        "size": "8x8",
+        "val_images": str(out / "digits" / "val" / "images"),
+    }
+    assert bench.located({"classes": "a.txt"}, data, out) == {"classes": str(data / "a.txt")}
+
+
+def test_the_bench_trains_scores_both_halves_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import bench
+
+    from gmix.cli import main
+
+    write_data(tmp_path / "tiny", labeled=4, unlabeled=2, validation=2)
+    own = tiny_config(Path("tiny"), Path("out"), encoder="tu-test_resnet", steps=2)
+    shared = ("encoder", "encoder_weights", "crop", "batch_labeled", "batch_unlabeled", "steps")
+    shared += ("norm_batches", "workers", "threads", "device", "amp", "trackers", "report")
+    folders = {name: getattr(own, name) for name in ("images", "masks", "val_images", "val_masks")}
+    sizes = {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}
+    tiny = {
+        "labels": [2, 3],
+        "flags": {**folders, "classes": own.classes, "model_args": sizes},
+        "choose": {"val_part": "odd"},
+        "report": {"val_part": "even"},
+    }
+    given = {
+        "shared": {name: getattr(own, name) for name in shared},
+        "sets": {"tiny": tiny},
+        "methods": {"supervised": {}, "guidedmix": {"views": 1, "drop": 0.0}},
+    }
+    (tmp_path / "bench.yaml").write_text(yaml.safe_dump(given, sort_keys=False))
+    commands = []
+
+    def in_this_process(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert words[:3] == [sys.executable, "-m", "gmix"]
+        commands.append(words[3])
+        return subprocess.CompletedProcess(words, main(words[3:]), *capsys.readouterr())
+
+    monkeypatch.setattr(bench, "HERE", tmp_path)
+    monkeypatch.setattr(bench, "DIGITS", {"labeled": 1, "unlabeled": 1, "val": 1, "seed": 0})
+    monkeypatch.setattr(bench.subprocess, "run", in_this_process)
+    words = ["--out", tmp_path / "out", "--data", tmp_path, "--labels", "few", "--seeds", 5]
+    monkeypatch.setattr(sys, "argv", ["bench.py", *map(str, words)])
+    bench.main()
+    assert commands == 2 * ["train", "evaluate", "evaluate"]
+    lines = bench.read(tmp_path / "out" / "bench.jsonl")
+    assert [(line["name"], line["steps"]) for line in lines] == [
+        ("tiny-2-supervised-5", 2),
+        ("tiny-2-guidedmix-5", 2),
+    ]
+    for line in lines:
+        folder = tmp_path / "out" / line["name"]
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        assert (config["labels"], config["seed"], config["val_part"]) == (2, 5, "even")
+        assert config["method_args"] == line["args"]
+        # What training said of its last weights is what `report` is; `choose` is of the other image.
+        results = json.loads((folder / "results.json").read_text())
+        assert line["report"] == pytest.approx(100 * results["last"]["miou"], abs=0.01)
+        halves = [
+            json.loads((folder / f"{half}.json").read_text()) for half in ("report", "choose")
+        ]
+        assert halves[0]["split"] != halves[1]["split"]
+        assert line["choose"] == pytest.approx(100 * halves[1]["miou"], abs=0.01)
+    bench.main()
+    assert len(commands) == 6  # nothing is done twice
+    monkeypatch.setattr(sys, "argv", ["bench.py", *map(str, words[:2]), "--table", "report"])
+    capsys.readouterr()
+    bench.main()
+    assert capsys.readouterr().out == bench.table(lines, "report") + "\n"
 
 
 def test_the_probe_scores_every_way_to_make_a_pseudo_mask(run_dir: Path) -> None:
@@ -62,6 +223,8 @@ def test_the_probe_scores_every_way_to_make_a_pseudo_mask(run_dir: Path) -> None
     table = rows(run("pseudo_masks.py", run_dir, "--truth", root / "truth", "--images", 4))
     scores = {name: float(cells[0]) for name, cells in table.items() if name != "pseudo mask"}
     assert all(0 <= score <= 100 for score in scores.values())
+    for share in (float(cells[2]) for name, cells in table.items() if name != "pseudo mask"):
+        assert 0 <= share <= 1
     for partner in ("similar", "random"):
         for lam in (0.1, 0.3, 0.5):
             assert f"decoupled, lambda {lam}, {partner}, prediction" in scores
@@ -113,6 +276,7 @@ def test_the_gradient_probe_compares_every_way(run_dir: Path) -> None:
     words = [run_dir, "--truth", run_dir.parent / "truth", "--images", 4, "--batches", 2]
     table = rows(run("gradients.py", *words))
     assert len(table) == 9  # the heading, too
+    assert "direct, referred, hard labels above 0.95 (the default)" in table
     for name, cells in table.items():
         if name != "pseudo mask, loss":
             assert all(-1 <= float(cell.split(" ±")[0]) <= 1 for cell in cells[:2]), name
@@ -130,8 +294,8 @@ def test_the_cost_of_a_step_beside_the_plain_model() -> None:
     words = ["--methods", "guidedmix", "--encoder", "resnet18", "--size", "64x64"]
     text = run("step_cost.py", *words, "--batch", 2, "--repeats", 1)
     table = rows(text)
-    # Trained on: labeled, unlabeled. Looked at: both with the teacher and the reference, and the mixes.
-    assert table["guidedmix"][0] == "4, 10"
+    # Trained on: labeled, and two views of the unlabeled. Looked at: both by the teacher, the latter by the reference.
+    assert table["guidedmix"][0] == "6, 6"
     seconds, ratio = (float(cell) for cell in table["guidedmix"][1:3])
     assert seconds > 0 and ratio > 0
     assert [first for first in table if " x " in first] == ["32 x 32", "64 x 64", "128 x 128"]
@@ -141,8 +305,6 @@ def test_the_cost_of_a_step_beside_the_plain_model() -> None:
 def test_statistics_of_other_images_change_the_score_and_nothing_else(
     run_dir: Path, tmp_path: Path
 ) -> None:
-    import json
-
     data, own = run_dir.parent / "data", {}
     for batches in (0, 2):
         config = tiny_config(
@@ -163,8 +325,6 @@ def test_statistics_of_other_images_change_the_score_and_nothing_else(
 
 
 def test_with_strength_0_the_run_scores_as_it_did(run_dir: Path) -> None:
-    import json
-
     table = rows(run("adjustment.py", run_dir, "--strengths", 0, 5, "--threads", 1))
     without, strong = map(float, table[run_dir.name])
     own = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["last"]["miou"]
@@ -227,8 +387,7 @@ def test_passes_and_messages_are_those_of_a_known_case(scaling_tables: list[str]
     import segmentation_models_pytorch as smp
 
     net = smp.DeepLabV3Plus("resnet50", encoder_weights=None, classes=21)
-    # Beside what is deployed, GuidedMix trains a classifier of 2048 features.
-    gradients = 4 * (sum(p.numel() for p in net.parameters()) + 21 * 2049)
+    gradients = 4 * sum(p.numel() for p in net.parameters())  # GuidedMix trains nothing besides
     messages = [
         line.strip("| ").split(" | ")
         for line in scaling_tables[1].splitlines()

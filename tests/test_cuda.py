@@ -74,7 +74,8 @@ def loss_inputs(k: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def reference(classes: int) -> gmix.LabeledReference:
     part = gmix.LabeledReference(AverageEncoder(), classes, capacity=100)
-    part.add(torch.randn(3, 3, 16, 16), torch.randint(max(classes, 2), (3, 16, 16)))
+    x, y = torch.randn(3, 3, 16, 16), torch.randint(max(classes, 2), (3, 16, 16))
+    part.remember(list(zip(x, y, strict=True)))
     return part
 
 

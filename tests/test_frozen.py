@@ -123,7 +123,7 @@ def test_a_state_with_the_encoder_in_it_loads_as_it_did() -> None:
 def test_alone_it_does_the_same() -> None:
     reference, other = (LabeledReference(tiny_net().model.encoder, 3) for _ in range(2))
     x, y, _ = tiny_batch()
-    reference.add(x, y)
+    reference.remember([*zip(x, y, strict=True)])
     other.load_state_dict(reference.state_dict())
     assert torch.equal(other.keys, reference.keys)
     with pytest.raises(RuntimeError, match="encoder has other weights"):

@@ -24,7 +24,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "decoupler": {"mode": "hard", "normalize": "none"},
     "adjustment": {"strength": 0.3, "floor": 0.01},
     "criterion": {
-        "objective": "cross_entropy",
+        "objective": "soft_cross_entropy",
         "threshold": 0.2,
         "certainty": 3.0,
         "classification": 0.1,
@@ -39,7 +39,6 @@ OTHER: dict[str, dict[str, Any]] = {
         "positions": 5,
         "shorter_side": 40,
         "temperature": 0.2,
-        "tolerance": 0.6,
         "strength": 0.4,
         "floor": 0.3,
     },
@@ -51,6 +50,7 @@ OTHER: dict[str, dict[str, Any]] = {
         "mean": (0.1, 0.2, 0.3),
         "std": (0.7, 0.8, 0.9),
     },
+    "blur": {"p": 0.1, "sigma": (0.2, 0.9)},
     "paste": {"p": 0.1},
     "cutmix": {"p": 0.1, "area": (0.3, 0.4), "aspect": 2.0},
 }
@@ -65,6 +65,7 @@ KINDS: dict[str, Any] = {
     "teacher": gmix.EMATeacher,
     "reference": gmix.LabeledReference,
     "color": StrongColor,
+    "blur": gmix.GaussianBlur,
     "paste": gmix.ClassPaste,
     "cutmix": gmix.CutMix,
 }
@@ -72,8 +73,14 @@ KINDS: dict[str, Any] = {
 VARIANT: dict[str, dict[str, dict[str, Any]]] = {
     "default": {
         "mixer": {"max_lambda": 0.3},
-        "criterion": {"objective": "soft_cross_entropy", "certainty": 1.0, "decoupling": 0.0},
-        "color": {"mean": MEAN, "std": STD},
+        "criterion": {
+            "objective": "cross_entropy",
+            "threshold": 0.95,
+            "classification": 0.0,
+            "decoupling": 0.0,
+            "ramp_length": 0.0,
+        },
+        "color": {"mean": MEAN, "std": STD, "hue": 0.25},
     },
     "paper": {"color": {"mean": MEAN, "std": STD}},
 }
@@ -93,7 +100,9 @@ def make_object(net: Any, name: str, **options: Any) -> Any:
 
 
 def value_of(part: Any, option: str) -> Any:
-    value = getattr(part, option)
+    # A reference's strength is measured, unless it is given.
+    own = f"given_{option}"
+    value = getattr(part, own if hasattr(part, own) else option)
     return tuple(round(v, 6) for v in value.flatten().tolist()) if torch.is_tensor(value) else value
 
 
@@ -103,8 +112,9 @@ def test_the_table_has_every_part_and_every_option() -> None:
     }
     parts = {*GuidedMix(tiny_net()).__dict__} | {*dict(GuidedMix(tiny_net()).named_children())}
     others = {"net", "supervised_loss"}
-    assert {*dict(GuidedMix(tiny_net(), paste={}).named_children())} - others == {*OTHER}
-    assert parts > {"direct", "true_masks", "pair_across"}
+    everything = GuidedMix(tiny_net(), paste={}, adjustment={})
+    assert {*dict(everything.named_children())} - others == {*OTHER}
+    assert parts > {"direct", "true_masks", "pair_across", "views", "drop"}
 
 
 @pytest.mark.parametrize("said_as", ["part", "mapping", "flags"])
@@ -135,7 +145,7 @@ def test_one_option_leaves_the_others_as_the_variant_has_them(
     part = getattr(method, name)
     own = dict(VARIANT[variant].get(name, {}))
     if name == "color" and said_as == "flags":  # what this encoder's images are normalised with
-        own = {"mean": (0.5,), "std": (0.5,)}
+        own |= {"mean": (0.5,), "std": (0.5,)}
     expected = {**options_of(KINDS[name]), **own, option: value}
     assert {key: value_of(part, key) for key in expected} == expected
     if option == "capacity":
@@ -144,14 +154,16 @@ def test_one_option_leaves_the_others_as_the_variant_has_them(
 
 def test_the_example_of_the_issue() -> None:
     """A step with one weight changed is the default's step but for this weight."""
-    plain = GuidedMix(tiny_net())
-    light = GuidedMix(tiny_net(), criterion=GuidedMixLoss(classification=0.1))
+    # A network that knows nothing is nowhere 95 % sure.
+    plain = GuidedMix(tiny_net(), criterion={"threshold": 0.0})
+    light = GuidedMix(tiny_net(), criterion=GuidedMixLoss(threshold=0.0, unsupervised=0.1))
     losses, other = (m(*tiny_batch(), progress=1.0, generator=seeded(0)) for m in (plain, light))
     assert losses.keys() == other.keys()
     for name in losses.keys() - {"total"}:
         assert torch.equal(losses[name], other[name]), name
     difference = losses["total"] - other["total"]
-    torch.testing.assert_close(difference, 0.9 * losses["classification"])
+    assert losses["unsupervised"] > 0
+    torch.testing.assert_close(difference, 0.9 * losses["unsupervised"])
 
 
 def test_what_is_said_wins_even_if_it_is_what_the_part_has_anyway() -> None:
@@ -168,7 +180,7 @@ def test_a_part_of_another_class_is_left_as_it_is() -> None:
 
     method = GuidedMix(tiny_net(), criterion=Sharp(), selector=gmix.RandomPairSelector())
     assert isinstance(method.criterion, Sharp) and method.criterion.certainty == 4.0
-    assert method.criterion.objective == "soft_cross_entropy"
+    assert method.criterion.objective == "cross_entropy" and method.criterion.threshold == 0.95
     assert isinstance(method.selector, gmix.RandomPairSelector)
 
     class Own(nn.Module):
@@ -181,7 +193,7 @@ def test_a_part_of_another_class_is_left_as_it_is() -> None:
 def test_copies_remember_what_was_said() -> None:
     criterion = copy.deepcopy(GuidedMixLoss(decoupling=1.0))
     assert GuidedMix(tiny_net(), criterion=criterion).criterion.decoupling == 1.0
-    assert GuidedMix(tiny_net(), criterion=copy.deepcopy(criterion)).criterion.certainty == 1.0
+    assert GuidedMix(tiny_net(), criterion=copy.deepcopy(criterion)).criterion.threshold == 0.95
 
 
 def test_a_part_of_two_methods_is_never_changed_behind_the_first_ones_back() -> None:

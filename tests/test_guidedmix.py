@@ -25,18 +25,27 @@ UNSURE = {  # nets that know nothing yet are never 95% sure
 
 
 def default(classes: int = 3, **parts: Any) -> GuidedMix:
-    return GuidedMix(tiny_net(classes), **{"criterion": UNSURE, **parts})
+    """The default variant, which knows the labeled images of `tiny_batch` and says so."""
+    given = {"criterion": UNSURE, "reference": {"strength": 0.5}, **parts}
+    method = GuidedMix(tiny_net(classes), **given)
+    remember(method, *tiny_batch(classes=classes)[:2])
+    return method
+
+
+def mixing(classes: int = 3, **parts: Any) -> GuidedMix:
+    """Half of its pseudo masks are decoupled, with every part that the default can have."""
+    return default(classes, **{"direct": 0.5, "adjustment": {}, **parts})
+
+
+def remember(method: GuidedMix, x: Tensor, y: Tensor) -> None:
+    method.remember([*zip(x, y.where(y != 255, method.ignore_index), strict=True)])
 
 
 def paper(classes: int = 3, **parts: Any) -> GuidedMix:
     return GuidedMix(tiny_net(classes), variant="paper", **parts)
 
 
-def unmixed(classes: int = 3, **parts: Any) -> GuidedMix:
-    return default(classes, **{"direct": 1.0, **parts})
-
-
-VARIANTS = pytest.mark.parametrize("make", [default, unmixed, paper])
+VARIANTS = pytest.mark.parametrize("make", [default, mixing, paper])
 
 
 class Recorder(GuidedMixLoss):
@@ -82,7 +91,8 @@ def per_image(lam: Tensor) -> Tensor:
 def test_a_default_step_is_this_plain_code(direct: float) -> None:
     x_l, y, x_u = tiny_batch()
     valid = torch.rand(4, 32, 32, generator=seeded(3)) < 0.8
-    method = default(paste=gmix.ClassPaste(3), direct=direct)
+    criterion = {**UNSURE, "classification": 0.7}
+    method = default(paste=gmix.ClassPaste(3), direct=direct, adjustment={}, criterion=criterion)
     with torch.no_grad():  # a student that has moved away from its teacher
         for p in method.net.parameters():
             p.mul_(1.05)
@@ -94,7 +104,6 @@ def test_a_default_step_is_this_plain_code(direct: float) -> None:
     net, g = plain.net, seeded(7)
     with torch.no_grad():
         plain.teacher.update(net)
-        plain.reference.add(x_l, y)
         teacher = plain.teacher.net
         partner = closest(teacher.embed(x_u), teacher.embed(x_l))
         pseudo = teacher(x_u).softmax(1)
@@ -107,8 +116,7 @@ def test_a_default_step_is_this_plain_code(direct: float) -> None:
             left = (teacher(mixed).softmax(1) - lam * known[partner]).clamp(min=0)
             pseudo = (1 - direct) * left / left.sum(1, keepdim=True) + direct * pseudo
         ratio = F.interpolate(plain.reference.likelihood(x_u), size=(32, 32), mode="bilinear")
-        ratio = ratio + 0.01
-        pseudo = pseudo * (ratio / (0.25 * ratio.amax(1, keepdim=True))).clamp(max=1)
+        pseudo = pseudo * (ratio + 0.01) ** 0.5
         pseudo = pseudo / pseudo.sum(1, keepdim=True)
         region, x_p = plain.paste(y[partner], g), x_u.clone()
         assert region.any() and not region.all()
@@ -116,19 +124,32 @@ def test_a_default_step_is_this_plain_code(direct: float) -> None:
             x_p[i, :, region[i]] = x_l[j, :, region[i]]
             pseudo[i, :, region[i]] = F.one_hot(y[j][region[i]], 3).T.float()
             valid[i, region[i]] = True
-        x_s = plain.color(x_p, g)
-        box, source = plain.cutmix(x_s, g)
-        for i, j in enumerate(source.tolist()):
-            assert j == (i - 1) % 4
-        view, target, inside = x_s.clone(), pseudo.clone(), valid.clone()
-        for i, j in enumerate(source.tolist()):
-            view[i, :, box[i]] = x_s[j, :, box[i]]
-            target[i, :, box[i]] = pseudo[j, :, box[i]]
-            inside[i, box[i]] = valid[j, box[i]]
-    assert box.any()
+        views, targets, insides = [], [], []
+        for _ in range(2):
+            x_s = plain.blur(plain.color(x_p, g), g)
+            box, source = plain.cutmix(x_s, g)
+            view, target, inside = x_s.clone(), pseudo.clone(), valid.clone()
+            for i, j in enumerate(source.tolist()):
+                assert j == (i - 1) % 4
+                view[i, :, box[i]] = x_s[j, :, box[i]]
+                target[i, :, box[i]] = pseudo[j, :, box[i]]
+                inside[i, box[i]] = valid[j, box[i]]
+            assert box.any()
+            views, targets, insides = [*views, view], [*targets, target], [*insides, inside]
+    target, inside = torch.cat(targets), torch.cat(insides)
 
-    features = net.encode(torch.cat([x_l, view]))
-    logits = net.decode(features, (32, 32))
+    features = net.encode(torch.cat([x_l, *views]))
+    embedding = features[-1][:3].mean((2, 3))
+    dropped = []
+    for feature in features:
+        u = torch.rand(4, feature.shape[1] + 1, generator=g)
+        scale = torch.ones(11, feature.shape[1])
+        for i, row in enumerate(u.tolist()):
+            for c, draw in enumerate(row[1:]):
+                if row[0] < 0.5:  # of these the channels are shared out among the views
+                    scale[3 + i, c], scale[7 + i, c] = (2, 0) if draw < 0.5 else (0, 2)
+        dropped.append(feature * scale[:, :, None, None])
+    logits = net.decode(dropped, (32, 32))
     confidence, label = target.max(1)
     learnt = (confidence >= 0.36) & inside
     assert 0.05 < learnt.float().mean() < 0.9
@@ -138,11 +159,11 @@ def test_a_default_step_is_this_plain_code(direct: float) -> None:
     expected = {
         "supervised": F.cross_entropy(adjusted, y, ignore_index=255),
         "classification": F.binary_cross_entropy_with_logits(
-            net.classifier(features[-1][:3].mean((2, 3))), occurring(y, 3)
+            net.classifier(embedding), occurring(y, 3)
         ),
         "unsupervised": (pixels * learnt).sum() / inside.sum(),
     }
-    expected["total"] = sum(expected.values())
+    expected["total"] = sum(expected.values()) - 0.3 * expected["classification"]
     expected["total"].backward()
     assert losses.keys() == expected.keys()
     for name, value in losses.items():
@@ -218,7 +239,7 @@ def test_supervised_is_cross_entropy_and_nothing_else() -> None:
 def test_a_network_trained_by_supervised_first_learns_its_classifier_in_guidedmix() -> None:
     net = tiny_net()
     Supervised(net)(*tiny_batch())["total"].backward()
-    method = GuidedMix(net)
+    method = GuidedMix(net, criterion={"classification": 1.0})
     method(*tiny_batch(), progress=1.0, generator=seeded(0))["total"].backward()
     assert net.classifier.weight.requires_grad
     assert net.classifier.weight.grad is not None and net.classifier.weight.grad.any()
@@ -232,8 +253,6 @@ def test_a_network_trained_by_supervised_first_learns_its_classifier_in_guidedmi
 def test_guidance_is_consistent(make: Any, classes: int) -> None:
     x_l, y, x_u = tiny_batch(classes=classes)
     method = make(classes).eval()
-    if method.reference is not None:
-        method.reference.add(x_l, y)
     partner, x_partner, y_partner, direct, mix, pseudo = method.guide(x_l, y, x_u, seeded(0))
     assert torch.equal(x_partner, x_l[partner]) and torch.equal(y_partner, y[partner])
     predictor = method.net if method.teacher is None else method.teacher.net
@@ -305,17 +324,21 @@ def test_the_method_draws_from_its_generator_only_and_leaves_its_inputs_alone(ma
 def test_every_trained_parameter_gets_a_gradient(make: Any, mitrans: bool, autocast: bool) -> None:
     # Autocast caches weights it has cast. The paper's variant casts the student's own weights under
     # no_grad first: a cached copy without a gradient must not be what the student then learns with.
+    parts = {"paper": {}, "mixing": {"criterion": {**UNSURE, "classification": 1.0}, "direct": 0.5}}
     method = GuidedMix(
         tiny_net(mitrans=mitrans),
-        variant="default" if make is default else "paper",
-        **({"criterion": UNSURE} if make is default else {}),
+        variant="paper" if make is paper else "default",
+        **parts.get(make.__name__, {"criterion": UNSURE}),
     )
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         losses = method(*tiny_batch(), progress=1.0, generator=seeded(0))
     losses["total"].backward()
     assert all(value.dtype == torch.float32 and value > 0 for value in losses.values())
     trained = {n for n, p in method.named_parameters() if p.requires_grad}
-    assert trained == {f"net.{n}" for n, _ in method.net.named_parameters()}
+    expected = {f"net.{n}" for n, _ in method.net.named_parameters()}
+    if make is default:  # which does not ask which classes occur
+        expected -= {"net.classifier.weight", "net.classifier.bias"}
+    assert trained == expected
     for name, p in method.named_parameters():
         if name not in trained:
             assert p.grad is None, name
@@ -347,10 +370,8 @@ def test_pseudo_masks_and_the_labeled_side_are_constants(make: Any) -> None:
     assert gradient.any()
 
 
-def test_the_unlabeled_term_of_the_default_is_ramped_up() -> None:
-    method = GuidedMix(tiny_net())
-    assert method.criterion.ramp_length == 0.3
-    assert method.criterion.certainty == 1.0  # the other steps here have criteria of their own
+def test_the_unlabeled_term_is_ramped_up() -> None:
+    method = default(criterion={**UNSURE, "ramp_length": 0.3})
     done, begun = (
         copy.deepcopy(method)(*tiny_batch(), progress=told, generator=seeded(0))["total"]
         for told in (1.0, 0.0)
@@ -367,7 +388,8 @@ def statistics(net: nn.Module) -> dict[str, Tensor]:
 
 def test_mixed_images_never_touch_the_students_batch_norm() -> None:
     x_l, y, x_u = tiny_batch()
-    method = default(color=None, cutmix=None)  # the student's view is the image itself
+    # The student's view is the image itself.
+    method = mixing(color=None, blur=None, cutmix=None, views=1, drop=0.0)
     plain = copy.deepcopy(method.net)
     method(x_l, y, x_u, progress=1.0, generator=seeded(0))
     plain(torch.cat([x_l, x_u]))
@@ -388,9 +410,9 @@ def test_looking_at_the_pseudo_masks_changes_nothing() -> None:
 def test_the_teacher_follows_in_training_only() -> None:
     method = default()
     method.eval()(*tiny_batch(), progress=1.0)
-    assert method.teacher.step == 0 and method.reference.written == 0
+    assert method.teacher.step == 0
     method.train()(*tiny_batch(), progress=1.0)
-    assert method.teacher.step == 1 and method.reference.written > 0
+    assert method.teacher.step == 1
     assert not method.teacher.net.training and not method.reference.encoder.training
 
 
@@ -409,7 +431,7 @@ def test_state_dict_brings_everything_back(make: Any) -> None:
                 p.add_(1.0)
     other.load_state_dict(method.state_dict())
     if make is default:
-        assert other.teacher.step == 2 and other.reference.written == method.reference.written
+        assert other.teacher.step == 2
     expected, again = (
         m(*tiny_batch(seed=5), progress=1.0, generator=seeded(5)) for m in (method, other)
     )
@@ -466,10 +488,20 @@ def test_the_ignore_index_reaches_every_part(make: Any) -> None:
 
 def test_a_class_that_is_ignored_is_not_remembered() -> None:
     x_l, y, _ = tiny_batch()
-    method = default(criterion=GuidedMixLoss(decoupling=0.0, ignore_index=0))
-    method.begin(x_l, y.clamp(max=2))
+    method = default(criterion=GuidedMixLoss(ignore_index=0))
+    method.remember([*zip(x_l, y.clamp(max=2), strict=True)])
     values = method.reference.values
     assert not values[:, 0].any() and values[:, 1:].any()
+
+
+def test_without_remember_the_reference_is_silent() -> None:
+    method = GuidedMix(tiny_net())
+    with pytest.warns(UserWarning, match=r"call `method.remember\(labeled\)` once"):
+        copy.deepcopy(method)(*tiny_batch(), progress=1.0)
+    silent, without = (m.guide(*tiny_batch()).pseudo for m in (method, default(reference=None)))
+    torch.testing.assert_close(silent, without)
+    assert not torch.allclose(default().guide(*tiny_batch()).pseudo, without, atol=1e-3)
+    default(reference=None).remember([])  # and a method without one has nothing to remember
 
 
 @VARIANTS
@@ -532,6 +564,8 @@ images, y, _ = tiny_batch(2, 2)
         ),
         (lambda: GuidedMix(tiny_net(), variant="official"), "['default', 'paper'], got 'official'"),  # type: ignore[arg-type]
         (lambda: default(direct=1.2), "`direct` is a weight in [0, 1], got 1.2"),
+        (lambda: default(views=0, drop=0.0), "`views` must be at least 1"),
+        (lambda: default(views=3), "2 with `drop` above 0 (two views share the channels), got 3 and 0.5"),
         (lambda: default(techer=None), "no part 'techer': choose from ['adjustment', "),
         (
             lambda: default(ignore_index=0, criterion=GuidedMixLoss(ignore_index=7)),
@@ -569,7 +603,7 @@ def test_only_parts_that_are_not_given_are_made(monkeypatch: pytest.MonkeyPatch)
 def test_what_led_to_the_pseudo_masks_is_free_before_the_student_looks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    method = default()
+    method = mixing()
     seen: list[weakref.ref[Tensor]] = []
     alive: list[bool] = []
     guide = method.guide
@@ -582,18 +616,15 @@ def test_what_led_to_the_pseudo_masks_is_free_before_the_student_looks(
     monkeypatch.setattr(method, "guide", watched)
     method.color.register_forward_pre_hook(lambda *_: alive.extend(r() is not None for r in seen))
     method(*tiny_batch(), progress=1.0, generator=seeded(0))
-    assert alive == [False] * 5
+    assert alive == [False] * 10  # five, before each of two views
 
 
 # --- it learns --------------------------------------------------------------------------------
 
 
 def sure_pixels() -> GuidedMix:
-    """Hard labels from the first step on; among a random encoder's features a sharp reference errs too often."""
-    net = tiny_net()
-    settings = {"shorter_side": 1, "temperature": 0.05, "tolerance": 0.5}
-    reference = gmix.LabeledReference(net.model.encoder, 3, **settings)
-    return GuidedMix(net, criterion=UNSURE, reference=reference, adjustment=None)
+    """Labels from the first step on."""
+    return GuidedMix(tiny_net(), criterion=UNSURE, reference={"shorter_side": 1})
 
 
 MAKERS = [sure_pixels, lambda: GuidedMix(tiny_net()), paper, lambda: Supervised(tiny_net())]
@@ -612,6 +643,7 @@ def test_a_few_steps_lower_the_loss(make: Any) -> None:
 
     (x_l, y_l), (x_u, y_u) = scenes(4), scenes(4)
     method = make()
+    method.remember([*zip(x_l, y_l, strict=True)])
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-2)
     supervised = []
     for step in range(15):

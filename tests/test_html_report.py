@@ -64,11 +64,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of two finished runs on one split."""
+    """A folder of two finished runs on one split; the second mixes."""
     out = tmp_path_factory.mktemp("runs")
-    for method in ("supervised", "guidedmix"):
+    for method, args in (("supervised", {}), ("guidedmix", {"direct": 0.5})):
         settings: dict[str, Any] = {"labels": 3, "held_out": 1, "eval_every": 2, "norm_batches": 0}
-        train(tiny_config(data, out / method, method=method, steps=4, **settings))
+        settings |= {"method": method, "method_args": args}
+        train(tiny_config(data, out / method, steps=4, **settings))
     return out
 
 
@@ -468,7 +469,8 @@ def test_other_images_are_no_gain(split: str | None, same: bool) -> None:
     groups = group_runs(runs)
     assert gain(groups) == (pytest.approx(10) if same else None)
     facts, chart = gather_facts(groups), classes_chart(groups)
-    assert ("with the same masks" in facts.sentence) == same == (len(facts.tiles) == 2)
+    gains = [label for _, label in facts.tiles if "points against" in label]
+    assert ("with the same masks" in facts.sentence) == same == (len(gains) == 1)
     assert chart is not None and ("(+10.0)" in chart.svg) == same == ("change" in chart.note)
 
 
@@ -589,7 +591,8 @@ def test_the_replay_is_the_last_step_itself(
         return found
 
     monkeypatch.setattr(GuidedMix, "guide", watched)
-    train(tiny_config(data, tmp_path, steps=3, norm_batches=0, channels_last=True, amp="bf16"))
+    mixing = {"method_args": {"direct": 0.5}, "channels_last": True, "amp": "bf16"}
+    train(tiny_config(data, tmp_path, steps=3, norm_batches=0, **mixing))
     x_labeled, y_labeled, x_unlabeled, _, guidance = seen[-1]
     state = torch.random.get_rng_state()
     replay = replay_last_batch(tmp_path, CPU)
@@ -609,8 +612,9 @@ def test_the_replay_is_the_last_step_itself(
     ("changes", "stages"),
     [
         ({"variant": "paper", "accumulate": 2, "batch_labeled": 4, "batch_unlabeled": 4}, 3),
-        ({"method_args": {"direct": 1.0, "selector": "random"}}, 2),
-        ({"classes": 1, "label_map": "0:0,1:1,2:1"}, 3),
+        ({"method_args": {"paste": {}, "selector": "random"}}, 2),
+        ({"classes": 1, "label_map": "0:0,1:1,2:1", "method_args": {"direct": 0.5}}, 3),
+        ({}, 1),  # partners are of no consequence
     ],
 )
 def test_pairs_of_every_kind_can_be_looked_at(
@@ -622,9 +626,23 @@ def test_pairs_of_every_kind_can_be_looked_at(
     assert len(replay.x_unlabeled) == 2  # of a step in parts, the first
     card = pair_card(replay, 0)
     assert len(card.stages) == stages
+    assert card.stages[0].cells[0].title == "Unlabeled image"
     for cell in (cell for stage in card.stages for cell in stage.cells):
         assert decode(cell.picture.source).size == cell.picture.size == (32, 32)
         assert cell.picture.alt
+
+
+def test_a_run_that_mixes_nothing_has_no_lambda_and_says_what_has(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny_config(data, tmp_path / "run", steps=1, norm_batches=0))
+    page = write_report([tmp_path / "run"], ReportConfig(images=1)).read_text(encoding="utf-8")
+    assert "How pseudo masks come about" in page and "λ" not in page
+    for figure, what in (("decoupling", "decouple"), ("activations", "compare")):
+        words = ["--figure", figure, "--out", str(tmp_path / "figure.svg")]
+        assert main(["report", str(tmp_path / "run"), *words]) == 1
+        said = capsys.readouterr().err
+        assert said.endswith(f"`direct` below 1 in --method-args does: here is nothing to {what}\n")
 
 
 def test_lambdas_stay_below_their_cap(runs: Path) -> None:
@@ -741,11 +759,17 @@ def test_figures_of_a_paper(runs: Path, tmp_path: Path, name: str, file: str, st
 
 @pytest.mark.parametrize(("images", "names"), [(1, "0"), (3, "024"), (9, "01234")])
 def test_a_comparison_has_as_many_rows_as_were_asked_for(
-    runs: Path, images: int, names: str, monkeypatch: pytest.MonkeyPatch
+    runs: Path, tmp_path: Path, images: int, names: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sheets: list[list[Any]] = []
-    monkeypatch.setattr("gmix.report.figures.picture_sheet", lambda rows, *_: sheets.append(rows))
-    draw_figure([runs], ReportConfig(figure="comparison", out="6.png", images=images))
+
+    def drawn(rows: list[Any], *settings: Any) -> None:
+        sheets.append(rows)
+        next(item for item in settings if isinstance(item, Path)).touch()
+
+    monkeypatch.setattr("gmix.report.figures.picture_sheet", drawn)
+    out = str(tmp_path / "6.png")
+    draw_figure([runs], ReportConfig(figure="comparison", out=out, images=images))
     scenes = look_at_even_scenes(runs / "guidedmix", [load_model(runs / "guidedmix")], images)
     assert [scene.name for scene in scenes] == [f"v{name}.png" for name in names]
     assert len(sheets[0]) == len(names)

@@ -486,6 +486,19 @@ def test_a_run_leaves_out_says_so_and_ends_bit_equal(
         assert results["left_out"] == [str(path)]
 
 
+def test_a_damaged_mask_says_nothing_of_binary_masks(data: Path, tmp_path: Path) -> None:
+    for path in [*(data / "masks").iterdir(), *(data / "val_masks").iterdir()]:
+        ids = np.array(Image.open(path))
+        Image.fromarray(np.where(ids > 0, 255, 0).astype(np.uint8)).save(path)
+    (data / "masks" / "02.png").write_bytes(b"")
+    config = tiny_config(data, tmp_path, classes=1, method="supervised")
+    with pytest.raises(ValueError, match=r"cannot read mask \S+02.png"):
+        build_data(config)
+    built = build_data(replace(config, skip_damaged=1))
+    assert built.classes.label_map == {0: 0, 1: 1, 255: 1}
+    assert [Path(name).name for name in built.left_out] == ["02.png"]
+
+
 def test_nothing_is_judged_on_another_image_in_its_place(data: Path, tmp_path: Path) -> None:
     config = tiny_config(data, tmp_path, method="supervised", skip_damaged=1)
     whole = build_data(config)

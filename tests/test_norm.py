@@ -102,7 +102,11 @@ def test_a_run_saves_and_scores_with_statistics_of_unlabeled_crops(
     data: Path, tmp_path: Path
 ) -> None:
     runs = {
-        batches: train(tiny_config(data, tmp_path / str(batches), norm_batches=batches, steps=3))
+        batches: train(
+            tiny_config(
+                data, tmp_path / str(batches), norm_batches=batches, decide_for="pixels", steps=3
+            )
+        )
         for batches in (0, 2)
     }
     saved = {b: load_file(run.out / "model" / "model.safetensors") for b, run in runs.items()}
@@ -128,9 +132,26 @@ def test_renewed_statistics_do_not_depend_on_where_a_run_was_taken_up(
     assert whole.miou == again.miou
 
 
-def test_supervised_training_has_no_unlabeled_images_to_ask(data: Path, tmp_path: Path) -> None:
+def test_views_of_supervised_training_are_all_its_images() -> None:
+    """It was trained on labeled crops, not on strong views."""
+    x_labeled, crops = torch.randn(1, 3, 16, 16), torch.randn(3, 4, 3, 16, 16)
+    batches = (Batch(x_labeled, torch.zeros(1, 16, 16).long(), x) for x in crops)
+    given = {"mean": [0.5] * 3, "std": [0.5] * 3, "seed": 3, "device": torch.device("cpu")}
+    views = list(unlabeled_views(batches, **given, supervised=True))
+    assert all(map(torch.equal, views, (torch.cat([x, x_labeled]) for x in crops)))
+
+
+@pytest.mark.parametrize("unlabeled", [0, 4])
+def test_supervised_training_is_finished_with_unlabeled_images_if_there_are_any(
+    tmp_path: Path, unlabeled: int
+) -> None:
+    data = write_data(tmp_path / "data", unlabeled=unlabeled)
     run = train(tiny_config(data, tmp_path / "run", method="supervised", steps=3))
     saved = load_file(run.out / "model" / "model.safetensors")
     trained = load_file(run.out / "checkpoint-00000003" / "method.safetensors")
-    assert all(torch.equal(value, trained[f"net.model.{name}"]) for name, value in saved.items())
-    assert json.loads((run.out / "results.json").read_text())["last"]["step"] == 3
+    changed = {n for n, value in saved.items() if not torch.equal(value, trained[f"net.model.{n}"])}
+    assert bool(changed) == (unlabeled > 0)
+    finished = ("running_mean", "running_var", "num_batches_tracked", "segmentation_head.0.bias")
+    assert all(name.endswith(finished) for name in changed)
+    results = json.loads((run.out / "results.json").read_text())
+    assert results["last"]["step"] == 3 and results["images"]["unlabeled"] == unlabeled

@@ -1,5 +1,7 @@
 """Pasting by class: which pixels are chosen, how often, and what a step makes of them."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -59,13 +61,15 @@ def test_rare_classes_are_pasted_about_as_much_as_frequent_ones() -> None:
     assert often < 100  # where there is a choice, the frequent class is seldom chosen
 
 
+# One view, which is the image itself.
+PLAIN: Any = {"color": None, "blur": None, "cutmix": None, "views": 1, "drop": 0.0}
+
+
 def test_pixels_that_are_ignored_are_never_pasted_whatever_their_value() -> None:
     x_l, y, x_u = tiny_batch()
     seen = {}
     criterion = GuidedMixLoss(objective="soft_cross_entropy", decoupling=0.0, ignore_index=0)
-    method = GuidedMix(
-        tiny_net(), paste=ClassPaste(3, p=1.0), criterion=criterion, color=None, cutmix=None
-    )
+    method = GuidedMix(tiny_net(), paste=ClassPaste(3, p=1.0), criterion=criterion, **PLAIN)
     method.net.model.encoder.register_forward_pre_hook(lambda _, args: seen.update(x=args[0][3:]))
     method(x_l, torch.zeros_like(y), x_u, progress=1.0, generator=seeded(0))
     assert torch.equal(seen["x"], x_u)
@@ -85,7 +89,7 @@ def test_the_student_learns_the_true_mask_of_what_is_pasted(classes: int) -> Non
     """With all of a one-class partner pasted, the unlabeled image is that labeled image."""
     x_l, _, x_u = tiny_batch(labeled=1, classes=classes)
     y = torch.ones(1, 32, 32, dtype=torch.int64)
-    method = GuidedMix(tiny_net(classes), color=None, cutmix=None, paste=ClassPaste(classes, p=1.0))
+    method = GuidedMix(tiny_net(classes), paste=ClassPaste(classes, p=1.0), **PLAIN)
     seen: dict[str, Tensor] = {}
 
     def remember(_: object, args: object, given: dict[str, Tensor]) -> None:

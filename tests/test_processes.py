@@ -105,7 +105,7 @@ def work(rank: int, folder: str) -> None:
 
 def across(rank: int) -> tuple[Any, ...]:
     """Partners from the labeled images of both."""
-    method = GuidedMix(tiny_net(), pair_across=True, reference=None).train()
+    method = GuidedMix(tiny_net(), pair_across=True, reference=None, direct=0.5).train()
     x, y, u = tiny_batch(8, 8)
     part = slice(4 * rank, 4 * rank + 4)
     return tuple(method.guide(x[part], y[part], u[part], torch.Generator().manual_seed(rank)))

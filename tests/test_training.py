@@ -140,7 +140,8 @@ def test_values_that_cannot_work_are_refused(changes: dict[str, Any], message: s
 def test_a_method_has_one_name_whatever_its_case(data: Path, tmp_path: Path) -> None:
     config = tiny_config(data, tmp_path, method="Supervised", batch_unlabeled=3, accumulate=2)
     assert config.method == "supervised"
-    assert build_data(config).counts["unlabeled"] == 0  # as supervised training has it
+    stream = build_stream(config, build_data(config), HALF, HALF)
+    assert stream[0].x_unlabeled is None  # as supervised training has it
 
 
 # --- files -----------------------------------------------------------------------------------
@@ -214,6 +215,11 @@ def test_supervised_and_guidedmix_see_the_same_labeled_batches(data: Path, tmp_p
         assert torch.equal(alone.y_labeled, both.y_labeled)
         assert alone.x_unlabeled is None
         assert both.x_unlabeled is not None
+    config = tiny_config(data, tmp_path, method="supervised")
+    finishing = build_stream(config, build_data(config), HALF, HALF, finishing=True)
+    for step in (0, 1, 5):  # all methods are finished with the same images
+        seen, both = finishing[step].x_unlabeled, streams[1][step].x_unlabeled
+        assert seen is not None and both is not None and torch.equal(seen, both)
 
 
 # --- optimizer -------------------------------------------------------------------------------
@@ -429,7 +435,8 @@ def test_what_a_run_leaves_behind(data: Path, tmp_path: Path) -> None:
     assert list(scored) == [2, 4, 6]
     assert scored[6] == result.miou
     assert found["best"]["miou"] == max(scored.values()) == scored[found["best"]["step"]]
-    assert found["images"] == {"labeled": 4, "unlabeled": 0, "validation": 3}
+    # The unlabeled ones are what the network is finished with.
+    assert found["images"] == {"labeled": 4, "unlabeled": 4, "validation": 3}
     assert (found["method"], found["seed"]) == ("supervised", 3)
     assert found["minutes"] > 0 < found["seconds_per_step"]
     assert {"gmix", "torch", "segmentation-models-pytorch", "timm"} <= found["versions"].keys()

@@ -73,12 +73,11 @@ def holds_only_0_and_255(masks: Sequence[Path]) -> bool:
     That is so if 255 occurs and nothing but 0 beside it; where masks have a 1, 255 is what is ignored.
 
     Raises:
-        ValueError: If some masks are of one kind and some of the other; names one of each, or a file that cannot
-            be read.
+        ValueError: If some masks are of one kind and some of the other; names one of each.
     """
     ones: Path | None = None
     whites: Path | None = None
-    for path, seen in zip(masks, _in_threads(lambda path: set(_values(path)), masks), strict=True):
+    for path, seen in zip(masks, _in_threads(_readable_values, masks), strict=True):
         if seen - {0, 1, IGNORE}:
             return False  # whoever reads it says what is wrong
         if 1 in seen:
@@ -91,6 +90,13 @@ def holds_only_0_and_255(masks: Sequence[Path]) -> bool:
                 'all alike, or say that 255 is one too (gmix train --label-map "0:0,1:1,255:1") or ignored ("0:0,1:1")'
             )
     return whites is not None
+
+
+def _readable_values(path: Path) -> set[int]:
+    try:
+        return set(_values(path))
+    except ValueError:
+        return set()  # whoever reads it says what is wrong, or leaves it out
 
 
 class _Painted(NamedTuple):

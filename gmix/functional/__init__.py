@@ -4,6 +4,7 @@ Shapes: images `(N, C, H, W)`, masks `(N, H, W)` int64, scores `(N, K, H, W)`, l
 binary case: one channel, the foreground. `probs` are probabilities, `logits` raw scores.
 """
 
+from gmix.functional.decision import expected_iou, miou_biases
 from gmix.functional.losses import cross_entropy, ramp_up, soft_cross_entropy, squared_error
 from gmix.functional.masks import (
     certainty,
@@ -20,7 +21,9 @@ __all__ = [
     "certainty",
     "cross_entropy",
     "decouple",
+    "expected_iou",
     "fill_in",
+    "miou_biases",
     "mix",
     "most_probable",
     "nearest",

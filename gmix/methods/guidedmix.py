@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import TypedDict, Unpack
+from typing_extensions import Unpack
 
 from gmix import functional as G
 from gmix.adjustment import LogitAdjustment
 from gmix.decoupler import SoftDecoupler
-from gmix.given import Options, make_part
+from gmix.given import Options
 from gmix.losses import GuidedMixLoss
+from gmix.methods.guidedmix_parts import (
+    REQUIRED,
+    VARIANTS,
+    GuidedMixParts,
+    Variant,
+    check_criterion,
+    make_parts,
+)
 from gmix.methods.method import Method, Step, SupervisedLoss
 from gmix.mixer import LabeledUnlabeledMixer
 from gmix.modes import eval_mode
@@ -23,34 +30,11 @@ from gmix.network import GuidedMixNet
 from gmix.pairing import RandomPairSelector, SimilarPairSelector
 from gmix.paste import ClassPaste
 from gmix.processes import gather
-from gmix.reference import LabeledReference
+from gmix.reference import LabeledReference, Samples
 from gmix.teacher import EMATeacher
-from gmix.views import CutMix, StrongColor
+from gmix.views import CutMix, GaussianBlur, StrongColor, drop_complementary
 
 __all__ = ["Guidance", "GuidedMix", "GuidedMixParts", "Mix"]
-
-Variant = Literal["default", "paper"]
-
-
-class GuidedMixParts(TypedDict, total=False):
-    """What can be exchanged in `GuidedMix`: a part, a mapping of its options, or None to go without it.
-
-    Options that are not said stay as the variant has them, whether the others come in a mapping or in a part.
-    """
-
-    selector: SimilarPairSelector | RandomPairSelector | Options
-    mixer: LabeledUnlabeledMixer | Options
-    decoupler: SoftDecoupler | Options
-    adjustment: LogitAdjustment | Options | None
-    criterion: GuidedMixLoss | Options
-    teacher: EMATeacher[GuidedMixNet] | Options | None
-    reference: LabeledReference | Options | None
-    color: StrongColor | Options | None
-    paste: ClassPaste | Options | None
-    cutmix: CutMix | Options | None
-    direct: float
-    true_masks: bool
-    pair_across: bool
 
 
 class Mix(NamedTuple):
@@ -73,77 +57,6 @@ class Guidance(NamedTuple):
     pseudo: Tensor  # (N, K, H, W) the target of the student
 
 
-# What a variant makes of each part: its options, or None where it does without the part.
-VARIANTS: dict[Variant, dict[str, Any]] = {
-    # The settings measured in `docs/results.md`.
-    "default": {
-        "selector": {},
-        "mixer": {"max_lambda": 0.3},
-        "decoupler": {},
-        "adjustment": {},
-        "criterion": {"objective": "soft_cross_entropy", "decoupling": 0.0, "certainty": 1.0},
-        "teacher": {},
-        "reference": {},
-        "color": {},
-        "paste": None,
-        "cutmix": {},
-        "direct": 0.5,
-        "true_masks": True,
-        "pair_across": False,
-    },
-    # One network, squared error, every equation as printed.
-    "paper": {
-        "selector": {},
-        "mixer": {},
-        "decoupler": {},
-        "adjustment": None,
-        "criterion": {},
-        "teacher": None,
-        "reference": None,
-        "color": None,
-        "paste": None,
-        "cutmix": None,
-        "direct": 0.0,
-        "true_masks": False,
-        "pair_across": False,
-    },
-}
-
-
-def part_makers(net: GuidedMixNet) -> dict[str, Callable[..., Any]]:
-    """Say what makes each part from its options."""
-    return {
-        "selector": SimilarPairSelector,
-        "mixer": LabeledUnlabeledMixer,
-        "decoupler": SoftDecoupler,
-        "adjustment": partial(LogitAdjustment, net.classes),
-        "criterion": GuidedMixLoss,
-        "teacher": partial(EMATeacher, net),
-        "reference": partial(LabeledReference, net.model.encoder, net.classes),
-        "color": StrongColor,
-        "paste": partial(ClassPaste, net.classes),
-        "cutmix": CutMix,
-    }
-
-
-def make_parts(
-    net: GuidedMixNet,
-    variant: Variant,
-    given: GuidedMixParts,
-    further: Mapping[str, Options],
-) -> dict[str, Any]:
-    """Make every part of a variant, but for what is given of it; `further` options belong to both variants."""
-    parts = {**VARIANTS[variant], **given}
-    for name, make in part_makers(net).items():
-        if parts[name] is not None:
-            options = {**(VARIANTS[variant][name] or {}), **further.get(name, {})}
-            parts[name] = make_part(name, make, options, parts[name])
-    return parts
-
-
-REQUIRED = ("selector", "mixer", "decoupler", "criterion")
-
-
 class GuidedMix(Method):
     r"""Mix each unlabeled image with its most similar labeled one and learn what the labeled one does not explain.
 
@@ -159,18 +72,17 @@ class GuidedMix(Method):
     7. **view**: change the unlabeled images strongly, and paste boxes into them and the pseudo masks alike;
     8. **loss**: train the network towards these, and on the labeled images.
 
-    Before them, [`begin`][gmix.methods.Method.begin] lets the teacher move on and remembers the labeled images.
+    Before all of them, once, [`remember`][gmix.methods.GuidedMix.remember] shows the labeled images to the reference.
 
     | step | `variant="default"` | `variant="paper"` |
     |---|---|---|
     | 1, 4 | an EMA teacher, in eval mode | the network itself, in train mode |
-    | 3 | $\lambda \le 0.3$ | $\lambda \le 0.5$ |
-    | 5 | subtracts the partner's true mask, averages with the direct prediction | its prediction |
-    | 6 | yes | no |
-    | 7 | colours, CutMix | the image as it is |
-    | 8 | labeled logits adjusted for class frequency | as they are |
-    | 8 | soft cross-entropy, sure pixels first | squared error; $L_{dec}$ |
+    | 3 to 5 | left out: the direct prediction is better | $\lambda \le 0.5$, subtracts the partner's prediction |
+    | 6 | yes, as far as labeled images say it can be trusted | no |
+    | 7 | twice, colours, blur, CutMix; each view sees half of the channels | the image as it is |
+    | 8 | cross-entropy of pixels that are 95 % sure | squared error; $L_{cla}$, $L_{dec}$ |
 
+    With `direct` below 1 the default mixes, too: at 0.5 the mask is the mean of the direct and the decoupled one.
     `docs/parts.md` shows what each of these is worth. `paste=ClassPaste(classes)` also pastes a class of the
     labeled partner into the image before the loss, with its true mask ([`ClassPaste`][gmix.ClassPaste]).
 
@@ -184,11 +96,13 @@ class GuidedMix(Method):
         **parts: Any of [`GuidedMixParts`][gmix.methods.GuidedMixParts]. `direct` is the weight of the direct
             prediction beside the decoupled one, in [0, 1]; `true_masks` subtracts the partner's mask instead of
             its prediction; `pair_across` looks for partners among the labeled images of all processes that train
-            together. `criterion={"classification": 0.1}` and `criterion=GuidedMixLoss(classification=0.1)` both
-            change this one option and leave the others as the variant has them.
+            together; `views` is how many strong views of an image are learned, `drop` the share of images whose
+            channels two views share between them. `criterion={"classification": 0.1}` and
+            `criterion=GuidedMixLoss(classification=0.1)` both change this one option and leave the others as the
+            variant has them.
 
     Returns:
-        `supervised`, `classification`, `unsupervised`, with `variant="paper"` also
+        `supervised`, `unsupervised`, with `variant="paper"` also `classification` and
         `decoupling`, and `total`.
 
     Raises:
@@ -204,10 +118,11 @@ class GuidedMix(Method):
         >>> net = GuidedMixNet(smp.Unet("resnet18", encoder_weights=None, classes=3))
         >>> method = GuidedMix(net)
         >>> x_l, y_l = torch.randn(2, 3, 64, 64), torch.randint(3, (2, 64, 64))
+        >>> method.remember(list(zip(x_l, y_l)))
         >>> losses = method(x_l, y_l, torch.randn(4, 3, 64, 64), progress=0.5)
         >>> losses["total"].backward()
         >>> sorted(losses)
-        ['classification', 'supervised', 'total', 'unsupervised']
+        ['supervised', 'total', 'unsupervised']
     """
 
     def __init__(
@@ -238,7 +153,13 @@ class GuidedMix(Method):
             raise ValueError(f"`direct` is a weight in [0, 1], got {chosen['direct']}")
         check_criterion(chosen["criterion"], ignore_index)
         self.ignore_index = chosen["criterion"].ignore_index
-        net.classifier.requires_grad_(True)
+        if chosen["views"] < 1 or (chosen["drop"] > 0 and chosen["views"] != 2):
+            raise ValueError(
+                "`views` must be at least 1, and 2 with `drop` above 0 (two views share the channels), "
+                f"got {chosen['views']} and {chosen['drop']}"
+            )
+        # Without its loss it would be a parameter without a gradient.
+        net.classifier.requires_grad_(chosen["criterion"].classification > 0)
         self.selector: SimilarPairSelector | RandomPairSelector = chosen["selector"]
         self.mixer: LabeledUnlabeledMixer = chosen["mixer"]
         self.decoupler: SoftDecoupler = chosen["decoupler"]
@@ -249,66 +170,90 @@ class GuidedMix(Method):
         # A reference made elsewhere may well have another encoder.
         self.warn_if_stale = not isinstance(parts.get("reference"), nn.Module)
         self.color: StrongColor | None = chosen["color"]
+        self.blur: GaussianBlur | None = chosen["blur"]
         self.paste: ClassPaste | None = chosen["paste"]
         self.cutmix: CutMix | None = chosen["cutmix"]
         self.direct: float = chosen["direct"]
         self.true_masks: bool = chosen["true_masks"]
         self.pair_across: bool = chosen["pair_across"]
+        self.views: int = chosen["views"]
+        self.drop: float = chosen["drop"]
 
     @property
     def threshold(self) -> float:  # type: ignore[override]
         """Least confidence of a pixel that is learned."""
         return self.criterion.threshold
 
-    def observe(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
-        """Keep the labeled images, and count the pixels of their classes."""
+    def remember(self, labeled: Samples) -> None:
+        """Show the reference the labeled images; it is silent without them."""
         if self.reference is not None:
-            self.reference.add(x_labeled, y_labeled, ignore_index=self.ignore_index)
+            if self.warn_if_stale:
+                warn_of_other_weights(self.reference, self.net.model.encoder)
+            self.reference.remember(labeled, ignore_index=self.ignore_index)
+
+    def observe(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
+        """Count the pixels of the labeled classes."""
         if self.adjustment is not None:
             self.adjustment.add(y_labeled, ignore_index=self.ignore_index)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        x_labeled, y_labeled, x_unlabeled, progress, valid, generator = step
-        guidance = self.guide(x_labeled, y_labeled, x_unlabeled, generator)
-        x_partner, y_partner, pseudo = guidance.x_partner, guidance.y_partner, guidance.pseudo
-        x_student = x_unlabeled
-        del guidance  # what else it holds is three times as large as the pseudo masks
-        if self.paste is not None:
-            region = self.paste(y_partner, generator) & (y_partner != self.ignore_index)
-            known = G.fill_in(pseudo, y_partner, self.ignore_index)
-            pseudo = torch.where(region[:, None], known, pseudo)
-            x_student = torch.where(region[:, None], x_partner, x_student)
-            valid = None if valid is None else valid | region
-        if self.color is not None:
-            x_student = self.color(x_student, generator)
-        if self.cutmix is not None:
-            pasted = self.cutmix(x_student, generator)
-            x_student, pseudo = pasted.apply(x_student), pasted.apply(pseudo)
-            valid = None if valid is None else pasted.apply(valid)
-
+        x_labeled, y_labeled, _, progress, _, generator = step
+        x_student, pseudo, valid = self._student_views(step)
         n, size = len(x_labeled), (x_labeled.shape[2], x_labeled.shape[3])
         features = self.net.encode(torch.cat([x_labeled, x_student]))
-        embedding = self.net.pool(features)
+        embedding = self.net.pool(features)[:n]
+        if self.drop > 0:
+            # Of three dimensions are a vision transformer's prefix tokens, which have no maps.
+            features = [
+                torch.cat([f[:n], drop_complementary(f[n:], self.drop, generator)])
+                if f.dim() == 4
+                else f
+                for f in features
+            ]
         logits = self.net.decode(features, size)
         # Not two slices: the gradient of a slice fills a tensor as large as the whole.
         labeled, unlabeled = torch.split(logits, [n, len(x_student)])
-        decoupled: dict[str, Tensor] = {}
+        further: dict[str, Tensor] = {}
         if self.criterion.decoupling > 0:
-            decoupled = self._decouple_labeled(x_labeled, labeled, embedding[:n], generator)
+            further = self._decouple_labeled(x_labeled, labeled, embedding, generator)
+        if self.criterion.classification > 0:
+            further["class_logits"] = self.net.classify(embedding)
         if self.adjustment is not None:
             labeled = self.adjustment(labeled)
         losses: dict[str, Tensor] = self.criterion(
             labeled,
             y_labeled,
             supervised=self.supervised(labeled, y_labeled),
-            class_logits=self.net.classify(embedding[:n]),
             logits_unlabeled=unlabeled,
             pseudo=pseudo,
             valid=valid,
             progress=progress,
-            **decoupled,
+            **further,
         )
         return losses
+
+    def _student_views(self, step: Step) -> tuple[Tensor, Tensor, Tensor | None]:
+        """All strong views one after the other, their pseudo masks, and where they are valid."""
+        guidance = self.guide(step.x_labeled, step.y_labeled, step.x_unlabeled, step.generator)
+        x_partner, y_partner, pseudo = guidance.x_partner, guidance.y_partner, guidance.pseudo
+        x, valid = step.x_unlabeled, step.valid
+        del guidance  # what else it holds is three times as large as the pseudo masks
+        if self.paste is not None:
+            region = self.paste(y_partner, step.generator) & (y_partner != self.ignore_index)
+            known = G.fill_in(pseudo, y_partner, self.ignore_index)
+            pseudo = torch.where(region[:, None], known, pseudo)
+            x = torch.where(region[:, None], x_partner, x)
+            valid = None if valid is None else valid | region
+        views, targets, valids = [], [], []
+        for _ in range(self.views):
+            view = x if self.color is None else self.color(x, step.generator)
+            view = view if self.blur is None else self.blur(view, step.generator)
+            pasted = None if self.cutmix is None else self.cutmix(view, step.generator)
+            views.append(view if pasted is None else pasted.apply(view))
+            targets.append(pseudo if pasted is None else pasted.apply(pseudo))
+            if valid is not None:
+                valids.append(valid if pasted is None else pasted.apply(valid))
+        return torch.cat(views), torch.cat(targets), torch.cat(valids) if valids else None
 
     def pseudo_masks(
         self,
@@ -334,13 +279,17 @@ class GuidedMix(Method):
         n, size = len(x_labeled), (x_labeled.shape[2], x_labeled.shape[3])
         features = predictor.encode(torch.cat([x_labeled, x_unlabeled]))
         key, query = predictor.pool(features).tensor_split([n])
-        labeled, direct = G.probabilities(predictor.decode(features, size)).tensor_split([n])
+        mixes = self.direct < 1
+        if not mixes:  # then nobody asks what it says of the labeled images
+            features = [f[n:] for f in features]
+        probs = G.probabilities(predictor.decode(features, size))
+        labeled, direct = probs.tensor_split([n]) if mixes else (probs[:0], probs)
         if self.pair_across and self.training:
             key, x_labeled, y_labeled, labeled = map(gather, (key, x_labeled, y_labeled, labeled))
         partner = self.selector(query, key, generator=generator)
         x_partner, y_partner = x_labeled[partner], y_labeled[partner]
         mix, pseudo = None, direct
-        if self.direct < 1:
+        if mixes:
             mixed = self.mixer(x_partner, x_unlabeled, generator=generator)
             predicted = G.probabilities(predictor(mixed.image))
             labeled = labeled[partner]
@@ -355,8 +304,15 @@ class GuidedMix(Method):
         return Guidance(partner, x_partner, y_partner, direct, mix, pseudo)
 
     def _look_once(self, *images: Tensor) -> None:
-        if not self.images_seen and self.begun_at is None and self.warn_if_stale:
-            warn_of_other_weights(self.reference, self.net.model.encoder)
+        compiling = torch.compiler.is_compiling()
+        if not (
+            self.images_seen or compiling or self.reference is None or self.reference.remembers
+        ):
+            warnings.warn(
+                "GuidedMix has not seen the labeled images, so its reference is silent: call "
+                "`method.remember(labeled)` once before training, with the images as they are tested",
+                stacklevel=4,
+            )
         super()._look_once(*images)
 
     def _check_labeled(self, x: Tensor, y: Tensor) -> Tensor:
@@ -383,27 +339,12 @@ class GuidedMix(Method):
         }
 
 
-def check_criterion(criterion: Any, ignore_index: int | None) -> None:
-    """Refuse what is no objective of all terms, and another `ignore_index` than the method's."""
-    if not all(hasattr(criterion, name) for name in ("ignore_index", "decoupling", "threshold")):
-        raise TypeError(
-            f"`criterion` is the whole objective, a GuidedMixLoss, got {type(criterion).__name__}: "
-            "pass another loss of the labeled images as `supervised`"
-        )
-    if ignore_index not in (None, criterion.ignore_index):
-        raise ValueError(
-            f"`ignore_index` is {ignore_index} here and {criterion.ignore_index} in `criterion`: say it once"
-        )
-
-
-def warn_of_other_weights(reference: LabeledReference | None, encoder: nn.Module) -> None:
-    """Warn where a reference that remembers nothing yet was copied from the encoder before its weights were loaded."""
-    if reference is None or torch.compiler.is_compiling() or reference.written > 0:
-        return
+def warn_of_other_weights(reference: LabeledReference, encoder: nn.Module) -> None:
+    """Warn where a reference was copied from the encoder before its weights were loaded."""
     pairs = zip(reference.encoder.parameters(), encoder.parameters(), strict=True)
     if not all(torch.equal(own, other) for own, other in pairs):
         warnings.warn(
             "the encoder has other weights than when GuidedMix was made, and its frozen copy compares pixels by "
             "those: load weights first, make the method after",
-            stacklevel=2,
+            stacklevel=3,
         )

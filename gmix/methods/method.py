@@ -23,6 +23,7 @@ from gmix.methods.moved import weights_version
 from gmix.modes import eval_mode, freeze_statistics
 from gmix.network import GuidedMixNet
 from gmix.processes import refuse_wrapped_parts, warn_if_alone
+from gmix.reference import Samples
 from gmix.states import ChecksState
 from gmix.views import StrongColor
 
@@ -143,6 +144,14 @@ class Method(ChecksState):
         return self.losses(
             Step(x_labeled, y_labeled, x_unlabeled, progress, valid_unlabeled, generator)
         )
+
+    def remember(self, labeled: Samples) -> None:
+        """Look at the labeled images once before training, in a method that asks them later; most do not.
+
+        Args:
+            labeled: A list or data set of pairs, an image `(C, H, W)` as it is tested, normalised and not augmented,
+                and its mask `(H, W)`.
+        """
 
     def begin(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
         """Begin a step, before anything is learned from it: a teacher moves on, a memory takes the labeled images.

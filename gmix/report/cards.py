@@ -42,8 +42,9 @@ MIX = (
     "partner's known share is taken out of what it says."
 )
 LEARN = (
-    "What is left, together with the direct view and the memory of labeled pixels where the run has "
-    "them, is the pseudo mask. The stronger a colour, the more the pixel counts in the loss."
+    "The prediction of the image as it is, what is left of a mix, and what labeled pixels with similar "
+    "features are: as far as this run uses them, they make the pseudo mask. The stronger a colour, the "
+    "more the pixel counts in the loss."
 )
 WHY = {"even": "Evenly spaced", "worst": "Worst", "best": "Best"}
 
@@ -177,7 +178,8 @@ def pair_card(replay: Replay, index: int) -> PairCard:
     chance = "the same one" if partner == other else f"distance {far:.3g}, not used"
     pair = [found, shown, image("A random partner", replay.x_labeled[other], chance)]
     similar = isinstance(replay.method.selector, SimilarPairSelector)
-    stages = [Stage("Pair", PAIR if similar else RANDOM_PAIR, pair)]
+    used = guidance.mix is not None or replay.method.paste is not None
+    stages = [Stage("Pair", PAIR if similar else RANDOM_PAIR, pair)] if used else []
     if guidance.mix is not None:
         taken = "true mask" if replay.method.true_masks else "prediction"
         labeled = most_likely(replay.labeled, partner)
@@ -210,7 +212,7 @@ def pair_card(replay: Replay, index: int) -> PairCard:
             class_picture(pseudo, colors, f"What is kept of {whole}: {kept}", kept, weight),
         ),
     ]
-    stages.append(Stage("Learn", LEARN, learned))
+    stages.append(Stage("Learn", LEARN, learned if used else [found, *learned]))
     return PairCard(f"Unlabeled image {index + 1}", found.picture.source, stages)
 
 

@@ -23,6 +23,8 @@ from gmix.training.commands import ReportConfig
 from gmix.training.device import prepare_device
 from gmix.whole import make_folder
 
+NO_MIX = "this run mixes nothing; one with `direct` below 1 in --method-args does: here is"
+
 
 def draw_figure(folders: Sequence[str | Path], config: ReportConfig) -> Path:
     """Draw `config.figure` into `config.out`: pdf, png or svg.
@@ -77,7 +79,7 @@ def draw_decoupling(replay: Replay, palette: Sequence[Color], count: int, path: 
     """
     guidance, mix = replay.guidance, replay.guidance.mix
     if mix is None:
-        raise ValueError("this run mixes nothing (`direct: 1.0`): there is nothing to decouple")
+        raise ValueError(f"{NO_MIX} nothing to decouple")
 
     def seen(x: torch.Tensor) -> Pixels:
         return to_rgb(replay.pixels(x))
@@ -127,7 +129,7 @@ def mean_activations(replay: Replay) -> list[tuple[str, list[float], list[float]
     """
     method, mix = replay.method, replay.guidance.mix
     if mix is None:
-        raise ValueError("this run mixes nothing (`direct: 1.0`): there is nothing to compare")
+        raise ValueError(f"{NO_MIX} nothing to compare")
     net = method.net if method.teacher is None else method.teacher.net
     found = []
     with eval_mode(net):

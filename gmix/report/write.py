@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from gmix.methods import GuidedMix
 from gmix.own import refuse_foreign, write_own
 from gmix.report.cards import Card, Key, PairCard, change_keys, class_keys, pair_card, scene_card
 from gmix.report.charts import Chart, confusion_chart, histogram
@@ -102,24 +103,18 @@ def build_page(groups: Sequence[Group], config: ReportConfig) -> Page:
         cards = [scene_card(scene, labels, classes) for scene in scenes.chosen]
         return cards, class_keys(classes), change_keys(labels), scenes
 
-    def pairs() -> tuple[list[PairCard], list[Key], int, Chart]:
+    def pairs() -> tuple[list[PairCard], list[Key], int, list[Chart]]:
         replay = replay_last_batch(focus.first.folder, device)
         count = min(PAIRS, len(replay.x_unlabeled))
-        lambdas = draw_lambdas(replay.method).numpy()
-        chart = Chart(
-            "Mixing weight λ",
-            f"share of the labeled partner: {len(lambdas)} draws of this run's mixer, "
-            f"mean {lambdas.mean():.2f}, at most {replay.method.mixer.max_lambda:g}",
-            histogram(lambdas, "λ"),
-        )
+        charts = [] if replay.guidance.mix is None else [lambda_chart(replay.method)]
         cards = [pair_card(replay, index) for index in range(count)]
-        return cards, class_keys(replay.classes), replay.step, chart
+        return cards, class_keys(replay.classes), replay.step, charts
 
     guided = focus.first.method == FOCUS
     seen = attempt("Pictures", pictures) if models else None
     paired = attempt("Pairs", pairs) if guided else None
     cards, keys, changes, scenes = seen or ([], [], [], None)
-    pair_cards, pair_keys, pair_step, lambdas = paired or ([], [], 0, None)
+    pair_cards, pair_keys, pair_step, lambdas = paired or ([], [], 0, [])
     curves = attempt("Curves", lambda: curve_charts(groups)) or []
     by_class = attempt("Classes", lambda: classes_chart(groups))
     facts: Facts = gather_facts(groups)
@@ -141,11 +136,22 @@ def build_page(groups: Sequence[Group], config: ReportConfig) -> Page:
         change_keys=changes,
         pairs=pair_cards,
         pair_step=pair_step,
-        curves=[*curves, *([] if lambdas is None else [lambdas])],
+        curves=[*curves, *lambdas],
         judged=any(chart.title.startswith(PSEUDO) for chart in curves),
         classes=[chart for chart in (by_class, confusion) if chart is not None],
         focus=list(models)[-1] if models else "",
         safe=config.palette == "colorblind",
         switch=any(key.color != key.safe for key in keys),
         missing=missing,
+    )
+
+
+def lambda_chart(method: GuidedMix) -> Chart:
+    """How much of a labeled partner the mixes of a run have."""
+    lambdas = draw_lambdas(method).numpy()
+    return Chart(
+        "Mixing weight λ",
+        f"share of the labeled partner: {len(lambdas)} draws of this run's mixer, "
+        f"mean {lambdas.mean():.2f}, at most {method.mixer.max_lambda:g}",
+        histogram(lambdas, "λ"),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 from torchvision import tv_tensors
 
@@ -26,11 +27,13 @@ from gmix.data import (
     TwoStream,
     compare_palettes,
     data_names,
+    eval_transform,
     find_shards,
     fingerprint,
     fit_binary,
     train_transform,
 )
+from gmix.methods import Method
 from gmix.network import GuidedMixNet
 from gmix.say import one_line
 from gmix.training.architecture import build_architecture, find_architecture
@@ -169,12 +172,12 @@ def find_data(config: TrainConfig) -> Data:
     names = [data_names(group, root) for group in groups]
     split = fingerprint(names[0], [*names[1], *data_names(shards)], names[2])
     pools: list[Dataset[tv_tensors.Image]] = []
-    if config.method != "supervised" and config.batch_unlabeled > 0:
+    if config.batch_unlabeled > 0:  # also for supervised training, which is finished with them
         if unlabeled:
             pools.append(ImageDataset(unlabeled, size, format))
         if shards:
             pools.append(ShardedImages(shards, size, format))
-        if not pools:
+        if not pools and config.method != "supervised":
             raise ValueError(
                 f"the method {config.method} needs unlabeled images, found none: give --unlabeled DIR "
                 "or --unlabeled-list, keep fewer masks with --labels N, or use --method supervised"
@@ -247,6 +250,26 @@ def image_stats(config: TrainConfig) -> tuple[Stats, Stats]:
     return (sum(mean) / 3,) * config.channels, (sum(std) / 3,) * config.channels
 
 
+class AsTested:
+    """A labeled data set as the network is tested on it: normalised, not augmented; read image by image."""
+
+    def __init__(self, dataset: Any, transform: Callable[..., Any]) -> None:
+        self.dataset = dataset
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, mask = self.transform(*self.dataset[index])
+        return image.as_subclass(Tensor), mask.as_subclass(Tensor).long()
+
+
+def remember_labeled(method: Method, config: TrainConfig, data: Data) -> None:
+    """Show a method that begins its training the labeled images; what it remembers is part of its state."""
+    method.remember(AsTested(data.labeled, eval_transform(*image_stats(config))))
+
+
 def read_once(dataset: Any) -> Seen:
     """Read every item, so that a bad file ends the run now and not after an hour."""
 
@@ -265,8 +288,18 @@ def read_once(dataset: Any) -> Seen:
     return Seen(ids, brightest)
 
 
-def build_stream(config: TrainConfig, data: Data, mean: Stats, std: Stats) -> TwoStream:
-    """The batches of a run: a pure function of (seed, t)."""
+def build_stream(
+    config: TrainConfig, data: Data, mean: Stats, std: Stats, *, finishing: bool = False
+) -> TwoStream:
+    """The batches of a run: a pure function of (seed, t).
+
+    Args:
+        config: The run's flags.
+        data: Its images.
+        mean: Of the images, per channel.
+        std: Of the images, per channel.
+        finishing: With unlabeled images also where the method does not learn from them.
+    """
     j = config.jitter
     transform = train_transform(
         crop=config.crop_size(),
@@ -278,7 +311,7 @@ def build_stream(config: TrainConfig, data: Data, mean: Stats, std: Stats) -> Tw
     )
     return TwoStream(
         data.labeled,
-        data.unlabeled,
+        data.unlabeled if finishing or config.method != "supervised" else None,
         config.batch_labeled,
         config.batch_unlabeled,
         transform,

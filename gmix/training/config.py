@@ -146,6 +146,12 @@ class TrainConfig:
         "N",
         "test and save with BatchNorm statistics of N unlabeled batches; 0: as trained",
     )
+    decide_for: Literal["miou", "pixels"] = option(
+        "miou",
+        OPTIM,
+        "WHAT",
+        "miou: class biases for the mIoU expected on unlabeled images; pixels: none",
+    )
     seed: int = option(0, OPTIM, "N", "same seed, same batches, same result")
     skip_nonfinite: int = option(
         0, OPTIM, "N", "leave out up to N steps whose loss is not finite (checks each: slower)"

@@ -55,18 +55,24 @@ def unlabeled_views(
     std: Sequence[float],
     seed: int,
     device: torch.device,
+    supervised: bool = False,
 ) -> Iterator[Tensor]:
-    """Of each batch the unlabeled crops twice: as they are, and as students see them (colours, CutMix).
+    """Of each batch the unlabeled crops as they are, and as many images of what the network was trained on.
 
-    The first are what the network is for, the second what it was trained on; either alone is worse on some data.
+    The first are what it is for. The others are the crops as students see them (colours, CutMix) or, of a network
+    trained `supervised`, the labeled ones. Either half alone is worse on some data.
 
     Yields:
-        `(2M, C, H, W)`, on the device.
+        `(2M, C, H, W)`, on the device; with `supervised` `(M + N, C, H, W)`.
     """
     generator = torch.Generator(device).manual_seed(step_seed(seed, 0, "views"))
     color, cutmix = StrongColor(mean=mean, std=std).to(device), CutMix()
     for batch in batches:
-        x = batch.to(device).x_unlabeled
+        moved = batch.to(device)
+        x = moved.x_unlabeled
         assert x is not None
-        view = color(x, generator)
-        yield torch.cat([x, cutmix(view, generator).apply(view)])
+        if supervised:
+            yield torch.cat([x, moved.x_labeled])
+        else:
+            view = color(x, generator)
+            yield torch.cat([x, cutmix(view, generator).apply(view)])

@@ -84,6 +84,8 @@ def plan(config: TrainConfig) -> Plan:
     began = perf_counter()
     first = stream[0]
     loading = perf_counter() - began
+    # A step takes as long, whatever is remembered.
+    parts.method.remember([(first.x_labeled[0].to(device), first.y_labeled[0].to(device))])
     passes: list[int] = []
     if config.compile:
         passes.append(count_passes(parts.method, first.to(device)))
@@ -101,7 +103,7 @@ def plan(config: TrainConfig) -> Plan:
     )
     seconds = [next(reports).seconds for _ in range(steps)][WARM_UP:]
     step = sum(seconds) / len(seconds)
-    with_unlabeled = data.unlabeled is not None
+    with_unlabeled = stream.unlabeled is not None
     batch_unlabeled = config.batch_unlabeled if with_unlabeled else 0
     return Plan(
         config=config,

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from gmix.data import Batch
 from gmix.infile import plain_file
 from gmix.say import one_line
-from gmix.training.build import build_data, build_stream, image_stats
+from gmix.training.build import build_data, build_stream, image_stats, remember_labeled
 from gmix.training.checkpoint import newest_checkpoint
 from gmix.training.compiled import compile_call
 from gmix.training.config import TrainConfig
@@ -45,7 +45,9 @@ def replay(folder: str | Path, device: str | None = None) -> dict[str, float]:
     parts = build_parts(config, data.classes.channels, where)
     checkpoint, _ = newest_checkpoint(folder)
     start = 0
-    if checkpoint is not None:
+    if checkpoint is None:
+        remember_labeled(parts.method, config, data)
+    else:
         restore(parts, checkpoint, where)
         start = checkpoint.step
     stream = build_stream(config, data, *image_stats(config))

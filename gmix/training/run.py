@@ -22,12 +22,14 @@ from gmix.training.build import (
     describe_data,
     image_format,
     image_stats,
+    remember_labeled,
 )
 from gmix.training.card import training_facts
 from gmix.training.checkpoint import remove_old
 from gmix.training.compiled import compile_call
 from gmix.training.config import TrainConfig
 from gmix.training.cost import count_first_step, count_passes, peak_memory
+from gmix.training.decide import DECIDING, decide_for_miou, unlabeled_pixels
 from gmix.training.deterministic import deterministic
 from gmix.training.device import fit_settings, prepare_device
 from gmix.training.fit import Report, fit
@@ -146,12 +148,27 @@ def train_into(
     stream = build_stream(config, data, mean, std)
     transform = eval_transform(mean, std)
 
+    if checkpoint is None:
+        remember_labeled(parts.method, config, data)
+
     def deployable() -> GuidedMixNet:
-        if data.unlabeled is None or config.norm_batches == 0:
-            return parts.deployed
-        seen = load(stream, range(config.norm_batches))
-        views = unlabeled_views(seen, mean=mean, std=std, seed=config.seed, device=device)
-        return renew_statistics(parts.deployed, views)
+        """The network so far, finished with unlabeled images: alike for every method, with none without them."""
+        net = parts.deployed
+        if data.unlabeled is None:
+            return net
+        finishing = build_stream(config, data, mean, std, finishing=True)
+        if config.norm_batches > 0:
+            seen = load(finishing, range(config.norm_batches))
+            supervised = config.method == "supervised"
+            views = unlabeled_views(
+                seen, mean=mean, std=std, seed=config.seed, device=device, supervised=supervised
+            )
+            net = renew_statistics(net, views)
+        if config.decide_for == "miou":
+            asked = load(finishing, range(DECIDING))
+            pixels = unlabeled_pixels(net, (batch.to(device) for batch in asked), config.seed)
+            net = decide_for_miou(net, pixels)
+        return net
 
     def inform(text: str) -> None:
         if processes.first:

@@ -1,0 +1,146 @@
+"""The parts of GuidedMix: what can be exchanged, what each variant makes of it, and how it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal
+
+from typing_extensions import TypedDict
+
+from gmix.adjustment import LogitAdjustment
+from gmix.decoupler import SoftDecoupler
+from gmix.given import Options, make_part
+from gmix.losses import GuidedMixLoss
+from gmix.mixer import LabeledUnlabeledMixer
+from gmix.network import GuidedMixNet
+from gmix.pairing import RandomPairSelector, SimilarPairSelector
+from gmix.paste import ClassPaste
+from gmix.reference import LabeledReference
+from gmix.teacher import EMATeacher
+from gmix.views import CutMix, GaussianBlur, StrongColor
+
+__all__ = ["REQUIRED", "VARIANTS", "GuidedMixParts", "Variant", "check_criterion", "make_parts"]
+
+Variant = Literal["default", "paper"]
+
+
+class GuidedMixParts(TypedDict, total=False):
+    """What can be exchanged in `GuidedMix`: a part, a mapping of its options, or None to go without it.
+
+    Options that are not said stay as the variant has them, whether the others come in a mapping or in a part.
+    """
+
+    selector: SimilarPairSelector | RandomPairSelector | Options
+    mixer: LabeledUnlabeledMixer | Options
+    decoupler: SoftDecoupler | Options
+    adjustment: LogitAdjustment | Options | None
+    criterion: GuidedMixLoss | Options
+    teacher: EMATeacher[GuidedMixNet] | Options | None
+    reference: LabeledReference | Options | None
+    color: StrongColor | Options | None
+    blur: GaussianBlur | Options | None
+    paste: ClassPaste | Options | None
+    cutmix: CutMix | Options | None
+    direct: float
+    true_masks: bool
+    pair_across: bool
+    views: int
+    drop: float
+
+
+# What a variant makes of each part: its options, or None where it does without the part.
+VARIANTS: dict[Variant, dict[str, Any]] = {
+    # The settings measured in `docs/results.md`.
+    "default": {
+        "selector": {},
+        "mixer": {"max_lambda": 0.3},
+        "decoupler": {},
+        "adjustment": None,
+        "criterion": {
+            "objective": "cross_entropy",
+            "threshold": 0.95,
+            "classification": 0.0,
+            "decoupling": 0.0,
+            "ramp_length": 0.0,
+        },
+        "teacher": {},
+        "reference": {},
+        "color": {"hue": 0.25},
+        "blur": {},
+        "paste": None,
+        "cutmix": {},
+        "direct": 1.0,
+        "true_masks": True,
+        "pair_across": False,
+        "views": 2,
+        "drop": 0.5,
+    },
+    # One network, squared error, every equation as printed.
+    "paper": {
+        "selector": {},
+        "mixer": {},
+        "decoupler": {},
+        "adjustment": None,
+        "criterion": {},
+        "teacher": None,
+        "reference": None,
+        "color": None,
+        "blur": None,
+        "paste": None,
+        "cutmix": None,
+        "direct": 0.0,
+        "true_masks": False,
+        "pair_across": False,
+        "views": 1,
+        "drop": 0.0,
+    },
+}
+
+
+def part_makers(net: GuidedMixNet) -> dict[str, Callable[..., Any]]:
+    """Say what makes each part from its options."""
+    return {
+        "selector": SimilarPairSelector,
+        "mixer": LabeledUnlabeledMixer,
+        "decoupler": SoftDecoupler,
+        "adjustment": partial(LogitAdjustment, net.classes),
+        "criterion": GuidedMixLoss,
+        "teacher": partial(EMATeacher, net),
+        "reference": partial(LabeledReference, net.model.encoder, net.classes),
+        "color": StrongColor,
+        "blur": GaussianBlur,
+        "paste": partial(ClassPaste, net.classes),
+        "cutmix": CutMix,
+    }
+
+
+def make_parts(
+    net: GuidedMixNet,
+    variant: Variant,
+    given: GuidedMixParts,
+    further: Mapping[str, Options],
+) -> dict[str, Any]:
+    """Make every part of a variant, but for what is given of it; `further` options belong to both variants."""
+    parts = {**VARIANTS[variant], **given}
+    for name, make in part_makers(net).items():
+        if parts[name] is not None:
+            options = {**(VARIANTS[variant][name] or {}), **further.get(name, {})}
+            parts[name] = make_part(name, make, options, parts[name])
+    return parts
+
+
+REQUIRED = ("selector", "mixer", "decoupler", "criterion")
+
+
+def check_criterion(criterion: Any, ignore_index: int | None) -> None:
+    """Refuse what is no objective of all terms, and another `ignore_index` than the method's."""
+    if not all(hasattr(criterion, name) for name in ("ignore_index", "decoupling", "threshold")):
+        raise TypeError(
+            f"`criterion` is the whole objective, a GuidedMixLoss, got {type(criterion).__name__}: "
+            "pass another loss of the labeled images as `supervised`"
+        )
+    if ignore_index not in (None, criterion.ignore_index):
+        raise ValueError(
+            f"`ignore_index` is {ignore_index} here and {criterion.ignore_index} in `criterion`: say it once"
+        )
