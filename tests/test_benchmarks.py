@@ -447,3 +447,11 @@ def test_imports_and_help() -> None:
     text = run("imports.py", "--repeats", 1)
     assert len(rows(text)) == 6  # the heading, too
     assert float(text.rsplit(" ", 1)[-1]) > 0
+
+
+@pytest.mark.parametrize("half", ["report", "choose"])
+def test_the_tables_of_the_results_are_those_of_the_runs(half: str) -> None:
+    import bench
+
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert bench.table(bench.read(BENCHMARKS / "bench.jsonl"), half) in page
