@@ -19,7 +19,7 @@ DECIDING = 10
 """Of how many batches of unlabeled images the decision is made."""
 
 PIXELS = 2**17
-"""Of how many pixels the decision is made: K of 11 takes seconds, and more pixels change nothing."""
+"""Of at most so many pixels the decision is made, as many of each batch."""
 
 
 def decide_for_miou(net: GuidedMixNet, probs: Tensor) -> GuidedMixNet:
@@ -59,12 +59,16 @@ def unlabeled_pixels(net: GuidedMixNet, batches: Iterable[Batch], seed: int = 0)
         seed: Of the draw.
 
     Returns:
-        `(P, max(K, 2))` probabilities, of at most 2^17 pixels.
+        `(P, max(K, 2))` probabilities, of at most 13,107 pixels a batch.
     """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = []
     with eval_mode(net):
-        probs = torch.cat(list(_pixels(net, batches)))
-    order = torch.randperm(len(probs), generator=torch.Generator().manual_seed(seed))
-    return probs[order[:PIXELS].to(probs.device)]
+        # Batch by batch: all pixels of all batches would be gigabytes at real sizes.
+        for probs in _pixels(net, batches):
+            order = torch.randperm(len(probs), generator=generator)[: PIXELS // DECIDING]
+            drawn.append(probs[order.to(probs.device)])
+    return torch.cat(drawn)
 
 
 def _pixels(net: GuidedMixNet, batches: Iterable[Batch]) -> Iterator[Tensor]:
