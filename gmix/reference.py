@@ -191,7 +191,7 @@ class LabeledReference(HoldsFrozenEncoder):
 
     @property
     def remembers(self) -> bool:
-        """Whether there is anything in the memory."""
+        """Tell whether there is anything in the memory."""
         return bool((self.owners >= 0).any())
 
     @torch.no_grad()

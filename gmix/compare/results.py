@@ -64,7 +64,7 @@ class Comparison:
 
     @property
     def files(self) -> list[Path]:
-        """What `write` writes."""
+        """Return what `write` writes."""
         return [Path(str(self.config.out)) / f"compare.{name}" for name in ("jsonl", "md")]
 
     def write(self) -> None:

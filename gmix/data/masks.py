@@ -100,7 +100,7 @@ def _readable_values(path: Path) -> set[int]:
 
 
 class _Painted(NamedTuple):
-    """How a mask file shows its indices."""
+    """Tell how a mask file shows its indices."""
 
     path: Path
     palette: npt.NDArray[np.uint8]  # (N, 3)
@@ -181,7 +181,7 @@ def _values(path: str | Path) -> list[int]:
 
 
 def _whole_ids(path: str | Path) -> Ids:
-    """What a mask file holds, if these are whole numbers, one a pixel."""
+    """Return what a mask file holds, if these are whole numbers, one a pixel."""
     try:
         ids, kind = _load(Path(path))
     except Exception as error:  # readers raise nearly anything on a broken file

@@ -46,12 +46,12 @@ class Tiff:
 
     @property
     def known(self) -> bool:
-        """Whether `brightness` knows what samples mean; other colours are for Pillow."""
+        """Tell whether `brightness` knows what samples mean; other colours are for Pillow."""
         return self.photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE)
 
     @property
     def rgb(self) -> bool:
-        """Whether the first three channels of `brightness` are red, green and blue."""
+        """Tell whether the first three channels of `brightness` are red, green and blue."""
         return self.photometric in (_RGB, _PALETTE)
 
     def samples(self) -> Pixels:
