@@ -238,7 +238,7 @@ def result(demo: Demo, path: Path) -> None:
 
 def mixer(demo: Demo, path: Path) -> None:
     guidance, i = guided(demo), FIRST
-    partner, x = guidance.x_partner[i : i + 1], demo.x[i : i + 1]
+    partner, x = guidance.partners.x[i : i + 1], demo.x[i : i + 1]
     blends = [
         (
             f"lambda {lam}",
@@ -317,7 +317,7 @@ def decoupler(demo: Demo, path: Path) -> None:
         [
             [
                 (f"blend, lambda {guidance.mix.lam[i]:.2f}", demo.pixels(guidance.mix.image[i])),
-                ("partner's mask", guidance.y_partner[i].numpy()),
+                ("partner's mask", guidance.partners.y[i].numpy()),
                 ("of the blend", classes(guidance.mix.predicted[i])),
                 ("decoupled", classes(guidance.mix.decoupled[i])),
                 ("direct", classes(guidance.direct[i])),
@@ -453,16 +453,16 @@ def boxes(demo: Demo, path: Path) -> None:
 
 def paste(demo: Demo, path: Path) -> None:
     guidance, i = guided(demo), FIRST
-    region = gmix.ClassPaste(len(NAMES), p=1.0)(guidance.y_partner, seeded(1))
-    image = torch.where(region[:, None], guidance.x_partner, demo.x)
-    known = torch.where(region, guidance.y_partner, guidance.pseudo.argmax(1))
+    region = gmix.ClassPaste(len(NAMES), p=1.0)(guidance.partners.y, seeded(1))
+    image = torch.where(region[:, None], guidance.partners.x, demo.x)
+    known = torch.where(region, guidance.partners.y, guidance.pseudo.argmax(1))
     strip(
         path,
         [
             [
                 ("unlabeled", demo.pixels(demo.x[i])),
-                ("partner", demo.pixels(guidance.x_partner[i])),
-                ("a class of it", guidance.y_partner[i].masked_fill(~region[i], 255).numpy()),
+                ("partner", demo.pixels(guidance.partners.x[i])),
+                ("a class of it", guidance.partners.y[i].masked_fill(~region[i], 255).numpy()),
                 ("pasted", demo.pixels(image[i])),
                 ("target", known[i].numpy()),
             ]
@@ -629,7 +629,7 @@ def steps(demo: Demo, path: Path) -> None:
     student = demo.trained.net
     with torch.no_grad():
         said = student(pasted.apply(view))
-        embedded = method.teacher.net.embed(torch.cat([x, guidance.x_partner[i : i + 1]]))
+        embedded = method.teacher.net.embed(torch.cat([x, guidance.partners.x[i : i + 1]]))
     ratio = F.interpolate(method.reference.likelihood(x), size=x.shape[2:], mode="bilinear")[0]
     vectors = [heat(v[: 5 * (len(v) // 5)].view(5, -1)) for v in embedded]
 
@@ -682,10 +682,10 @@ def steps(demo: Demo, path: Path) -> None:
     put(0, 0, demo.pixels(x[0]), "unlabeled image")
     put(0, 0.93, vectors[0], "embeddings", 0.48)
     put(0.42, 0.93, vectors[1], "", 0.48)
-    labeled = [guidance.x_partner[i], *demo.x_labeled[:3]]
+    labeled = [guidance.partners.x[i], *demo.x_labeled[:3]]
     tiles = [demo.pixels(image) for image in labeled]
     put(0, 2, np.vstack([np.hstack(tiles[:2]), np.hstack(tiles[2:])]), "labeled images")
-    put(1, 2, demo.pixels(guidance.x_partner[i]), "nearest: the partner")
+    put(1, 2, demo.pixels(guidance.partners.x[i]), "nearest: the partner")
     put(2, 1, demo.pixels(guidance.mix.image[i]), f"blend, lambda {guidance.mix.lam[i]:.2f}")
     put(3, 0, classes(guidance.direct[i]), "of the image: direct")
     put(3, 1, classes(guidance.mix.predicted[i]), "of the blend")
@@ -695,7 +695,7 @@ def steps(demo: Demo, path: Path) -> None:
         classes(torch.lerp(guidance.mix.decoupled[i], guidance.direct[i], 0.5)),
         "rest, averaged",
     )
-    put(4, 2, guidance.y_partner[i].numpy(), "minus lambda times its mask")
+    put(4, 2, guidance.partners.y[i].numpy(), "minus lambda times its mask")
     put(5, 1, classes(guidance.pseudo[i]), "pseudo mask")
     put(5, 2, classes(ratio), "what alike pixels are")
     put(6, 0, demo.pixels(pasted.apply(view)[i]), "strong view")
@@ -704,7 +704,7 @@ def steps(demo: Demo, path: Path) -> None:
     confidence, labels = G.most_probable(guidance.pseudo)
     target = gmix.PseudoMask(labels, confidence).paste(pasted)
     put(7, 1, sure(target, i, method.threshold), "its sure labels")
-    put(7, 2, demo.y_labeled[guidance.partner[i]].numpy(), "and labeled masks")
+    put(7, 2, demo.y_labeled[guidance.partners.chosen[i]].numpy(), "and labeled masks")
 
     centre = side / down / 2
     arrow((0.2, 0.9), (0.2, 1.28))

@@ -15,13 +15,13 @@ settings.load_profile("gmix")
 
 
 if threading.current_thread() is threading.main_thread():
-    # Whoever starts the tests in the background ignores signals, and so would every training that they start.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is signal.SIG_IGN:
-            signal.signal(
-                number,
-                signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL,
-            )
+    # Whoever starts the tests in the background, or under nohup, ignores signals, and so would every training
+    # that they start.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            default = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+            signal.signal(number, default)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Tests run side by side, one process a core: more threads would only wait for each other.

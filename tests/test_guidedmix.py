@@ -253,15 +253,16 @@ def test_a_network_trained_by_supervised_first_learns_its_classifier_in_guidedmi
 def test_guidance_is_consistent(make: Any, classes: int) -> None:
     x_l, y, x_u = tiny_batch(classes=classes)
     method = make(classes).eval()
-    partner, x_partner, y_partner, direct, mix, pseudo = method.guide(x_l, y, x_u, seeded(0))
-    assert torch.equal(x_partner, x_l[partner]) and torch.equal(y_partner, y[partner])
+    partners, direct, mix, pseudo = method.guide(x_l, y, x_u, seeded(0))
     predictor = method.net if method.teacher is None else method.teacher.net
     probabilities = gmix.functional.probabilities
-    assert partner.tolist() == closest(predictor.embed(x_u), predictor.embed(x_l))
     torch.testing.assert_close(direct, probabilities(predictor(x_u)))
     expected = direct
-    if method.direct < 1:
-        assert mix is not None
+    assert (partners is None) == (mix is None) == (method.direct == 1)
+    if mix is not None:
+        partner, x_partner, y_partner = partners
+        assert torch.equal(x_partner, x_l[partner]) and torch.equal(y_partner, y[partner])
+        assert partner.tolist() == closest(predictor.embed(x_u), predictor.embed(x_l))
         lam = per_image(mix.lam)
         assert lam.min() >= 0 and lam.max() <= method.mixer.max_lambda
         torch.testing.assert_close(mix.image, lam * x_l[partner] + (1 - lam) * x_u)

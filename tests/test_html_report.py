@@ -601,11 +601,11 @@ def test_the_replay_is_the_last_step_itself(
     assert torch.equal(replay.x_labeled, x_labeled)
     assert torch.equal(replay.y_labeled, y_labeled)
     assert torch.equal(replay.x_unlabeled, x_unlabeled)
-    assert torch.equal(replay.guidance.partner, guidance.partner)
+    assert torch.equal(replay.guidance.partners.chosen, guidance.partners.chosen)
     assert torch.equal(replay.guidance.mix.lam, guidance.mix.lam)
     assert torch.equal(replay.guidance.pseudo, guidance.pseudo)
     nearest = replay.distance.argmin(dim=1)
-    assert torch.equal(nearest, guidance.partner)
+    assert torch.equal(nearest, guidance.partners.chosen)
 
 
 @pytest.mark.parametrize(

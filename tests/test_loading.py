@@ -265,7 +265,7 @@ def test_a_signal_ends_the_wait_for_a_loader_that_hangs(
 
     def hang(stream: TwoStream, step: int) -> Any:
         if step == 3:
-            time.sleep(600)
+            time.sleep(60)
         return original(stream, step)
 
     config = tiny_config(shared, tmp_path / "out", **SMALL, method="supervised")
@@ -280,7 +280,7 @@ def test_a_signal_ends_the_wait_for_a_loader_that_hangs(
 
 
 def test_a_signal_before_the_first_batch_stops_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TwoStream, "__getitem__", lambda stream, step: time.sleep(600))
+    monkeypatch.setattr(TwoStream, "__getitem__", lambda stream, step: time.sleep(60))
     send = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
     with Interrupts() as interrupts:
         loader = Loader(TrainConfig(workers=0), build(), range(9), CPU, waiting=interrupts.waiting)

@@ -12,7 +12,6 @@ from torch import Tensor
 from gmix.data import Sample, eval_transform, to_rgb
 from gmix.demo.scenes import NAMES, PALETTE, Folders, write_scenes
 from gmix.methods import GuidedMix
-from gmix.methods.guidedmix import Guidance
 from gmix.own import own_file, refuse_foreign
 from gmix.predict import predict_image
 from gmix.report import try_report
@@ -143,8 +142,7 @@ def draw_sheet(
 ) -> Path:
     """Draw the first validation scenes as both networks see them.
 
-    The last two columns show how GuidedMix would guide itself if it met the scene without a mask:
-    the most similar labeled scene, and the pseudo mask that comes out.
+    The last column shows what GuidedMix would learn if it met the scene without a mask.
 
     Args:
         path: The file to write.
@@ -157,22 +155,19 @@ def draw_sheet(
     assert data.validation is not None  # demo_config names validation folders
     scenes: list[Sample] = [data.validation[i] for i in range(rows)]
     labeled: list[Sample] = [data.labeled[i] for i in range(data.counts["labeled"])]
-    guidance = guide(config, data, labeled, scenes)
+    pseudo = pseudo_masks(config, data, labeled, scenes).argmax(dim=1)
     seen_by = [load_model(result.out) for result in (supervised, guidedmix)]
-    pseudo = guidance.pseudo.argmax(dim=1)
-    partners = [labeled[i].image for i in guidance.partner]
     return picture_sheet(
         [
             (
                 to_rgb(image),
                 mask.numpy(),
                 *(predict_image(saved, image) for saved in seen_by),
-                to_rgb(partner),
                 target.numpy(),
             )
-            for (image, mask), partner, target in zip(scenes, partners, pseudo, strict=True)
+            for (image, mask), target in zip(scenes, pseudo, strict=True)
         ],
-        ["image", "truth", "supervised", "GuidedMix", "partner", "pseudo mask"],
+        ["image", "truth", "supervised", "GuidedMix", "pseudo mask"],
         NAMES,
         PALETTE,
         path,
@@ -181,15 +176,16 @@ def draw_sheet(
             "",
             f"mIoU {100 * supervised.miou:.1f}",
             f"mIoU {100 * guidedmix.miou:.1f}",
-            "most similar labeled",
             "what it would learn from",
         ],
         heading=f"{LABELED} scenes with masks, {UNLABELED} without: same network, same steps",
     )
 
 
-def guide(config: TrainConfig, data: Data, labeled: list[Sample], scenes: list[Sample]) -> Guidance:
-    """What the GuidedMix of a finished run makes of `scenes`."""
+def pseudo_masks(
+    config: TrainConfig, data: Data, labeled: list[Sample], scenes: list[Sample]
+) -> Tensor:
+    """What the GuidedMix of a finished run makes of `scenes`, with labeled scenes at hand."""
     parts = build_parts(config, data.classes.channels, torch.device("cpu"))
     method: GuidedMix = parts.method.eval()
     load_checkpoint(list_checkpoints(Path(str(config.out)))[-1].path, {"method": method})
@@ -202,4 +198,4 @@ def guide(config: TrainConfig, data: Data, labeled: list[Sample], scenes: list[S
     x_scenes = F.interpolate(x_scenes, x_labeled.shape[2:], mode="bilinear", antialias=True)
     masks = torch.stack([sample.mask.as_subclass(Tensor) for sample in labeled])
     generator = torch.Generator().manual_seed(config.seed)
-    return method.guide(x_labeled, masks, x_scenes, generator)
+    return method.pseudo_masks(x_labeled, masks, x_scenes, generator)

@@ -5,7 +5,7 @@ from gmix.methods.classmix import ClassMix
 from gmix.methods.cps import CPS
 from gmix.methods.cutmix import CutMixSeg
 from gmix.methods.fixmatch import FixMatch
-from gmix.methods.guidedmix import Guidance, GuidedMix, GuidedMixParts, Mix
+from gmix.methods.guidedmix import Guidance, GuidedMix, GuidedMixParts, Mix, Partners
 from gmix.methods.mean_teacher import MeanTeacher
 from gmix.methods.method import Method, Step
 from gmix.methods.supervised import Supervised
@@ -23,6 +23,7 @@ __all__ = [
     "MeanTeacher",
     "Method",
     "Mix",
+    "Partners",
     "Step",
     "Supervised",
     "UniMatch",

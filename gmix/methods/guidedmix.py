@@ -34,7 +34,7 @@ from gmix.reference import LabeledReference, Samples
 from gmix.teacher import EMATeacher
 from gmix.views import CutMix, GaussianBlur, StrongColor, drop_complementary
 
-__all__ = ["Guidance", "GuidedMix", "GuidedMixParts", "Mix"]
+__all__ = ["Guidance", "GuidedMix", "GuidedMixParts", "Mix", "Partners"]
 
 
 class Mix(NamedTuple):
@@ -46,12 +46,18 @@ class Mix(NamedTuple):
     decoupled: Tensor  # (N, K, H, W) the labeled part taken out
 
 
+class Partners(NamedTuple):
+    """The labeled image that each unlabeled one was paired with."""
+
+    chosen: Tensor  # (N,) int64: which one it is
+    x: Tensor  # (N, C, H, W) the images
+    y: Tensor  # (N, H, W) their masks
+
+
 class Guidance(NamedTuple):
     """How the pseudo masks of a batch of unlabeled images came about, step by step."""
 
-    partner: Tensor  # (N,) int64: which labeled image each unlabeled one was paired with
-    x_partner: Tensor  # (N, C, H, W) these images
-    y_partner: Tensor  # (N, H, W) and their masks
+    partners: Partners | None  # None where nothing is mixed or pasted, as with the default
     direct: Tensor  # (N, K, H, W) probabilities of the unlabeled images as they are
     mix: Mix | None  # None where nothing is mixed, with `direct=1.0`
     pseudo: Tensor  # (N, K, H, W) the target of the student
@@ -234,15 +240,18 @@ class GuidedMix(Method):
 
     def _student_views(self, step: Step) -> tuple[Tensor, Tensor, Tensor | None]:
         """All strong views one after the other, their pseudo masks, and where they are valid."""
-        guidance = self.guide(step.x_labeled, step.y_labeled, step.x_unlabeled, step.generator)
-        x_partner, y_partner, pseudo = guidance.x_partner, guidance.y_partner, guidance.pseudo
+        # What else the guidance holds is three times as large as the pseudo masks.
+        partners, *_, pseudo = self.guide(
+            step.x_labeled, step.y_labeled, step.x_unlabeled, step.generator
+        )
+        del _
         x, valid = step.x_unlabeled, step.valid
-        del guidance  # what else it holds is three times as large as the pseudo masks
         if self.paste is not None:
-            region = self.paste(y_partner, step.generator) & (y_partner != self.ignore_index)
-            known = G.fill_in(pseudo, y_partner, self.ignore_index)
+            assert partners is not None  # who pastes has partners
+            region = self.paste(partners.y, step.generator) & (partners.y != self.ignore_index)
+            known = G.fill_in(pseudo, partners.y, self.ignore_index)
             pseudo = torch.where(region[:, None], known, pseudo)
-            x = torch.where(region[:, None], x_partner, x)
+            x = torch.where(region[:, None], partners.x, x)
             valid = None if valid is None else valid | region
         views, targets, valids = [], [], []
         for _ in range(self.views):
@@ -276,6 +285,28 @@ class GuidedMix(Method):
     ) -> Guidance:
         """Make the pseudo masks of `x_unlabeled`, and keep every step to look at."""
         predictor = self.net if self.teacher is None else self.teacher.net
+        partners, mix = None, None
+        if self.direct == 1 and self.paste is None:
+            pseudo = direct = G.probabilities(predictor(x_unlabeled))
+        else:
+            partners, direct, mix = self._pair_and_mix(
+                predictor, x_labeled, y_labeled, x_unlabeled, generator
+            )
+            pseudo = direct if mix is None else torch.lerp(mix.decoupled, direct, self.direct)
+        if self.reference is not None:
+            pseudo = self.reference(pseudo, x_unlabeled)
+        torch.clear_autocast_cache()  # as in `Method.pseudo_masks`
+        return Guidance(partners, direct, mix, pseudo)
+
+    def _pair_and_mix(
+        self,
+        predictor: GuidedMixNet,
+        x_labeled: Tensor,
+        y_labeled: Tensor,
+        x_unlabeled: Tensor,
+        generator: torch.Generator | None,
+    ) -> tuple[Partners, Tensor, Mix | None]:
+        """Partners, the direct prediction, and the mix where `direct` leaves it a weight."""
         n, size = len(x_labeled), (x_labeled.shape[2], x_labeled.shape[3])
         features = predictor.encode(torch.cat([x_labeled, x_unlabeled]))
         key, query = predictor.pool(features).tensor_split([n])
@@ -286,22 +317,17 @@ class GuidedMix(Method):
         labeled, direct = probs.tensor_split([n]) if mixes else (probs[:0], probs)
         if self.pair_across and self.training:
             key, x_labeled, y_labeled, labeled = map(gather, (key, x_labeled, y_labeled, labeled))
-        partner = self.selector(query, key, generator=generator)
-        x_partner, y_partner = x_labeled[partner], y_labeled[partner]
-        mix, pseudo = None, direct
-        if mixes:
-            mixed = self.mixer(x_partner, x_unlabeled, generator=generator)
-            predicted = G.probabilities(predictor(mixed.image))
-            labeled = labeled[partner]
-            if self.true_masks:
-                labeled = G.fill_in(labeled, y_partner, self.ignore_index)
-            decoupled = self.decoupler(predicted, labeled, mixed.lam)
-            mix = Mix(mixed.image, mixed.lam, predicted, decoupled)
-            pseudo = torch.lerp(decoupled, direct, self.direct)
-        if self.reference is not None:
-            pseudo = self.reference(pseudo, x_unlabeled)
-        torch.clear_autocast_cache()  # as in `Method.pseudo_masks`
-        return Guidance(partner, x_partner, y_partner, direct, mix, pseudo)
+        chosen = self.selector(query, key, generator=generator)
+        partners = Partners(chosen, x_labeled[chosen], y_labeled[chosen])
+        if not mixes:
+            return partners, direct, None
+        mixed = self.mixer(partners.x, x_unlabeled, generator=generator)
+        predicted = G.probabilities(predictor(mixed.image))
+        labeled = labeled[chosen]
+        if self.true_masks:
+            labeled = G.fill_in(labeled, partners.y, self.ignore_index)
+        decoupled = self.decoupler(predicted, labeled, mixed.lam)
+        return partners, direct, Mix(mixed.image, mixed.lam, predicted, decoupled)
 
     def _look_once(self, *images: Tensor) -> None:
         compiling = torch.compiler.is_compiling()

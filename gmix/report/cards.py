@@ -157,7 +157,6 @@ def pair_card(replay: Replay, index: int) -> PairCard:
     """One unlabeled image on its way to a pseudo mask."""
     guidance, names = replay.guidance, replay.classes.names
     colors = palettes(replay.classes)
-    partner, other = int(guidance.partner[index]), int(replay.random[index])
     whole = f"unlabeled image {index + 1}"
 
     def image(title: str, x: Tensor, caption: str = "") -> Cell:
@@ -171,26 +170,28 @@ def pair_card(replay: Replay, index: int) -> PairCard:
         return mask(title, most_likely(probs, index), caption)
 
     found = image("Unlabeled image", replay.x_unlabeled[index], "no mask is opened")
-    near, far = (float(replay.distance[index, place]) for place in (partner, other))
-    count = len(replay.x_labeled)
-    nearby = f"distance {near:.3g}, one of {count} labeled"
-    shown = image("Its partner", replay.x_labeled[partner], nearby)
-    chance = "the same one" if partner == other else f"distance {far:.3g}, not used"
-    pair = [found, shown, image("A random partner", replay.x_labeled[other], chance)]
-    similar = isinstance(replay.method.selector, SimilarPairSelector)
-    used = guidance.mix is not None or replay.method.paste is not None
-    stages = [Stage("Pair", PAIR if similar else RANDOM_PAIR, pair)] if used else []
-    if guidance.mix is not None:
-        taken = "true mask" if replay.method.true_masks else "prediction"
-        labeled = most_likely(replay.labeled, partner)
-        part = mask("Taken out", labeled, f"λ times the partner's {taken}")
-        mixed = [
-            image("The mix", guidance.mix.image[index], f"λ = {guidance.mix.lam[index]:.2f}"),
-            likely("Seen in the mix", guidance.mix.predicted, "prediction of the mix"),
-            part._replace(picture=part.picture._replace(under=shown.picture.source)),
-            likely("Decoupled", guidance.mix.decoupled, "most probable class of what is left"),
-        ]
-        stages.append(Stage("Mix and decouple", MIX, mixed))
+    stages = []
+    if guidance.partners is not None:
+        partner, other = int(guidance.partners.chosen[index]), int(replay.random[index])
+        near, far = (float(replay.distance[index, place]) for place in (partner, other))
+        count = len(replay.x_labeled)
+        nearby = f"distance {near:.3g}, one of {count} labeled"
+        shown = image("Its partner", replay.x_labeled[partner], nearby)
+        chance = "the same one" if partner == other else f"distance {far:.3g}, not used"
+        pair = [found, shown, image("A random partner", replay.x_labeled[other], chance)]
+        similar = isinstance(replay.method.selector, SimilarPairSelector)
+        stages.append(Stage("Pair", PAIR if similar else RANDOM_PAIR, pair))
+        if guidance.mix is not None:
+            taken = "true mask" if replay.method.true_masks else "prediction"
+            labeled = most_likely(replay.labeled, partner)
+            part = mask("Taken out", labeled, f"λ times the partner's {taken}")
+            mixed = [
+                image("The mix", guidance.mix.image[index], f"λ = {guidance.mix.lam[index]:.2f}"),
+                likely("Seen in the mix", guidance.mix.predicted, "prediction of the mix"),
+                part._replace(picture=part.picture._replace(under=shown.picture.source)),
+                likely("Decoupled", guidance.mix.decoupled, "most probable class of what is left"),
+            ]
+            stages.append(Stage("Mix and decouple", MIX, mixed))
     confidence, _ = G.most_probable(guidance.pseudo[index : index + 1])
     sure = confidence[0].float().cpu().numpy()
     average = f"{100 * float(sure.mean()):.0f} % on average"
@@ -212,7 +213,7 @@ def pair_card(replay: Replay, index: int) -> PairCard:
             class_picture(pseudo, colors, f"What is kept of {whole}: {kept}", kept, weight),
         ),
     ]
-    stages.append(Stage("Learn", LEARN, learned if used else [found, *learned]))
+    stages.append(Stage("Learn", LEARN, learned if stages else [found, *learned]))
     return PairCard(f"Unlabeled image {index + 1}", found.picture.source, stages)
 
 

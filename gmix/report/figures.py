@@ -77,8 +77,8 @@ def draw_decoupling(replay: Replay, palette: Sequence[Color], count: int, path: 
     Raises:
         ValueError: if the run mixes nothing.
     """
-    guidance, mix = replay.guidance, replay.guidance.mix
-    if mix is None:
+    partners, _, mix, pseudo = replay.guidance
+    if partners is None or mix is None:
         raise ValueError(f"{NO_MIX} nothing to decouple")
 
     def seen(x: torch.Tensor) -> Pixels:
@@ -87,7 +87,7 @@ def draw_decoupling(replay: Replay, palette: Sequence[Color], count: int, path: 
     soft = replay.method.decoupler.mode == "soft"
     rows = []
     for index in range(min(count, len(replay.x_unlabeled))):
-        partner = int(guidance.partner[index])
+        partner = int(partners.chosen[index])
         rows.append(
             [
                 seen(replay.x_labeled[partner]),
@@ -96,7 +96,7 @@ def draw_decoupling(replay: Replay, palette: Sequence[Color], count: int, path: 
                 most_likely(mix.predicted, index),
                 most_likely(replay.labeled, partner),
                 most_likely(mix.decoupled, index),
-                most_likely(guidance.pseudo, index),
+                most_likely(pseudo, index),
             ]
         )
     return picture_sheet(
