@@ -136,9 +136,13 @@ def train(words: Sequence[str]) -> int:
 
         say(*describe(plan(config)))
         return 0
+    from gmix.training.guard import guard, refuse_unguarded
     from gmix.training.run import train as run
 
+    if config.guard:
+        refuse_unguarded(config)
     result = run(config)
+    helped = guard(config) if config.guard else ""
     if not speaks():
         return 0
     if result.scores is not None:
@@ -146,6 +150,8 @@ def train(words: Sequence[str]) -> int:
     if result.best is not None:
         say(f"best mIoU {100 * result.best[0]:.1f} at step {result.best[1]}")
     say(f"{result.minutes:.1f} minutes; model and results are in {result.out}")
+    if helped:
+        say(helped)
     if config.report != "none":
         announce_report([result.out], config)
     return 0

@@ -127,7 +127,7 @@ def test_help_has_a_line_for_each_flag(capsys: pytest.CaptureFixture[str]) -> No
     for item in fields(CompareConfig):
         spelled = flag(f"no_{item.name}" if item.default is True else item.name)
         found = [row for row in text.splitlines() if row.startswith(f"  {spelled} ")]
-        assert len(found) == (item.name not in ("method", "resume", "dry_run")), item.name
+        assert len(found) == (item.name not in ("method", "resume", "guard", "dry_run")), item.name
         assert all(item.metadata["help"] in line for line in found)
 
 

@@ -12,6 +12,7 @@ from gmix.evaluation.inference import (
     sliding_bands,
     to_logits,
 )
+from gmix.evaluation.paired import Gain, paired_gain, tallies
 from gmix.evaluation.picture import draw_confusion
 from gmix.evaluation.scoring import (
     IncomparableCenter,
@@ -24,6 +25,7 @@ from gmix.modes import eval_mode
 
 __all__ = [
     "ConfusionMatrix",
+    "Gain",
     "IncomparableCenter",
     "Inference",
     "Predict",
@@ -37,8 +39,10 @@ __all__ = [
     "evaluate",
     "fit",
     "most_likely",
+    "paired_gain",
     "predict_multiscale",
     "predict_sliding",
     "sliding_bands",
+    "tallies",
     "to_logits",
 ]

@@ -204,6 +204,9 @@ class TrainConfig:
     report: Literal["html", "none"] = option(
         "html", OUTPUT, "KIND", "html, or none: write no OUT/report.html at the end"
     )
+    guard: bool = option(
+        False, METHOD, "", "then train supervised, too, and say whether the unlabeled images helped"
+    )
     dry_run: bool = option(
         False, OUTPUT, "", "say what the training would take; train and write nothing"
     )
@@ -286,6 +289,7 @@ class CompareConfig(TrainConfig):
     )
     method: str = left_out("guidedmix", "name what to compare with --methods NAME,NAME")
     resume: bool = left_out(False, "a comparison always goes on with what is in --out")
+    guard: bool = left_out(False, "a comparison trains supervised beside the others anyway")
     dry_run: bool = left_out(False, "it is for `gmix train`: one training at a time")
 
     def __post_init__(self) -> None:

@@ -190,6 +190,7 @@ FREE_ON_RESUME = {
     "skip_nonfinite",
     "skip_damaged",
     "report",
+    "guard",
     "dry_run",
 }
 
