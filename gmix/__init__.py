@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gmix import functional, methods
+    from gmix import functional, methods, protocols
     from gmix.adjustment import LogitAdjustment
     from gmix.bank import ApproximateSearch, FeatureBank, Neighbors
     from gmix.decoupler import SoftDecoupler
@@ -55,6 +55,7 @@ __all__ = [
     "functional",
     "methods",
     "predict_image",
+    "protocols",
 ]
 
 _HOMES = {
@@ -88,7 +89,7 @@ _HOMES = {
 if not TYPE_CHECKING:  # they would take any name for a public one
 
     def __getattr__(name: str) -> object:
-        if name in ("functional", "methods"):
+        if name in ("functional", "methods", "protocols"):
             return import_module(f"gmix.{name}")
         if name not in _HOMES:
             raise AttributeError(f"module 'gmix' has no attribute {name!r}")
