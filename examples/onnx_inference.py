@@ -22,7 +22,6 @@ from gmix.data import Classes
 from gmix.demo import compose_scenes, load_sources
 from gmix.demo.scenes import NAMES
 from gmix.export import export_model
-from gmix.training.saved import SavedModel
 from gmix.weights import load_encoder_weights
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 15
@@ -60,7 +59,7 @@ for _ in range(STEPS):
     loss.backward()
     optimizer.step()
 
-saved = SavedModel(net.eval(), Classes.of(NAMES), size=None, mean=(0.5,) * 3, std=(0.5,) * 3)
+saved = gmix.SavedModel(net.eval(), Classes.of(NAMES), size=None, mean=(0.5,) * 3, std=(0.5,) * 3)
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "model.onnx"
     difference = export_model(saved, path, "onnx")  # compares it with the network, on noise

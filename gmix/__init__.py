@@ -4,10 +4,10 @@ The parts are imported when they are first asked for, so that `gmix --help` need
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gmix import functional, methods
+    from gmix import functional, methods, protocols
     from gmix.adjustment import LogitAdjustment
     from gmix.bank import ApproximateSearch, FeatureBank, Neighbors
     from gmix.decoupler import SoftDecoupler
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from gmix.network import GuidedMixNet
     from gmix.pairing import RandomPairSelector, SimilarPairSelector
     from gmix.paste import ClassPaste
+    from gmix.predict import predict_image
     from gmix.pseudo import PseudoMask
     from gmix.reference import LabeledReference
     from gmix.teacher import EMATeacher
+    from gmix.training.saved import SavedModel
     from gmix.unet import GuidedMixUnet
     from gmix.views import CutMix, GaussianBlur, Pasted, StrongColor, StrongView
 
@@ -45,12 +47,15 @@ __all__ = [
     "Pasted",
     "PseudoMask",
     "RandomPairSelector",
+    "SavedModel",
     "SimilarPairSelector",
     "SoftDecoupler",
     "StrongColor",
     "StrongView",
     "functional",
     "methods",
+    "predict_image",
+    "protocols",
 ]
 
 _HOMES = {
@@ -73,19 +78,22 @@ _HOMES = {
     "Pasted": "views",
     "PseudoMask": "pseudo",
     "RandomPairSelector": "pairing",
+    "SavedModel": "training.saved",
     "SimilarPairSelector": "pairing",
     "SoftDecoupler": "decoupler",
     "StrongColor": "views",
     "StrongView": "views",
+    "predict_image": "predict",
 }
 
+if not TYPE_CHECKING:  # they would take any name for a public one
 
-def __getattr__(name: str) -> Any:
-    if name in ("functional", "methods"):
-        return import_module(f"gmix.{name}")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'gmix' has no attribute {name!r}")
-    return getattr(import_module(f"gmix.{_HOMES[name]}"), name)
+    def __getattr__(name: str) -> object:
+        if name in ("functional", "methods", "protocols"):
+            return import_module(f"gmix.{name}")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'gmix' has no attribute {name!r}")
+        return getattr(import_module(f"gmix.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -47,6 +49,8 @@ class LogitAdjustment(nn.Module):
         >>> adjust(torch.zeros(1, 2, 1, 4), y)[0, :, 0, 0]
         tensor([-0.2877, -1.3863])
     """
+
+    __call__: Callable[..., Tensor]
 
     @remember_given
     def __init__(self, classes: int, strength: float = 0.5, floor: float = 1e-3) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from gmix import functional as G
 from gmix.functional.mixing import Mode, Normalize
 from gmix.given import remember_given
+from gmix.protocols import Decoupler
 
 __all__ = ["SoftDecoupler"]
 
@@ -38,6 +39,8 @@ class SoftDecoupler(nn.Module):
         >>> SoftDecoupler()(0.4 * p_l + 0.6 * p_u, p_l, torch.tensor([0.4])).flatten()
         tensor([0.1000, 0.9000])
     """
+
+    __call__: Decoupler
 
     @remember_given
     def __init__(self, mode: Mode = "soft", normalize: Normalize = "renormalize") -> None:

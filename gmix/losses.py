@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -78,6 +79,8 @@ class GuidedMixLoss(nn.Module):
         >>> {name: round(value.item(), 4) for name, value in losses.items()}
         {'supervised': 1.0986, 'classification': 0.6931, 'total': 1.7918}
     """
+
+    __call__: Callable[..., dict[str, Tensor]]
 
     @remember_given
     def __init__(

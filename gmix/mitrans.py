@@ -4,6 +4,8 @@ The blocks need torch only, so they fit any decoder; `gmix.GuidedMixNet` and `gm
 place them in whole networks.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -128,6 +130,8 @@ class NonLocalBlock(nn.Module):
         True
     """
 
+    __call__: Callable[..., Tensor]
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         half = (channels + 1) // 2
@@ -171,6 +175,8 @@ class PixelShuffleBlock(nn.Module):
         >>> block(torch.zeros(2, 16, 3, 5), torch.zeros(2, 8, 6, 10)).shape
         torch.Size([2, 4, 6, 10])
     """
+
+    __call__: Callable[..., Tensor]
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
         super().__init__()

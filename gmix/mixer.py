@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gmix import functional as G
 from gmix.given import remember_given
+from gmix.protocols import Mixer
 
 __all__ = ["LabeledUnlabeledMixer", "Mixed"]
 
@@ -51,6 +52,8 @@ class LabeledUnlabeledMixer(nn.Module):
         >>> torch.equal(mixed.image[:, 0, 0, 0], mixed.lam)
         True
     """
+
+    __call__: Mixer
 
     @remember_given
     def __init__(self, alpha: float = 1.0, max_lambda: float = 0.5) -> None:

@@ -5,7 +5,7 @@ This is the only file that knows the insides of SMP models.
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import segmentation_models_pytorch as smp
@@ -65,6 +65,8 @@ class GuidedMixNet(ChecksState):
         >>> torch.equal(net(x), net.model(padded)[..., :50, :70])
         True
     """
+
+    __call__: Callable[..., Tensor]
 
     def __init__(self, model: SegmentationModel, mitrans: bool = False) -> None:
         super().__init__()

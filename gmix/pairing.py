@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from gmix import functional as G
 from gmix.functional.mixing import Metric
 from gmix.given import remember_given
+from gmix.protocols import PairSelector
 
 __all__ = ["RandomPairSelector", "SimilarPairSelector"]
 
@@ -40,6 +41,8 @@ class SimilarPairSelector(nn.Module):
         tensor([1, 0, 1])
     """
 
+    __call__: PairSelector
+
     @remember_given
     def __init__(self, metric: Metric = "euclidean") -> None:
         super().__init__()
@@ -70,6 +73,8 @@ class RandomPairSelector(nn.Module):
         >>> RandomPairSelector()(torch.zeros(4, 8), torch.zeros(3, 8), generator=g)
         tensor([2, 0, 2, 0])
     """
+
+    __call__: PairSelector
 
     def forward(
         self,

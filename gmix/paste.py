@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from gmix import functional as G
 from gmix.given import remember_given
+from gmix.protocols import RegionSampler
 
 __all__ = ["ClassPaste"]
 
@@ -41,6 +42,8 @@ class ClassPaste(nn.Module):
         >>> ClassPaste(classes=3, p=1.0)(y, generator=torch.Generator().manual_seed(2))
         tensor([[[False, False, False,  True, False]]])
     """
+
+    __call__: RegionSampler
 
     @remember_given
     def __init__(self, classes: int, p: float = 0.5) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +16,9 @@ from gmix.frozen import HoldsFrozenEncoder
 from gmix.functional.shapes import refuse_ignored_class
 from gmix.given import remember_given
 from gmix.network import windows
+from gmix.protocols import LabeledDataset
 
-__all__ = ["LabeledReference", "Samples"]
-
-
-class Samples(Protocol):
-    """A list or data set of images `(C, H, W)` with their masks `(H, W)`."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]: ...
+__all__ = ["LabeledReference"]
 
 
 class LabeledReference(HoldsFrozenEncoder):
@@ -95,6 +88,8 @@ class LabeledReference(HoldsFrozenEncoder):
         0.0
     """
 
+    __call__: Callable[..., Tensor]
+
     @remember_given
     def __init__(
         self,
@@ -148,7 +143,7 @@ class LabeledReference(HoldsFrozenEncoder):
         self.eval()
 
     @torch.no_grad()
-    def remember(self, labeled: Samples, *, ignore_index: int = 255) -> None:
+    def remember(self, labeled: LabeledDataset, *, ignore_index: int = 255) -> None:
         """Remember the labeled images, in place of what was remembered before, and measure how far to trust them.
 
         Call it once before training, with images as they are tested: normalised, not augmented. Of more images than

@@ -104,6 +104,8 @@ class GuidedMixUnet(SegmentationModel):  # type: ignore[misc]
         torch.Size([1, 21, 64, 96])
     """
 
+    __call__: Callable[..., Tensor]
+
     def __init__(
         self,
         encoder_name: str = "resnet50",

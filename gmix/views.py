@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmix.given import remember_given
+from gmix.protocols import Augmentation, BoxSampler
 
 __all__ = [
     "CutMix",
@@ -53,6 +54,8 @@ class StrongColor(nn.Module):
         >>> torch.equal(StrongColor(p=0.0, grey=0.0)(x), x)
         True
     """
+
+    __call__: Augmentation
 
     @remember_given
     def __init__(
@@ -137,6 +140,8 @@ class GaussianBlur(nn.Module):
         (True, 1)
     """
 
+    __call__: Augmentation
+
     @remember_given
     def __init__(self, p: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0)) -> None:
         super().__init__()
@@ -200,6 +205,8 @@ class CutMix(nn.Module):
         True
     """
 
+    __call__: BoxSampler
+
     @remember_given
     def __init__(
         self,
@@ -252,6 +259,8 @@ class StrongView(nn.Module):
         >>> view.shape, pasted.apply(torch.zeros(2, 8, 8)).shape
         (torch.Size([2, 3, 8, 8]), torch.Size([2, 8, 8]))
     """
+
+    __call__: Callable[..., tuple[Tensor, Pasted]]
 
     def __init__(
         self,

@@ -67,6 +67,13 @@ def same(first: Batch, second: Batch) -> bool:
     )
 
 
+def test_pairs_of_plain_tensors_make_the_same_batches() -> None:
+    plain = [(image.as_subclass(Tensor), mask.as_subclass(Tensor)) for image, mask in samples(5)]
+    unlabeled = [image.as_subclass(Tensor) for image in images(7)]
+    stream = TwoStream(plain, unlabeled, 2, 3, CROP, CROP, seed=0)
+    assert all(same(stream[step], build()[step]) for step in range(4))
+
+
 def test_shapes_and_types() -> None:
     batch = build()[3]
     assert batch.x_labeled.shape == (2, 3, 12, 16) and batch.x_labeled.dtype == torch.float32

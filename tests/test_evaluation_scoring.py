@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tiny_data import NAMES, tiny_config, write_data
-from torch import nn
+from torch import Tensor, nn
 from torchvision import tv_tensors
 
 from gmix.cli import main
@@ -124,6 +124,14 @@ def test_large_items_are_read_one_ahead(monkeypatch: pytest.MonkeyPatch) -> None
     net.register_forward_pre_hook(note)
     count(net, watched)
     assert all(asked <= number + 2 for number, asked in enumerate(seen)) and len(seen) == 7
+
+
+@pytest.mark.parametrize("size", [None, (8, 8)])
+def test_pairs_of_plain_tensors_count_the_same(size: tuple[int, int] | None) -> None:
+    net, data = network(), items(3)
+    plain = [(image.as_subclass(Tensor), mask.as_subclass(Tensor)) for image, mask in data]
+    found, expected = (count(net, some, size=size).counts for some in (plain, data))
+    assert torch.equal(found, expected)
 
 
 def test_an_item_that_cannot_be_read_ends_the_scoring() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from tiny_nets import tiny_net
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import gmix
 from gmix.cli import main
 from gmix.data import Classes, ImageFormat, find_images, read_image
 from gmix.export import (
@@ -36,7 +38,7 @@ from gmix.export import (
 )
 from gmix.network import GuidedMixNet
 from gmix.own import RECORD, write_own
-from gmix.predict import predict_logits
+from gmix.predict import predict_image, predict_logits
 from gmix.say import explain
 from gmix.training.card import model_card
 from gmix.training.commands import ExportConfig
@@ -356,6 +358,20 @@ def test_the_hub_reads_the_card(tmp_path: Path) -> None:
     assert [found.metric_value for found in card.data.eval_results] == [0.5, 0.6]
     assert card.data.license is None
     assert "| one | does not occur | does not occur |" in card.text and "voc_1-8_r101" in card.text
+
+
+def test_the_card_says_how_to_load_the_model_by_public_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = saved_model("Unet+MITrans")
+    saved.save_pretrained(tmp_path / "FOLDER")
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", model_card(saved), re.DOTALL)
+    names: dict[str, Any] = {"image": random_images(1, 64, 96)[0]}
+    exec(code, names)
+    assert np.array_equal(names["classes"], predict_image(saved, names["image"]))
+    assert re.findall(r".*import.*", code) == ["import gmix"]  # modules may move
+    assert set(re.findall(r"gmix\.(\w+)", code)) <= set(gmix.__all__)
 
 
 def test_the_card_says_what_smp_alone_cannot_load() -> None:

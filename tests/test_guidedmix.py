@@ -584,6 +584,15 @@ def test_what_cannot_work_is_refused_in_one_sentence(call: Any, words: str) -> N
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("lacks", ["ignore_index", "threshold", "classification", "decoupling"])
+def test_a_criterion_has_what_is_asked_of_it(lacks: str) -> None:
+    loss = GuidedMixLoss()
+    delattr(loss, lacks)
+    del loss.given_options  # as a class that does not note its options
+    with pytest.raises(TypeError, match="the whole objective, a GuidedMixLoss"):
+        default(criterion=loss)
+
+
 def test_only_parts_that_are_not_given_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     net, copied, deepcopy = tiny_net(), [], copy.deepcopy
     own = gmix.EMATeacher(net)

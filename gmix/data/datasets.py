@@ -20,6 +20,7 @@ from gmix.data.decode import orientation
 from gmix.data.images import RGB, ImageFormat, read_image
 from gmix.data.masks import read_mask
 from gmix.data.paths import Paths
+from gmix.protocols import MapDataset
 
 T = TypeVar("T")
 Size = tuple[int, int]
@@ -158,9 +159,9 @@ class Cached(Dataset[T]):
         [7]
     """
 
-    def __init__(self, dataset: Dataset[T] | Sequence[T]) -> None:
+    def __init__(self, dataset: MapDataset[T]) -> None:
         self.dataset = dataset  # which knows what its items are called
-        length = len(dataset)  # type: ignore[arg-type]
+        length = len(dataset)
         with ThreadPoolExecutor() as pool:  # decoding frees the GIL
             packed = deque(pool.map(lambda index: _pack(dataset[index]), range(length)))
         # By numpy: torch would start threads, which a process forked later on waits for in vain.

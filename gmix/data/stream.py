@@ -3,9 +3,9 @@
 import copy
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from gmix.data.classes import IGNORE
-from gmix.data.datasets import Sample
+from gmix.protocols import LabeledDataset, MapDataset
 
 Transform = Callable[[Any, Any], tuple[Tensor, Tensor]]
 """`(image, mask) -> (image, mask)`: `train_transform(...)`, any torchvision v2 transform, or your own; what it draws
@@ -80,7 +80,7 @@ class TwoStream(Dataset[Batch]):
     Use it with `DataLoader(stream, batch_size=None, sampler=range(start, steps), num_workers=w)`.
 
     Args:
-        labeled: Data set of `Sample` (image, mask).
+        labeled: Data set of images with their masks: of `Sample`, or of pairs of tensors.
         unlabeled: Data set of images, or `None`.
         batch_labeled: Labeled images per batch.
         batch_unlabeled: Unlabeled images per batch.
@@ -97,7 +97,7 @@ class TwoStream(Dataset[Batch]):
         >>> image = tv_tensors.Image(torch.zeros(3, 8, 8, dtype=torch.uint8))
         >>> mask = tv_tensors.Mask(torch.zeros(8, 8, dtype=torch.int64))
         >>> transform = train_transform(crop=(8, 8))
-        >>> stream = TwoStream([Sample(image, mask)], [image] * 5, 2, 3, transform, transform, 0)
+        >>> stream = TwoStream([(image, mask)], [image] * 5, 2, 3, transform, transform, 0)
         >>> batch = stream[1000]
         >>> batch.x_labeled.shape, batch.valid_unlabeled.shape
         (torch.Size([2, 3, 8, 8]), torch.Size([3, 8, 8]))
@@ -107,16 +107,16 @@ class TwoStream(Dataset[Batch]):
 
     def __init__(
         self,
-        labeled: Dataset[Sample] | Sequence[Sample],
-        unlabeled: Dataset[tv_tensors.Image] | Sequence[tv_tensors.Image] | None,
+        labeled: LabeledDataset,
+        unlabeled: MapDataset[Tensor] | None,
         batch_labeled: int,
         batch_unlabeled: int,
         labeled_transform: Transform,
         unlabeled_transform: Transform,
         seed: int,
     ) -> None:
-        self.labeled = cast(Any, labeled)  # torch's Dataset knows no length
-        self.unlabeled = cast(Any, unlabeled)
+        self.labeled = labeled
+        self.unlabeled = unlabeled
         self.batch_labeled = batch_labeled
         self.batch_unlabeled = batch_unlabeled
         self.labeled_transform = labeled_transform
@@ -140,7 +140,7 @@ class TwoStream(Dataset[Batch]):
         Examples:
             >>> images = [tv_tensors.Image(torch.zeros(3, 8, 8, dtype=torch.uint8))] * 5
             >>> masks = [tv_tensors.Mask(torch.zeros(8, 8, dtype=torch.int64))] * 5
-            >>> samples = [Sample(*pair) for pair in zip(images, masks, strict=True)]
+            >>> samples = list(zip(images, masks, strict=True))
             >>> stream = TwoStream(samples, images, 2, 4, lambda *x: x, lambda *x: x, seed=0)
             >>> stream.indices(0), [stream.share(part, 2).indices(0) for part in (0, 1)]
             (([2, 3], [0, 1, 3, 4]), [([2], [0, 1]), ([3], [3, 4])])

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -86,7 +85,9 @@ def train_transform(
     return TrainTransform(crop, scale, flip, rotate, jitter, mean, std)
 
 
-def eval_transform(mean: Stats = IMAGENET_DEFAULT_MEAN, std: Stats = IMAGENET_DEFAULT_STD) -> Any:
+def eval_transform(
+    mean: Stats = IMAGENET_DEFAULT_MEAN, std: Stats = IMAGENET_DEFAULT_STD
+) -> v2.Compose:
     """Normalises an image in 0..255 (uint8 or float); a torchvision v2 transform.
 
     `mean` and `std` are those of images scaled to 0..1.

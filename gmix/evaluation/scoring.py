@@ -16,6 +16,7 @@ from gmix.data.prefetch import ahead
 from gmix.evaluation.confusion import ConfusionMatrix, Scores
 from gmix.evaluation.inference import Predict, Size, class_map, fit
 from gmix.modes import eval_mode
+from gmix.protocols import LabeledDataset
 
 BATCH_SIZE = 8
 
@@ -25,7 +26,7 @@ BATCH_PIXELS = 2**21
 
 def evaluate(
     net: nn.Module,
-    dataset: Dataset[Sample] | Sequence[Sample],
+    dataset: LabeledDataset,
     classes: Classes,
     *,
     transform: Callable[[Any], Tensor],
@@ -43,7 +44,8 @@ def evaluate(
 
     Args:
         net: Images `(N, C, H, W)` to logits `(N, K, H, W)`.
-        dataset: Items of `Sample`, of any sizes. It is asked for one at a time, in order, by a thread.
+        dataset: Images with their masks, `Sample` or pairs of tensors, of any sizes. It is asked for one at a
+            time, in order, by a thread.
         classes: Says how many classes there are, and whether it is one logit channel.
         transform: uint8 image to normalised float image, as `eval_transform(mean, std)`.
         size: Height and width the network sees; `None`: each image's own size.
@@ -82,7 +84,7 @@ def evaluate(
 @torch.inference_mode()
 def count_pixels(
     net: nn.Module,
-    dataset: Dataset[Sample] | Sequence[Sample],
+    dataset: LabeledDataset,
     classes: Classes,
     *,
     transform: Callable[[Any], Tensor],
@@ -120,7 +122,7 @@ def count_pixels(
         >>> count_pixels(net, data, classes, transform=transform, indices=range(1, 5, 2)).counts.sum()
         tensor(4)
     """
-    length = len(dataset)  # type: ignore[arg-type]
+    length = len(dataset)
     if length == 0:
         raise ValueError("expected at least one image to evaluate on, got none")
     items = _read(dataset, range(length) if indices is None else indices, batch_size)
@@ -168,7 +170,7 @@ class IncomparableCenter(Dataset[Sample]):
     border, and the pixels there, often the hard ones, count for nothing.
 
     Args:
-        dataset: Items of `Sample`.
+        dataset: Images with their masks.
         size: Height and width of the centre; a smaller image is left as it is.
 
     Examples:
@@ -178,12 +180,12 @@ class IncomparableCenter(Dataset[Sample]):
         [(3, 4, 9), (4, 9)]
     """
 
-    def __init__(self, dataset: Dataset[Sample] | Sequence[Sample], size: Size) -> None:
+    def __init__(self, dataset: LabeledDataset, size: Size) -> None:
         self.dataset = dataset
         self.size = size
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
+        return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
         image, mask = self.dataset[index]
@@ -250,11 +252,11 @@ def class_maps(
 
 
 def _read(
-    dataset: Dataset[Sample] | Sequence[Sample], indices: Iterable[int], batch_size: int
-) -> Iterator[Sample]:
+    dataset: LabeledDataset, indices: Iterable[int], batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The items, one after the other; as many as a batch may have are read while others are used."""
 
-    def read(rest: Iterator[int]) -> list[Sample]:
+    def read(rest: Iterator[int]) -> list[tuple[Tensor, Tensor]]:
         some, pixels = [], 0
         for index in rest:
             some.append(dataset[index])
@@ -270,7 +272,7 @@ def _read(
 
 
 def _batches(
-    items: Iterable[Sample],
+    items: Iterable[tuple[Tensor, Tensor]],
     transform: Callable[[Any], Tensor],
     size: Size | None,
     batch_size: int,

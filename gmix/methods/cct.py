@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from gmix import functional as G
 from gmix.losses import check_unit_interval
-from gmix.methods.method import Method, Step, SupervisedLoss
+from gmix.methods.method import Method, Step
 from gmix.mitrans import icnr_
 from gmix.network import GuidedMixNet
+from gmix.protocols import SupervisedLoss
 from gmix.views import drop_channels
 
 __all__ = ["CCT"]

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from gmix import functional as G
 from gmix.losses import check_unit_interval
-from gmix.methods.method import Method, Step, SupervisedLoss
+from gmix.methods.method import Method, Step
 from gmix.network import GuidedMixNet
+from gmix.protocols import SupervisedLoss
 from gmix.pseudo import PseudoMask
 from gmix.teacher import EMATeacher
 from gmix.views import GaussianBlur, Pasted, StrongColor
@@ -85,7 +86,7 @@ class ClassMix(Method):
         pseudo = pseudo.paste(rest)
         view = self.blur(self.color(rest.apply(x_unlabeled), generator), generator)
         logits = self.net(torch.cat([x_labeled, view]))
-        labeled, unlabeled = logits.split([len(x_labeled), len(view)])
+        labeled, unlabeled = torch.split(logits, [len(x_labeled), len(view)])
         supervised = self.supervised(labeled, y_labeled)
         sure = pseudo.share(self.threshold, self.ignore_index)
         unsupervised = sure * pseudo.loss(unlabeled, ignore_index=self.ignore_index)

@@ -7,8 +7,9 @@ import copy
 import torch
 from torch import Tensor
 
-from gmix.methods.method import Method, Step, SupervisedLoss
+from gmix.methods.method import Method, Step
 from gmix.network import GuidedMixNet
+from gmix.protocols import SupervisedLoss
 from gmix.pseudo import PseudoMask
 
 __all__ = ["CPS"]

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from gmix import functional as G
 from gmix.losses import check_unit_interval
-from gmix.methods.method import Method, Step, SupervisedLoss
+from gmix.methods.method import Method, Step
 from gmix.network import GuidedMixNet
+from gmix.protocols import SupervisedLoss
 from gmix.pseudo import PseudoMask
 from gmix.teacher import EMATeacher
 from gmix.views import CutMix, StrongColor
@@ -88,7 +89,7 @@ class CutMixSeg(Method):
         sure = pseudo.share(self.threshold, self.ignore_index)
         inside = None if valid is None else pasted.apply(valid)
         logits = self.net(torch.cat([x_labeled, view]))
-        labeled, unlabeled = logits.split([len(x_labeled), len(view)])
+        labeled, unlabeled = torch.split(logits, [len(x_labeled), len(view)])
         supervised = self.supervised(labeled, y_labeled)
         unsupervised = sure * G.squared_error(G.probabilities(unlabeled), target, valid=inside)
         total = supervised + self.weight * unsupervised

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from gmix.given import Options, optional_part
 from gmix.losses import check_unit_interval
-from gmix.methods.method import Method, Step, SupervisedLoss
+from gmix.methods.method import Method, Step
 from gmix.network import GuidedMixNet
+from gmix.protocols import SupervisedLoss, Teacher
 from gmix.pseudo import PseudoMask
 from gmix.teacher import EMATeacher
 from gmix.views import StrongView
@@ -66,14 +67,14 @@ class FixMatch(Method):
         *,
         threshold: float = 0.95,
         unsupervised: float = 1.0,
-        teacher: EMATeacher[GuidedMixNet] | Options | None = None,
+        teacher: Teacher | Options | None = None,
         mean: Sequence[float] | float = (0.485, 0.456, 0.406),
         std: Sequence[float] | float = (0.229, 0.224, 0.225),
         supervised: SupervisedLoss | None = None,
         ignore_index: int = 255,
     ) -> None:
         super().__init__(net, supervised=supervised, ignore_index=ignore_index)
-        self.teacher = optional_part("teacher", partial(EMATeacher, net), teacher)
+        self.teacher: Teacher | None = optional_part("teacher", partial(EMATeacher, net), teacher)
         self.strong = StrongView(mean=mean, std=std)
         check_unit_interval("threshold", threshold)
         self.threshold = threshold

@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from gmix import functional as G
-from gmix.adjustment import LogitAdjustment
-from gmix.decoupler import SoftDecoupler
+from gmix import protocols
 from gmix.given import Options
-from gmix.losses import GuidedMixLoss
 from gmix.methods.guidedmix_parts import (
     REQUIRED,
     VARIANTS,
@@ -23,16 +21,12 @@ from gmix.methods.guidedmix_parts import (
     check_criterion,
     make_parts,
 )
-from gmix.methods.method import Method, Step, SupervisedLoss
-from gmix.mixer import LabeledUnlabeledMixer
+from gmix.methods.method import Method, Step
 from gmix.modes import eval_mode
 from gmix.network import GuidedMixNet
-from gmix.pairing import RandomPairSelector, SimilarPairSelector
-from gmix.paste import ClassPaste
 from gmix.processes import gather
-from gmix.reference import LabeledReference, Samples
-from gmix.teacher import EMATeacher
-from gmix.views import CutMix, GaussianBlur, StrongColor, drop_complementary
+from gmix.reference import LabeledReference
+from gmix.views import drop_complementary
 
 __all__ = ["Guidance", "GuidedMix", "GuidedMixParts", "Mix", "Partners"]
 
@@ -138,7 +132,7 @@ class GuidedMix(Method):
         variant: Variant = "default",
         mean: Sequence[float] | float = (0.485, 0.456, 0.406),
         std: Sequence[float] | float = (0.229, 0.224, 0.225),
-        supervised: SupervisedLoss | None = None,
+        supervised: protocols.SupervisedLoss | None = None,
         ignore_index: int | None = None,
         **parts: Unpack[GuidedMixParts],
     ) -> None:
@@ -166,19 +160,19 @@ class GuidedMix(Method):
             )
         # Without its loss it would be a parameter without a gradient.
         net.classifier.requires_grad_(chosen["criterion"].classification > 0)
-        self.selector: SimilarPairSelector | RandomPairSelector = chosen["selector"]
-        self.mixer: LabeledUnlabeledMixer = chosen["mixer"]
-        self.decoupler: SoftDecoupler = chosen["decoupler"]
-        self.adjustment: LogitAdjustment | None = chosen["adjustment"]
-        self.criterion: GuidedMixLoss = chosen["criterion"]
-        self.teacher: EMATeacher[GuidedMixNet] | None = chosen["teacher"]
-        self.reference: LabeledReference | None = chosen["reference"]
+        self.selector: protocols.PairSelector = chosen["selector"]
+        self.mixer: protocols.Mixer = chosen["mixer"]
+        self.decoupler: protocols.Decoupler = chosen["decoupler"]
+        self.adjustment: protocols.LogitAdjuster | None = chosen["adjustment"]
+        self.criterion: protocols.Criterion = chosen["criterion"]
+        self.teacher: protocols.Teacher | None = chosen["teacher"]
+        self.reference: protocols.Reference | None = chosen["reference"]
         # A reference made elsewhere may well have another encoder.
         self.warn_if_stale = not isinstance(parts.get("reference"), nn.Module)
-        self.color: StrongColor | None = chosen["color"]
-        self.blur: GaussianBlur | None = chosen["blur"]
-        self.paste: ClassPaste | None = chosen["paste"]
-        self.cutmix: CutMix | None = chosen["cutmix"]
+        self.color: protocols.Augmentation | None = chosen["color"]
+        self.blur: protocols.Augmentation | None = chosen["blur"]
+        self.paste: protocols.RegionSampler | None = chosen["paste"]
+        self.cutmix: protocols.BoxSampler | None = chosen["cutmix"]
         self.direct: float = chosen["direct"]
         self.true_masks: bool = chosen["true_masks"]
         self.pair_across: bool = chosen["pair_across"]
@@ -190,10 +184,10 @@ class GuidedMix(Method):
         """Least confidence of a pixel that is learned."""
         return self.criterion.threshold
 
-    def remember(self, labeled: Samples) -> None:
+    def remember(self, labeled: protocols.LabeledDataset) -> None:
         """Show the reference the labeled images; it is silent without them."""
         if self.reference is not None:
-            if self.warn_if_stale:
+            if self.warn_if_stale and isinstance(self.reference, LabeledReference):
                 warn_of_other_weights(self.reference, self.net.model.encoder)
             self.reference.remember(labeled, ignore_index=self.ignore_index)
 

@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
+from gmix import protocols
 from gmix.adjustment import LogitAdjustment
 from gmix.decoupler import SoftDecoupler
 from gmix.given import Options, make_part
 from gmix.losses import GuidedMixLoss
 from gmix.mixer import LabeledUnlabeledMixer
 from gmix.network import GuidedMixNet
-from gmix.pairing import RandomPairSelector, SimilarPairSelector
+from gmix.pairing import SimilarPairSelector
 from gmix.paste import ClassPaste
 from gmix.reference import LabeledReference
 from gmix.teacher import EMATeacher
@@ -31,17 +32,17 @@ class GuidedMixParts(TypedDict, total=False):
     Options that are not said stay as the variant has them, whether the others come in a mapping or in a part.
     """
 
-    selector: SimilarPairSelector | RandomPairSelector | Options
-    mixer: LabeledUnlabeledMixer | Options
-    decoupler: SoftDecoupler | Options
-    adjustment: LogitAdjustment | Options | None
-    criterion: GuidedMixLoss | Options
-    teacher: EMATeacher[GuidedMixNet] | Options | None
-    reference: LabeledReference | Options | None
-    color: StrongColor | Options | None
-    blur: GaussianBlur | Options | None
-    paste: ClassPaste | Options | None
-    cutmix: CutMix | Options | None
+    selector: protocols.PairSelector | Options
+    mixer: protocols.Mixer | Options
+    decoupler: protocols.Decoupler | Options
+    adjustment: protocols.LogitAdjuster | Options | None
+    criterion: protocols.Criterion | Options
+    teacher: protocols.Teacher | Options | None
+    reference: protocols.Reference | Options | None
+    color: protocols.Augmentation | Options | None
+    blur: protocols.Augmentation | Options | None
+    paste: protocols.RegionSampler | Options | None
+    cutmix: protocols.BoxSampler | Options | None
     direct: float
     true_masks: bool
     pair_across: bool
@@ -135,7 +136,8 @@ REQUIRED = ("selector", "mixer", "decoupler", "criterion")
 
 def check_criterion(criterion: Any, ignore_index: int | None) -> None:
     """Refuse what is no objective of all terms, and another `ignore_index` than the method's."""
-    if not all(hasattr(criterion, name) for name in ("ignore_index", "decoupling", "threshold")):
+    needed = ("ignore_index", "threshold", "classification", "decoupling")
+    if not all(hasattr(criterion, name) for name in needed):
         raise TypeError(
             f"`criterion` is the whole objective, a GuidedMixLoss, got {type(criterion).__name__}: "
             "pass another loss of the labeled images as `supervised`"

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from gmix import functional as G
 from gmix.losses import check_unit_interval
-from gmix.methods.method import Method, Step, SupervisedLoss
+from gmix.methods.method import Method, Step
 from gmix.network import GuidedMixNet
+from gmix.protocols import SupervisedLoss
 from gmix.teacher import EMATeacher
 from gmix.views import StrongColor
 
@@ -77,7 +78,7 @@ class MeanTeacher(Method):
             target = G.probabilities(self.teacher.net(x_unlabeled))
         view = self.color(x_unlabeled, generator)
         logits = self.net(torch.cat([x_labeled, view]))
-        labeled, unlabeled = logits.split([len(x_labeled), len(view)])
+        labeled, unlabeled = torch.split(logits, [len(x_labeled), len(view)])
         supervised = self.supervised(labeled, y_labeled)
         unsupervised = G.squared_error(G.probabilities(unlabeled), target, valid=valid)
         omega = G.ramp_up(progress, self.ramp_length)

@@ -23,16 +23,13 @@ from gmix.methods.moved import weights_version
 from gmix.modes import eval_mode, freeze_statistics
 from gmix.network import GuidedMixNet
 from gmix.processes import refuse_wrapped_parts, warn_if_alone
-from gmix.reference import Samples
+from gmix.protocols import LabeledDataset, SupervisedLoss
 from gmix.states import ChecksState
 from gmix.views import StrongColor
 
 NEEDED = ("encode", "decode", "classifier", "classes")
 
-__all__ = ["Method", "Step", "SupervisedLoss"]
-
-# Logits (N, K, H, W) and masks (N, H, W) to a scalar.
-SupervisedLoss = Callable[[Tensor, Tensor], Tensor]
+__all__ = ["Method", "Step"]
 
 
 class Step(NamedTuple):
@@ -145,7 +142,7 @@ class Method(ChecksState):
             Step(x_labeled, y_labeled, x_unlabeled, progress, valid_unlabeled, generator)
         )
 
-    def remember(self, labeled: Samples) -> None:
+    def remember(self, labeled: LabeledDataset) -> None:
         """Look at the labeled images once before training, in a method that asks them later; most do not.
 
         Args:

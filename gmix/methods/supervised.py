@@ -8,8 +8,9 @@ from torch import Tensor
 
 from gmix.adjustment import LogitAdjustment
 from gmix.given import Options, optional_part
-from gmix.methods.method import Method, Step, SupervisedLoss
+from gmix.methods.method import Method, Step
 from gmix.network import GuidedMixNet
+from gmix.protocols import LogitAdjuster, SupervisedLoss
 
 __all__ = ["Supervised"]
 
@@ -43,13 +44,13 @@ class Supervised(Method):
         self,
         net: GuidedMixNet,
         *,
-        adjustment: LogitAdjustment | Options | None = None,
+        adjustment: LogitAdjuster | Options | None = None,
         supervised: SupervisedLoss | None = None,
         ignore_index: int = 255,
     ) -> None:
         super().__init__(net, supervised=supervised, ignore_index=ignore_index)
         make = partial(LogitAdjustment, net.classes)
-        self.adjustment = optional_part("adjustment", make, adjustment)
+        self.adjustment: LogitAdjuster | None = optional_part("adjustment", make, adjustment)
 
     def observe(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
         """Count the classes of the labeled images."""

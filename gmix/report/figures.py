@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from gmix.data import to_rgb
+from gmix.decoupler import SoftDecoupler
 from gmix.modes import eval_mode
 from gmix.own import own_file, refuse_foreign
 from gmix.report.cards import most_likely, palettes
@@ -84,7 +85,9 @@ def draw_decoupling(replay: Replay, palette: Sequence[Color], count: int, path: 
     def seen(x: torch.Tensor) -> Pixels:
         return to_rgb(replay.pixels(x))
 
-    soft = replay.method.decoupler.mode == "soft"
+    decoupler = replay.method.decoupler
+    assert isinstance(decoupler, SoftDecoupler)  # as all that flags make
+    soft = decoupler.mode == "soft"
     rows = []
     for index in range(min(count, len(replay.x_unlabeled))):
         partner = int(partners.chosen[index])

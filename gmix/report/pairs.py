@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gmix import functional as G
 from gmix.data import Classes
+from gmix.losses import GuidedMixLoss
 from gmix.methods import GuidedMix
 from gmix.methods.guidedmix import Guidance
 from gmix.modes import eval_mode
@@ -91,6 +92,7 @@ def replay_last_batch(folder: Path, device: torch.device) -> Replay:
     method.to(device).to(memory_format=form)
     if not isinstance(method, GuidedMix):
         raise ValueError(f"--method {config.method} makes no pairs")
+    assert isinstance(method.criterion, GuidedMixLoss)  # as all that flags make
     load_checkpoint(path, {"method": method}, device)
     stats = image_stats(config)
     batch = build_stream(config, data, *stats)[step - 1].split(config.accumulate)[0]
@@ -132,8 +134,5 @@ def replay_last_batch(folder: Path, device: torch.device) -> Replay:
 
 def draw_lambdas(method: GuidedMix, draws: int = 10000) -> Tensor:
     """What the mixer of a method draws for lambda: `(draws,)`."""
-    mixer = method.mixer
-    generator = torch.Generator().manual_seed(0)
-    return G.sample_lambda(
-        draws, alpha=mixer.alpha, max_lambda=mixer.max_lambda, generator=generator
-    )
+    images = torch.zeros(draws, 1, 1, 1)
+    return method.mixer(images, images, generator=torch.Generator().manual_seed(0)).lam

@@ -152,6 +152,6 @@ def lambda_chart(method: GuidedMix) -> Chart:
     return Chart(
         "Mixing weight λ",
         f"share of the labeled partner: {len(lambdas)} draws of this run's mixer, "
-        f"mean {lambdas.mean():.2f}, at most {method.mixer.max_lambda:g}",
+        f"mean {lambdas.mean():.2f}, at most {lambdas.max():.2f}",
         histogram(lambdas, "λ"),
     )

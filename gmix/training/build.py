@@ -35,6 +35,7 @@ from gmix.data import (
 )
 from gmix.methods import Method
 from gmix.network import GuidedMixNet
+from gmix.protocols import MapDataset
 from gmix.say import one_line
 from gmix.training.architecture import build_architecture, find_architecture
 from gmix.training.config import TrainConfig
@@ -60,11 +61,11 @@ class Data:
     """What one run trains and is judged on."""
 
     classes: Classes
-    labeled: Dataset[Sample]
-    unlabeled: Dataset[tv_tensors.Image] | None
-    validation: Dataset[Sample] | None
+    labeled: MapDataset[Sample]
+    unlabeled: MapDataset[tv_tensors.Image] | None
+    validation: MapDataset[Sample] | None
     counts: dict[str, int]
-    held_out: Dataset[Sample] | None = None  # unlabeled images with their masks, never trained on
+    held_out: MapDataset[Sample] | None = None  # unlabeled images with masks, never trained on
     split: str = ""  # a hash of which images are used for what
     notes: tuple[str, ...] = ()  # what a person should know of the data, but need not be an error
     left_out: tuple[
@@ -183,8 +184,8 @@ def find_data(config: TrainConfig) -> Data:
                 "or --unlabeled-list, keep fewer masks with --labels N, or use --method supervised"
             )
     unlabeled_set: Any = None
-    validation_set: Dataset[Sample] | None = None
-    held_out_set: Dataset[Sample] | None = None
+    validation_set: MapDataset[Sample] | None = None
+    held_out_set: MapDataset[Sample] | None = None
     if pools:
         unlabeled_set = pools[0] if len(pools) == 1 else ConcatDataset(pools)
     if validation is not None:

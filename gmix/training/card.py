@@ -229,11 +229,10 @@ def _loading(saved: SavedModel, network: str) -> str:
             "With gmix, which resizes, normalises and pads:",
             "",
             "```python",
-            "from gmix.predict import predict_image",
-            "from gmix.training.saved import SavedModel",
+            "import gmix",
             "",
-            'saved = SavedModel.from_pretrained("FOLDER")',
-            "classes = predict_image(saved, image)  # (C, H, W) in 0..255 -> (H, W)",
+            'saved = gmix.SavedModel.from_pretrained("FOLDER")',
+            "classes = gmix.predict_image(saved, image)  # (C, H, W) in 0..255 -> (H, W)",
             "```",
         ]
     )

@@ -7,11 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Dataset
-
 from gmix.data import (
     Classes,
-    Sample,
     SegmentationDataset,
     compare_palettes,
     data_names,
@@ -27,6 +24,7 @@ from gmix.evaluation import (
     draw_confusion,
 )
 from gmix.own import own_file, refuse_foreign, write_own
+from gmix.protocols import LabeledDataset
 from gmix.training.commands import EvaluateConfig, PredictConfig, PseudoLabelConfig
 from gmix.training.config import TrainConfig
 from gmix.training.device import prepare_device
@@ -68,7 +66,7 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
     if files is None:
         raise ValueError("--val-images and --val-masks are missing (the run had none of its own)")
     classes = fit_masks(saved.classes, source, files[1])
-    dataset: Dataset[Sample] = SegmentationDataset(
+    dataset: LabeledDataset = SegmentationDataset(
         *files, classes, format=saved.format, turn_masks=source.mask_orientation == "stored"
     )
     if center is not None:

@@ -1,0 +1,202 @@
+"""The roles in a method and what each is asked for. A class of your own plays one by having it: nothing to inherit.
+
+An `nn.Module` moves, and is saved, with its method; type checkers let any pass for what is called, as torch does not
+tell them how.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from gmix.mixer import Mixed
+    from gmix.network import GuidedMixNet
+    from gmix.views import Pasted
+
+__all__ = [
+    "Augmentation",
+    "BoxSampler",
+    "Criterion",
+    "Decoupler",
+    "LabeledDataset",
+    "LogitAdjuster",
+    "MapDataset",
+    "Mixer",
+    "PairSelector",
+    "Reference",
+    "RegionSampler",
+    "SupervisedLoss",
+    "Teacher",
+]
+
+Item = TypeVar("Item", covariant=True)
+
+
+class PairSelector(Protocol):
+    """Choose a partner for each query embedding; gmix has `SimilarPairSelector` and `RandomPairSelector`."""
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        exclude_self: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return int64 `(N,)`, in `[0, M)`, for embeddings `(N, D)` and `(M, D)`.
+
+        With `exclude_self` both are of the same images, and none is its own partner.
+        """
+        ...
+
+
+class Mixer(Protocol):
+    """Mix images with their partners, row by row; gmix has `LabeledUnlabeledMixer`."""
+
+    def __call__(
+        self,
+        labeled: Tensor,
+        unlabeled: Tensor,
+        lam: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Mixed:
+        """Return the mixed images `(N, C, H, W)`, and the labeled share of each, `lam` where it is given."""
+        ...
+
+
+class Decoupler(Protocol):
+    """Take the labeled part out of the prediction of a mix; gmix has `SoftDecoupler`."""
+
+    def __call__(self, probs_mixed: Tensor, probs_labeled: Tensor, lam: Tensor) -> Tensor:
+        """Return probabilities `(N, K, H, W)`, from two of that shape and lambda `(N,)`."""
+        ...
+
+
+class Augmentation(Protocol):
+    """Change images and leave every pixel in its place; gmix has `StrongColor` and `GaussianBlur`."""
+
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return images like `x`, `(N, C, H, W)`."""
+        ...
+
+
+class BoxSampler(Protocol):
+    """Draw what is pasted from one image of a batch into another; gmix has `CutMix`."""
+
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Pasted:
+        """Return a box and a source for each image of `x`, `(N, C, H, W)`."""
+        ...
+
+
+class RegionSampler(Protocol):
+    """Draw the pixels that are pasted from labeled images into unlabeled ones; gmix has `ClassPaste`."""
+
+    def __call__(self, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return bool `(N, H, W)`, for masks `(N, H, W)`."""
+        ...
+
+
+class LogitAdjuster(Protocol):
+    """Adjust the logits of labeled images before their loss; gmix has `LogitAdjustment`."""
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Return logits like `logits`, `(N, K, H, W)`."""
+        ...
+
+    def add(self, y: Tensor, *, ignore_index: int) -> None:
+        """Count the classes in masks `(N, H, W)`; called once with each labeled batch."""
+
+
+class SupervisedLoss(Protocol):
+    """The loss of labeled images; functions and the losses of SMP are such."""
+
+    def __call__(self, logits: Tensor, y: Tensor, /) -> Tensor:
+        """Return a scalar, for float32 logits `(N, K, H, W)` and masks `(N, H, W)`."""
+        ...
+
+
+class Criterion(Protocol):
+    """The sum of all terms of GuidedMix; gmix has `GuidedMixLoss`. Terms of weight 0 are not computed."""
+
+    @property
+    def ignore_index(self) -> int:
+        """Mask value without a class."""
+        ...
+
+    @property
+    def threshold(self) -> float:
+        """Least confidence of a pixel that is learned."""
+        ...
+
+    @property
+    def classification(self) -> float:
+        """Weight of the image-level classes: `class_logits` are passed if it is above 0."""
+        ...
+
+    @property
+    def decoupling(self) -> float:
+        """Weight of L_dec: `probs_decoupled` and `decoupled_target` are passed if it is above 0."""
+        ...
+
+    def __call__(
+        self,
+        logits_labeled: Tensor,
+        y_labeled: Tensor,
+        *,
+        supervised: Tensor,
+        logits_unlabeled: Tensor,
+        pseudo: Tensor,
+        valid: Tensor | None,
+        progress: float | Tensor,
+        class_logits: Tensor | None = None,
+        probs_decoupled: Tensor | None = None,
+        decoupled_target: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Return named scalars, and their weighted sum as `total`."""
+        ...
+
+
+class Teacher(Protocol):
+    """A network that labels unlabeled images and follows the student; an `nn.Module`. gmix has `EMATeacher`."""
+
+    @property
+    def net(self) -> GuidedMixNet:
+        """The network whose predictions are learned: in eval mode, without gradients."""
+        ...
+
+    def update(self, student: GuidedMixNet) -> None:
+        """Follow the student; called once before each step of the optimizer."""
+
+
+class Reference(Protocol):
+    """Guide predictions by labeled images that it was shown before training; gmix has `LabeledReference`."""
+
+    def __call__(self, probs: Tensor, x: Tensor) -> Tensor:
+        """Return probabilities like `probs`, `(N, K, H, W)`, of the images `x`, `(N, C, H, W)`."""
+        ...
+
+    def remember(self, labeled: LabeledDataset, *, ignore_index: int) -> None:
+        """Look at the labeled images, as they are tested, and their masks."""
+
+    @property
+    def remembers(self) -> bool:
+        """Tell whether it has been shown any."""
+        ...
+
+
+class MapDataset(Protocol[Item]):
+    """A map-style data set: a list, or a `torch.utils.data.Dataset` with a length."""
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Item:
+        """Return one item."""
+        ...
+
+
+LabeledDataset: TypeAlias = MapDataset[tuple[Tensor, Tensor]]
+"""Images `(C, H, W)` with their masks `(H, W)`."""
