@@ -76,10 +76,10 @@ class GuidedMix(Method):
 
     | step | `variant="default"` | `variant="paper"` |
     |---|---|---|
-    | 4 | an EMA teacher, in eval mode | the network itself, in train mode |
-    | 1 to 3, 5 | left out: the direct prediction is better | $\lambda \le 0.5$, subtracts the partner's prediction |
+    | 1, 4 | an EMA teacher, in eval mode | the network itself, in train mode |
+    | 3 to 5 | left out: the direct prediction is better | $\lambda \le 0.5$, subtracts the partner's prediction |
     | 6 | yes, as far as labeled images say it can be trusted | no |
-    | 7 | twice, each time with other colours, blur and boxes | the image as it is |
+    | 7 | twice, colours, blur, CutMix; each view sees half of the channels | the image as it is |
     | 8 | cross-entropy of pixels that are 95 % sure | squared error; $L_{cla}$, $L_{dec}$ |
 
     With `direct` below 1 the default mixes, too: at 0.5 the mask is the mean of the direct and the decoupled one.
@@ -97,7 +97,7 @@ class GuidedMix(Method):
             prediction beside the decoupled one, in [0, 1]; `true_masks` subtracts the partner's mask instead of
             its prediction; `pair_across` looks for partners among the labeled images of all processes that train
             together; `views` is how many strong views of an image are learned, `drop` the share of images whose
-            channels two views share between them (UniMatch V2). `criterion={"classification": 0.1}` and
+            channels two views share between them. `criterion={"classification": 0.1}` and
             `criterion=GuidedMixLoss(classification=0.1)` both change this one option and leave the others as the
             variant has them.
 

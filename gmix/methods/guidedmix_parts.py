@@ -75,7 +75,7 @@ VARIANTS: dict[Variant, dict[str, Any]] = {
         "true_masks": True,
         "pair_across": False,
         "views": 2,
-        "drop": 0.0,
+        "drop": 0.5,
     },
     # One network, squared error, every equation as printed.
     "paper": {
