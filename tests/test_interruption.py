@@ -212,12 +212,14 @@ def test_loader_processes_outlive_the_signal_of_a_scheduler(data: Path, tmp_path
 
 
 def test_loader_processes_do_not_heed_ctrl_c() -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    numbers = [*{signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)}]  # Windows has no SIGHUP
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
     try:
         leave_to_parent(0)
-        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        assert all(signal.getsignal(number) == signal.SIG_IGN for number in numbers)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def test_loader_processes_end_with_a_parent_that_forgot_them() -> None:
