@@ -239,7 +239,7 @@ def weights(write: Callable[[Path, Place], object], name: str = "weights.pth") -
     def make(place: Place) -> Words:
         path = place.root / name
         write(path, place)
-        return place.train(encoder_weights=str(path))
+        return place.train(encoder="mobilenet_v2", encoder_weights=str(path))
 
     return make
 
@@ -1692,12 +1692,12 @@ group(
     ),
     Case(
         "a model of a few words that asks for 40 GB",
-        model(lambda folder, place: edit(folder / "config.json", decoder_channels=[16384] * 5)),
+        model(lambda folder, place: edit(folder / "config.json", decoder_channels=[16384] * 3)),
         "cannot load the model in …model: model.safetensors is of another network: …",
     ),
     Case(
         "`--model-args` with a file of weights (`checkpoint_path`)",
-        lambda place: place.train("--model-args", "{checkpoint_path: evil.pth}"),
+        flags("--encoder", "mobilenet_v2", "--model-args", "{checkpoint_path: evil.pth}"),
         "cannot build Unet with the encoder mobilenet_v2: checkpoint_path is no argument that gmix hands on: …",
     ),
     Case(

@@ -1,6 +1,6 @@
-"""Kill a training again and again, each time going on with `--resume`: `test_interruption.py` runs this.
+"""Kill a training again and again, each time going on with `--resume`: `test_interruption.py` calls this.
 
-A process of its own, because every child is a fork of it: torch is imported once, not at every start.
+In a process of its own, because every training is a fork of it, and changes what it forks.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import huggingface_hub  # noqa: F401 - what children would otherwise import at every start
 import torch
-import yaml  # noqa: F401
 from tiny_data import tiny_config
 
 from gmix import whole
@@ -188,7 +186,3 @@ def main(root: Path, data: Path, kills: int, seed: int, changes: dict[str, Any])
     config = replace(straight, out=str(root / str(number)), resume=True)
     assert not attempt(config, root / "log.txt", None)[0]
     (root / "kills.json").write_text(json.dumps(done, indent=1))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), *json.loads(sys.argv[3]))

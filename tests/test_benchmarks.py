@@ -1,15 +1,18 @@
 """The recipes and probes behind the results page: they run, and compute what they print."""
 
+import io
 import json
 import re
 import shutil
 import subprocess
 import sys
 from argparse import Namespace
+from contextlib import redirect_stdout
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import yaml
 from tiny_data import tiny_config, write_data, write_scene
@@ -25,15 +28,9 @@ BENCHMARKS = ROOT / "benchmarks"
 
 
 def run(script: str, *words: object) -> str:
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), *map(str, words)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    done = forked.run(forked.script, BENCHMARKS / script, *words, folder=ROOT)
+    assert done.codes == [0], done.err
+    return done.out
 
 
 def rows(markdown: str) -> dict[str, list[str]]:
@@ -159,14 +156,13 @@ def test_the_bench_trains_scores_both_halves_and_goes_on(
     from gmix.cli import main
 
     write_data(tmp_path / "tiny", labeled=4, unlabeled=2, validation=2)
-    own = tiny_config(Path("tiny"), Path("out"), encoder="tu-test_resnet", steps=2)
+    own = tiny_config(Path("tiny"), Path("out"), steps=2)
     shared = ("encoder", "encoder_weights", "crop", "batch_labeled", "batch_unlabeled", "steps")
     shared += ("norm_batches", "workers", "threads", "device", "amp", "trackers", "report")
     folders = {name: getattr(own, name) for name in ("images", "masks", "val_images", "val_masks")}
-    sizes = {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}
     tiny = {
         "labels": [2, 3],
-        "flags": {**folders, "classes": own.classes, "model_args": sizes},
+        "flags": {**folders, "classes": own.classes, "model_args": own.model_args},
         "choose": {"val_part": "odd"},
         "report": {"val_part": "even"},
     }
@@ -292,10 +288,16 @@ def test_an_exported_file_beside_the_network(run_dir: Path, tmp_path: Path) -> N
     assert "100.00 %" in text
 
 
-def test_the_cost_of_a_step_beside_the_plain_model() -> None:
-    words = ["--methods", "guidedmix", "--encoder", "resnet18", "--size", "64x64"]
-    text = run("step_cost.py", *words, "--batch", 2, "--repeats", 1)
-    table = rows(text)
+def test_the_cost_of_a_step_beside_the_plain_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import step_cost
+
+    words = "--methods guidedmix --encoder resnet18 --size 64x64 --batch 2 --repeats 1"
+    monkeypatch.setattr(sys, "argv", ["step_cost.py", *words.split()])
+    monkeypatch.setattr(subprocess, "check_output", forked.check_output)
+    step_cost.main()
+    table = rows(capsys.readouterr().out)
     # Trained on: labeled, and two views of the unlabeled. Looked at: these by the teacher and by the reference.
     assert table["guidedmix"][0] == "6, 4"
     seconds, ratio = (float(cell) for cell in table["guidedmix"][1:3])
@@ -450,8 +452,31 @@ def test_a_compiled_step_beside_a_plain_one() -> None:
     assert "steps" in table["supervised"][4] or table["supervised"][4] == "never"
 
 
-def test_imports_and_help() -> None:
-    text = run("imports.py", "--repeats", 1)
+def test_imports_and_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import imports
+
+    from gmix.cli import main
+
+    def here(command: list[str], check: bool, stdout: int) -> None:
+        """As the process does, but for its start and the imports."""
+        assert command[0] == sys.executable and check and stdout == subprocess.DEVNULL
+        if command[1] == "-c":
+            exec(command[2], {})
+        else:
+            assert command[1:3] == ["-m", "gmix"]
+            with redirect_stdout(io.StringIO()):
+                try:
+                    code: Any = main(command[3:])
+                except SystemExit as ended:  # that of a command's own help
+                    code = ended.code
+            assert code == 0
+
+    monkeypatch.setattr(subprocess, "run", here)
+    monkeypatch.setattr(sys, "argv", ["imports.py", "--repeats", "1"])
+    imports.main()
+    text = capsys.readouterr().out
     assert len(rows(text)) == 6  # the heading, too
     assert float(text.rsplit(" ", 1)[-1]) > 0
 

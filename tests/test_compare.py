@@ -9,12 +9,13 @@ import re
 import shutil
 import signal
 import statistics
+import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from forked import start
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -44,6 +46,7 @@ from gmix.compare.table import classes_table, gain, gap_closed, scores_table
 from gmix.data import eval_transform
 from gmix.methods import CPS, ClassMix, FixMatch, GuidedMix, Method, Supervised, UniMatch
 from gmix.own import RECORD
+from gmix.training import run as running
 from gmix.training.build import Data, build_data
 from gmix.training.config import CompareConfig, TrainConfig
 from gmix.training.cost import count_first_step, encoders, peak_memory
@@ -55,8 +58,6 @@ from gmix.training.run import train
 from gmix.training.yamlfile import write_yaml
 
 TINY: dict[str, Any] = {
-    "encoder": "tu-test_resnet",
-    "model_args": {"encoder_depth": 3, "decoder_channels": [16, 8, 8]},
     "steps": 4,
     "checkpoint_every": 2,
     "eval_every": 2,
@@ -105,6 +106,42 @@ def cells(markdown: str) -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("tiny"), labeled=8, unlabeled=2)
+
+
+class Forked:
+    """A started command as `subprocess.Popen` has it, but for a fork that runs `act` before it."""
+
+    def __init__(
+        self, words: list[str], *, stdout: Any, act: Callable[..., object] = int, **settings: Any
+    ) -> None:
+        assert words[:3] == [sys.executable, "-m", "gmix"]
+        assert settings == {
+            "stdin": subprocess.DEVNULL,
+            "stderr": subprocess.STDOUT,
+            "start_new_session": True,  # Ctrl-C is for the parent to pass on
+        }
+        self.process = start(begin, act, words[3:], out=Path(stdout.name))
+        self.poll, self.wait = lambda: self.process.exitcode, self.process.join
+        self.terminate = self.process.terminate
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+
+def begin(act: Callable[..., object], words: list[str]) -> int:
+    act()
+    return main(words)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def popen() -> Iterator[SimpleNamespace]:
+    """What `gmix compare` takes for `subprocess`."""
+    names = ("DEVNULL", "STDOUT")
+    forking = SimpleNamespace(Popen=Forked, **{name: getattr(subprocess, name) for name in names})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gmix.compare.child.subprocess", forking)
+        yield forking
 
 
 @pytest.fixture(scope="module")
@@ -401,62 +438,65 @@ def test_all_masks_are_an_upper_bound(repeated: tuple[Path, Said, Any]) -> None:
     assert " ± " not in cells(said.out)["supervised"][0]  # one seed
 
 
-class Recorded(Child):
-    """A child that leaves its process behind for a test to kill."""
+def at_step(step: int, act: Callable[[], object]) -> None:
+    """Make the training that begins in this process do something after that step."""
 
-    started: list[Recorded] = []  # noqa: RUF012
+    def due(now: int, every: int) -> bool:
+        if now == step:
+            running.due = original
+            act()
+        return original(now, every)
 
-    def __init__(self, run: Run) -> None:
-        super().__init__(run)
-        self.started.append(self)
+    original = running.due
+    running.due = due
 
 
-@contextmanager
-def once(is_so: Callable[[], bool], act: Callable[[], None]) -> Iterator[None]:
-    """Do something as soon as something is so."""
+def kill() -> None:
+    """What the first process does."""
+    at_step(3, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
-    def watch() -> None:
-        while not is_so():
-            time.sleep(0.03)
-        act()
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    yield
-    thread.join(timeout=60)
-    assert not thread.is_alive()
+def ask_to_stop(tests: int) -> None:
+    """What the second one does: have the comparison stopped, and wait until it is told so itself."""
+
+    def act() -> None:
+        before = signal.getsignal(signal.SIGTERM)
+        os.kill(tests, signal.SIGTERM)
+        while signal.getsignal(signal.SIGTERM) is before:  # the first one puts it back
+            time.sleep(0.01)
+
+    at_step(6, act)
 
 
 def test_a_killed_and_a_stopped_comparison_ends_with_the_same_results(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, popen: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    long = {"steps": 200, "checkpoint_every": 10, "eval_every": 50, "method": "supervised"}
+    long = {"steps": 8, "checkpoint_every": 2, "eval_every": 4, "method": "supervised"}
     straight = TrainConfig(**{**vars(tiny_config(data, tmp_path / "straight")), **TINY, **long})
     train(straight)
     argv = compare_words(data, tmp_path / "out", methods="supervised", **long)
     folder = tmp_path / "out" / "supervised-0"
-    monkeypatch.setattr("gmix.compare.run.Child", Recorded)
-
-    def at(step: int) -> bool:
-        return how_far(folder).step >= step
-
-    with once(lambda: at(25), lambda: Recorded.started[-1].process.kill()):
-        said = run_command(argv)
+    monkeypatch.setattr(popen, "Popen", partial(Forked, act=kill))
+    said = run_command(argv)
     assert said.code == 1
     assert "1 of 1 runs failed: supervised-0: it was ended by SIGKILL" in said.err
     assert not (folder / "results.json").exists()
 
-    def goes_on() -> bool:  # the killed one may have come further than we saw
-        return "going on after step" in (folder / "log.txt").read_text(encoding="utf-8")
+    started: list[Forked] = []
 
-    with once(lambda: goes_on() and at(75), lambda: os.kill(os.getpid(), signal.SIGTERM)):
-        said = run_command(argv)
+    def stopped(*words: Any, **settings: Any) -> Forked:
+        started.append(Forked(*words, act=partial(ask_to_stop, os.getpid()), **settings))
+        return started[0]
+
+    monkeypatch.setattr(popen, "Popen", stopped)
+    said = run_command(argv)
     assert said.code == 0
     assert "stopped with 0 of 1 runs finished, everything is saved: repeat the command" in said.out
-    assert Recorded.started[-1].process.returncode == 0  # it saved, and was not cut off
+    assert started[0].returncode == 0  # it saved, and was not cut off
     log = (folder / "log.txt").read_text(encoding="utf-8")
-    assert "going on after step" in log and "stopped after step" in log
+    assert "going on after step 2" in log and "stopped after step 7" in log
 
+    monkeypatch.setattr(popen, "Popen", subprocess.Popen)  # as people have it
     assert run_command(argv).code == 0
     found, expected = (read_json(p / "results.json") for p in (folder, tmp_path / "straight"))
     for name in ("last", "best", "pseudo", "images", "image_passes_per_step"):

@@ -106,8 +106,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 QUICK: dict[str, Any] = {
-    "encoder": "tu-test_resnet",
-    "model_args": {"encoder_depth": 3, "decoder_channels": [16, 8, 8]},
     "method": "fixmatch",
     "steps": 4,
     "checkpoint_every": 2,

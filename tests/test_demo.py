@@ -2,7 +2,9 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from PIL import Image
 
 from gmix.data import Classes, SegmentationDataset, find_images, pair_masks, read_image
 from gmix.demo import compose_scenes, load_sources, run_demo, write_scenes
+from gmix.demo.run import demo_config
 from gmix.demo.scenes import NAMES, PALETTE, Folders
+from gmix.training.config import TrainConfig
 
 SIZE = 48
 
@@ -141,6 +145,11 @@ def test_the_whole_demo(
 ) -> None:
     for name, number in (("LABELED", 5), ("UNLABELED", 6), ("VALIDATION", 4)):
         monkeypatch.setattr(f"gmix.demo.run.{name}", number)
+
+    def config(*args: Any) -> TrainConfig:
+        return replace(demo_config(*args), norm_batches=2)  # not 40
+
+    monkeypatch.setattr("gmix.demo.run.demo_config", config)
     result = run_demo(tmp_path / "demo", seed=3, steps=2)
     printed = " ".join(capsys.readouterr().out.split())
 

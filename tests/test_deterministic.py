@@ -2,14 +2,14 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from tiny_data import tiny_config, words, write_data
 
+from gmix.cli import main
 from gmix.training.deterministic import deterministic
 
 
@@ -56,14 +56,13 @@ def test_two_processes_give_the_same_bits_with_any_number_of_loaders(tmp_path: P
         config = tiny_config(
             data,
             out,
-            encoder="tu-test_resnet",
-            model_args={"encoder_depth": 3, "decoder_channels": [16, 8, 8]},
             steps=3,
             eval_every=2,
             workers=workers,
             deterministic=True,
         )
-        subprocess.run([sys.executable, "-m", "gmix", "train", *words(config)], check=True)
+        done = forked.run(main, ["train", *words(config)])
+        assert done.codes == [0], done.err
         lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         metrics = [json.loads(line) for line in lines]
         for line in metrics:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 import yaml
@@ -117,16 +115,8 @@ def test_python_blocks_run_in_order(
 def test_py_blocks_run_in_two_processes(page: Path, tmp_path: Path) -> None:
     for _, text in blocks(page, "py"):
         Path(tmp_path, "loop.py").write_text(offline(text), encoding="utf-8")
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "loop.py"]
-        paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        done = subprocess.run(
-            [sys.executable, *launch],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
+        done = forked.run(forked.script, tmp_path / "loop.py", count=2, folder=tmp_path)
+        assert done.codes == [0, 0], done.err
 
 
 @pytest.mark.parametrize("page", pages_with("yml"))

@@ -12,6 +12,7 @@ from gmix.cli import main
 VOC = ["--classes", "7", "--label-map", "0:0,8:1,10:2,12:3,13:4,15:5,17:6"]
 NETWORK = ["--encoder", "tu-tf_efficientnet_lite0", "--encoder-weights", "lite0"]
 SMALL = ["--size", "48x64", "--batch-labeled", "4", "--batch-unlabeled", "4", "--workers", "0"]
+SMALL += ["--norm-batches", "4"]
 
 
 @pytest.fixture

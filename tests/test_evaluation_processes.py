@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing, nn
@@ -52,7 +53,8 @@ def work(rank: int, folder: str) -> None:
 
 @pytest.mark.skipif(not distributed.is_available(), reason="torch without distributed")
 def test_two_processes_give_exactly_the_scores_of_one(tmp_path: Path) -> None:
-    multiprocessing.spawn(work, args=(str(tmp_path),), nprocs=PROCESSES)
+    method = forked.server().get_start_method()
+    multiprocessing.start_processes(work, (str(tmp_path),), PROCESSES, start_method=method)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(PROCESSES))
     for images, one, two in zip(SIZES, first, second, strict=True):
         whole = count(images)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import forked
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,25 +16,11 @@ PAGE = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
 OPTIONAL = {"lightning_module": "pytorch_lightning", "accelerate_loop": "accelerate"}
 
 
-def run(folder: Path, *words: str) -> str:
-    """What `python words` prints, in an empty folder and with one thread."""
-    known = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(known),
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",  # no test downloads
-        },
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run(folder: Path, path: Path, *words: str, count: int = 1) -> str:
+    """What `python path words` prints, in an empty folder."""
+    done = forked.run(forked.script, path, *words, folder=folder, count=count)
+    assert done.codes == count * [0], done.err
+    return done.out
 
 
 def require(stem: str) -> None:
@@ -48,7 +32,7 @@ def require(stem: str) -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs_and_prints_what_the_docs_say(path: Path, tmp_path: Path) -> None:
     require(path.stem)
-    printed = run(tmp_path, str(path))
+    printed = run(tmp_path, path)
     assert not re.search(r"\bnan\b", printed.lower())
     assert not list(tmp_path.iterdir()), "it leaves files behind"
     row = re.search(rf"^\| `{path.name}` \|.*\|(.*)\|$", PAGE, re.MULTILINE)
@@ -64,8 +48,7 @@ def shape(text: str) -> str:
 
 def test_two_processes_share_the_work(tmp_path: Path) -> None:
     require("accelerate_loop")
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    printed = run(tmp_path, *launcher, str(ROOT / "examples" / "accelerate_loop.py"), "2")
+    printed = run(tmp_path, ROOT / "examples" / "accelerate_loop.py", "2", count=2)
     assert printed.count("step   0") == 1, "only one process is to print"
     assert "mIoU on 32 new scenes, 2 process(es)" in printed  # none counted twice
 

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import forked
+import kill_often
 import pytest
 import torch
 from full_disk import largest_file
@@ -59,10 +61,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("tiny"))
 
 
-# A network of milliseconds, and something to write nearly all the time.
+# Something to write nearly all the time.
 QUICK: dict[str, Any] = {
-    "encoder": "tu-test_resnet",
-    "model_args": {"encoder_depth": 3, "decoder_channels": [16, 8, 8]},
     "steps": 8,
     "checkpoint_every": 2,
     "eval_every": 4,
@@ -112,24 +112,18 @@ def everything(out: Path) -> dict[str, Any]:
 def test_a_run_killed_at_any_moment_ends_bit_equal(
     data: Path, tmp_path: Path, kills: int, changes: dict[str, Any], holds: list[str]
 ) -> None:
-    tests = Path(__file__).parent
-    argument = json.dumps([kills, kills, {**QUICK, **changes}])
-    found = subprocess.run(
-        [sys.executable, str(tests / "kill_often.py"), str(tmp_path), str(data), argument],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])},
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 0, found.stderr
+    often = {**QUICK, "steps": 4, "checkpoint_every": 1, "eval_every": 2, **changes}
+    ended = forked.run(kill_often.main, tmp_path, data, kills, kills, often)
+    assert ended.codes == [0], ended.err
     done = json.loads((tmp_path / "kills.json").read_text())
     assert len(done) == kills
     kinds = [kill["kind"] for kill in done]
     assert min(kinds.count(kind) for kind in ("call", "write", "save")) > 0
     expected = everything(tmp_path / "straight")
-    names = [*expected["checkpoint-00000008/method.safetensors"]]
+    names = [*expected["checkpoint-00000004/method.safetensors"]]
     assert all(any(part in name for name in names) for part in holds)
-    assert ("checkpoint-00000008/average.safetensors" in expected) == ("ema" in changes)
-    assert expected["metrics"][-1]["step"] == 8 and expected["remains"] == []
+    assert ("checkpoint-00000004/average.safetensors" in expected) == ("ema" in changes)
+    assert expected["metrics"][-1]["step"] == 4 and expected["remains"] == []
     runs = {kill["run"] for kill in done}
     for run in runs:
         assert_same(everything(tmp_path / str(run)), expected)
@@ -188,36 +182,33 @@ def test_loader_processes_outlive_the_signal_of_a_scheduler(data: Path, tmp_path
     config = tiny_config(
         data, tmp_path / "out", **{**QUICK, "steps": 100000, "eval_every": 0}, workers=1
     )
-    root = Path(__file__).resolve().parents[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gmix", "train", *words(config)],
-        cwd=root,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    out, err = tmp_path / "stdout", tmp_path / "stderr"
+    process = forked.start(main, ["train", *words(config)], out=out, err=err)
     try:
         metrics = tmp_path / "out" / "metrics.jsonl"
-        while process.poll() is None and not (metrics.is_file() and metrics.stat().st_size):
+        while process.is_alive() and not (metrics.is_file() and metrics.stat().st_size):
             time.sleep(0.05)
+        assert process.pid is not None
         os.killpg(process.pid, signal.SIGTERM)
-        said, complaint = process.communicate()
+        process.join()
     finally:
         process.kill()
-    assert (process.returncode, complaint) == (0, "")
+    said, complaint = (path.read_text(encoding="utf-8") for path in (out, err))
+    assert (process.exitcode, complaint) == (0, "")
     assert said.splitlines()[-1].endswith("repeat the command with --resume to go on")
     step = list_checkpoints(tmp_path / "out")[-1].step
     assert f"stopped after step {step} of 100000" in said
 
 
 def test_loader_processes_do_not_heed_ctrl_c() -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    numbers = [*{signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)}]  # Windows has no SIGHUP
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
     try:
         leave_to_parent(0)
-        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        assert all(signal.getsignal(number) == signal.SIG_IGN for number in numbers)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def test_loader_processes_end_with_a_parent_that_forgot_them() -> None:

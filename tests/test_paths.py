@@ -5,9 +5,11 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from hypothesis import given
@@ -222,16 +224,25 @@ def test_an_epoch_is_shuffled_once(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the benchmark ---------------------------------------------------------------------------
 
 
-def benchmark(*words: str) -> dict[str, list[str]]:
-    """First cell to the others, of the table it prints."""
-    script = Path(__file__).resolve().parents[1] / "benchmarks" / "data.py"
-    command = [sys.executable, str(script), *words]
-    text = subprocess.check_output(command, text=True, cwd=script.parents[1])
-    cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line[:2] == "| "]
-    return {first: rest for first, *rest in cells[1:]}
+@pytest.fixture
+def benchmark(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., dict[str, list[str]]]:
+    """First cell to the others, of the table that `data.py` prints."""
+    import data as benchmarked  # benchmarks/data.py
+
+    def run(*words: str) -> dict[str, list[str]]:
+        monkeypatch.setattr(sys, "argv", ["data.py", *words])
+        monkeypatch.setattr(subprocess, "check_output", forked.check_output)
+        benchmarked.main()
+        lines = capsys.readouterr().out.splitlines()
+        cells = [line.strip("| ").split(" | ") for line in lines if line[:2] == "| "]
+        return {first: rest for first, *rest in cells[1:]}
+
+    return run
 
 
-def test_the_benchmark_compares_three_loaders() -> None:
+def test_the_benchmark_compares_three_loaders(benchmark: Any) -> None:
     table = benchmark("--batches", "1", "--batch", "1", "--repeats", "1", "--crop", "32x48")
     assert list(table) == ["gmix", "torchvision.transforms.v2", "PIL"]
     for speed, ratio in table.values():
@@ -255,7 +266,7 @@ def test_the_plain_loaders_of_the_benchmark_do_the_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells")
-def test_the_benchmark_measures_lists() -> None:
+def test_the_benchmark_measures_lists(benchmark: Any) -> None:
     ((count, row),) = benchmark("--list", "40").items()
     assert count == "40" and len(row) == 5
     assert all(float(cell.removesuffix(" MB")) >= 0 for cell in row)

@@ -94,8 +94,8 @@ def test_the_command_prints_it_and_writes_nothing(
     rows = {line[:14].strip(): line[15:] for line in lines[1:]}
     assert rows["steps"] == "2, of 2 labeled + 2 unlabeled images, in 2 parts one after the other"
     assert rows["epochs"] == "1.0 over the labeled images, 1.0 over the unlabeled"
-    # The teacher sees both, the reference the unlabeled ones, the student the labeled ones and two views.
-    assert rows["image passes"] == "12 through an encoder a step"
+    # Teacher and reference see the unlabeled ones, the student the labeled ones and two views.
+    assert rows["image passes"] == "10 through an encoder a step"
     assert rows["learning rate"] == "adamw, from 0.004 (encoder 0.002) to 0 as (1 - t/2)^0.9"
     assert rows["peak memory"].endswith("B") and "kept" in rows["checkpoint"]
     assert not (tmp_path / "out").exists()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -114,7 +115,8 @@ def across(rank: int) -> tuple[Any, ...]:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("processes")
-    multiprocessing.spawn(work, args=(str(folder),), nprocs=COUNT)
+    method = forked.server().get_start_method()
+    multiprocessing.start_processes(work, (str(folder),), COUNT, start_method=method)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(COUNT)]
 
 
@@ -196,18 +198,12 @@ def test_every_place_has_one_process(length: int, block: int) -> None:
 # --- as people start it -----------------------------------------------------------------------
 
 
-def torchrun_command(*words: str) -> tuple[list[str], dict[str, str]]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", str(COUNT), "-m", "gmix", *words]
-    return command, {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+def together(*words: str) -> forked.Ended:
+    """What `torchrun -m gmix` comes to, but for its own start and the imports."""
+    return forked.run(main, list(words), count=COUNT)
 
 
-def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
-    command, env = torchrun_command(*words)
-    return subprocess.run(command, capture_output=True, text=True, env=env)
-
-
-def test_torchrun_trains_and_one_process_goes_on(
+def test_two_processes_train_and_one_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_data(tmp_path / "data", labeled=8, unlabeled=8, validation=11)
@@ -221,11 +217,11 @@ def test_torchrun_trains_and_one_process_goes_on(
     }
     flags = tmp_path / "flags.yaml"
     write_yaml(tiny_config(data, tmp_path / "two", **settings), flags)
-    ran = torchrun("train", "--config", str(flags))
-    assert ran.returncode == 0, ran.stderr
-    assert "2 processes share the 2 parts of a step" in ran.stdout
-    assert ran.stdout.count("best mIoU") == ran.stdout.count("step 6/6") == 1
-    assert "find_unused_parameters" not in ran.stderr  # what torch warns of where all are used
+    ran = together("train", "--config", str(flags))
+    assert ran.codes == [0, 0], ran.err
+    assert "2 processes share the 2 parts of a step" in ran.out
+    assert ran.out.count("best mIoU") == ran.out.count("step 6/6") == 1
+    assert "find_unused_parameters" not in ran.err  # what torch warns of where all are used
     config = str(tmp_path / "two" / "config.yaml")  # which says in how many parts
     assert main(["train", "--config", config, "--out", str(tmp_path / "one")]) == 0
 
@@ -252,8 +248,8 @@ def test_torchrun_trains_and_one_process_goes_on(
         shutil.copytree(tmp_path / "two", tmp_path / name)
         for file in ("SHA256SUMS", "state.pt"):
             (tmp_path / name / "checkpoint-00000006" / file).unlink()
-    ran = torchrun("train", "--config", str(flags), "--resume", "--out", str(tmp_path / "three"))
-    assert ran.returncode == 0 and "going on after step 3" in ran.stdout, ran.stderr
+    ran = together("train", "--config", str(flags), "--resume", "--out", str(tmp_path / "three"))
+    assert ran.codes == [0, 0] and "going on after step 3" in ran.out, ran.err
     again = ["train", "--resume", "--out", str(tmp_path / "four"), "--config"]
     assert main([*again, str(flags)]) == 1
     assert "it was started with --accumulate 2" in capsys.readouterr().err
@@ -266,19 +262,21 @@ def test_torchrun_trains_and_one_process_goes_on(
         for key in first:
             torch.testing.assert_close(first[key], second[key], atol=1e-5, rtol=1e-4)
 
-    ran = torchrun("evaluate", "--model", str(tmp_path / "two"), "--device", "cpu")
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.count("mIoU") == 1
+    ran = together("evaluate", "--model", str(tmp_path / "two"), "--device", "cpu")
+    assert ran.codes == [0, 0], ran.err
+    assert ran.out.count("mIoU") == 1
     reached = rows("one")[-1 if "validation" in rows("one")[-1] else -2]["validation"]["miou"]
-    assert f"{100 * reached:5.1f}" in ran.stdout
+    assert f"{100 * reached:5.1f}" in ran.out
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows knows no SIGTERM")
-def test_a_signal_stops_all_of_them_after_the_same_step(tmp_path: Path) -> None:
+def test_a_signal_to_torchrun_stops_all_of_them_after_the_same_step(tmp_path: Path) -> None:
     data, out = write_data(tmp_path / "data"), tmp_path / "out"
     flags = tmp_path / "flags.yaml"
     write_yaml(tiny_config(data, out, steps=100_000, checkpoint_every=0), flags)
-    command, env = torchrun_command("train", "--config", str(flags))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    command += [str(COUNT), "-m", "gmix", "train", "--config", str(flags)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         for line in running.stdout:
@@ -298,9 +296,9 @@ def test_what_the_first_refuses_is_said_once(tmp_path: Path) -> None:
     write_yaml(tiny_config(data, out), flags)
     out.mkdir()
     with locked(out):
-        ran = torchrun("train", "--config", str(flags))
-    assert ran.returncode != 0
-    said = [line for line in ran.stderr.splitlines() if line.startswith(("gmix:", "gmix,"))]
+        ran = together("train", "--config", str(flags))
+    assert 0 not in ran.codes
+    said = [line for line in ran.err.splitlines() if line.startswith(("gmix:", "gmix,"))]
     assert len(said) == 1 and "another process is training in" in said[0]
 
 

@@ -43,16 +43,16 @@ def write_data(root: Path, labeled: int = 4, unlabeled: int = 4, validation: int
 
 
 def tiny_config(data: Path, out: Path, /, **changes: Any) -> TrainConfig:
-    """Six steps with small crops of a small network on `write_data(data)`."""
+    """Six steps with small crops of a network of milliseconds on `write_data(data)`."""
     settings: dict[str, Any] = {
         "images": str(data / "images"),
         "masks": str(data / "masks"),
         "val_images": str(data / "val_images"),
         "val_masks": str(data / "val_masks"),
         "classes": str(data / "names.txt"),
-        "encoder": "mobilenet_v2",
+        "encoder": "tu-test_resnet",
         "encoder_weights": "none",
-        "model_args": {"decoder_channels": [16, 16, 8, 8, 8]},
+        "model_args": {"encoder_depth": 3, "decoder_channels": [16, 8, 8]},
         "crop": "32x32",
         "batch_labeled": 2,
         "batch_unlabeled": 2,
