@@ -36,18 +36,13 @@ def check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
         RuntimeError: the state is of another Linear: weight is (4, 2) in it and (3, 2) here, 2 entries differ ...
     """
     own = module.state_dict()
-    taken = dict([*own.items(), *module.named_parameters(), *module.named_buffers()])
     differ = [
         f"{name} is {tuple(state[name].shape)} in it and {tuple(value.shape)} here"
-        for name, value in taken.items()
+        for name, value in own.items()
         if isinstance(value, Tensor) and name in state and state[name].shape != value.shape
     ]
-    differ += [
-        f"{name} is missing from it"
-        for name in own
-        if name not in state and not name.endswith("encoder_sum")
-    ]
-    differ += [f"{name} is unknown here" for name in state if name not in taken]
+    differ += [f"{name} is missing from it" for name in own if name not in state]
+    differ += [f"{name} is unknown here" for name in state if name not in own]
     differ += [
         fault
         for prefix, part in module.named_modules(prefix="")

@@ -1137,12 +1137,14 @@ group(
         "--val-images DIR --val-masks DIR)",
     ),
     Case(
-        "an entry that is a folder", entry(Path.mkdir), "cannot read image …zz.jpg: it is no file"
+        "an entry that is a folder",
+        entry(Path.mkdir),
+        "cannot read image …zz.jpg: zz.jpg is no file",
     ),
     Case(
         "an entry that is a pipe (FIFO)",
         entry(lambda path: os.mkfifo(path)),
-        "cannot read image …zz.jpg: it is no file",
+        "cannot read image …zz.jpg: zz.jpg is no file",
         needs="posix",
     ),
     Case(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gmix.data.tiff import is_tiff, open_tiff, tiff_orientation
+from gmix.infile import plain_file
 
 Pixels = npt.NDArray[Any]
 
@@ -137,10 +137,7 @@ def load_npy(file: BinaryIO) -> Pixels:
 @contextmanager
 def open_file(path: str | Path) -> Iterator[BinaryIO]:
     """Open a file, but no pipe: that would be to wait for whoever may write to it."""
-    path = Path(path)
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError("it is no file")
-    with path.open("rb") as file:
+    with plain_file(path).open("rb") as file:
         yield file
 
 
