@@ -265,6 +265,8 @@ class GuidedMix(Method):
         x_unlabeled: Tensor,
         generator: torch.Generator | None = None,
     ) -> Tensor:
+        if self.teacher is not None:
+            self.teacher.catch_up(self.net)
         # With variant="paper" it looks at the mixes itself, which would move its BatchNorm.
         with eval_mode(self.net):
             return self.guide(x_labeled, y_labeled, x_unlabeled, generator).pseudo

@@ -198,6 +198,8 @@ class Method(ChecksState):
         """
         teacher = getattr(self, "teacher", None)
         net = self.net if teacher is None else teacher.net
+        if teacher is not None:
+            teacher.catch_up(self.net)
         with eval_mode(net):
             probs = G.probabilities(net(x_unlabeled))
         # torch up to 2.9, at least, keeps weights cast here, without a gradient, for what is learned next.
