@@ -85,6 +85,7 @@ def load_image(file: BinaryIO, channels: int) -> Pixels:
                 pixels = _channels_last(tiff.brightness(), channels)
                 pixels = _without_alpha(pixels, tiff.alpha, tiff.rgb, channels)
                 return upright(pixels, tiff.orientation)
+            tiff.check()
             # Pillow makes RGB of other colours, but not of 16 bits, nor well of pictures that lie on their side.
             if tiff.bits > 8 or tiff.orientation > 4:
                 raise ValueError(
