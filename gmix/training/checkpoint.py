@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gmix.infile import read_plain, sha256
-from gmix.tensorfile import load_plain, refuse_other_tensors
+from gmix.tensorfile import load_plain, load_tensors, refuse_other_tensors
 from gmix.whole import remove_whole, whole_folder
 
 PREFIX = "checkpoint-"
@@ -122,7 +122,7 @@ def load_weights(
     """
     with _unfit(path):
         for name, module in modules.items():
-            module.load_state_dict(load_file(path / f"{name}.safetensors", device=str(device)))
+            module.load_state_dict(load_tensors(path / f"{name}.safetensors", device))
 
 
 @contextmanager
