@@ -231,6 +231,37 @@ def test_pages_are_channels_or_refused(tmp_path: Path) -> None:
     assert torch.equal(read_image(path, ImageFormat(1))[0], torch.from_numpy(pages[0]))
 
 
+def test_bmp_files_that_pillow_takes_for_other_pixels_are_refused(tmp_path: Path) -> None:
+    """Of a palette of black and white Pillow makes 1 bit a pixel, whatever the pixels have."""
+    ids, path = np.eye(4, dtype=np.uint8), tmp_path / "a.bmp"
+    for colors, expected in (([0, 0, 0, 255, 255, 255], None), ([0, 0, 0, 255, 0, 0], ids)):
+        picture = Image.fromarray(ids).convert("P")
+        picture.putpalette(colors)
+        picture.save(path)
+        if expected is None:
+            for read in (read_image, lambda p: read_mask(p, Classes.of(2))):
+                with pytest.raises(
+                    ValueError, match=r"cannot read .* pixels have 8 bits.* as PNG$"
+                ):
+                    read(path)
+        else:
+            assert np.array_equal(read_mask(path, Classes.of(2)).numpy(), expected)
+    for bits in (ids.astype(bool), ids * 255):
+        Image.fromarray(bits).save(path)
+        assert np.array_equal(read_image(path).numpy()[0], ids * 255)
+
+
+def test_either_order_of_bytes_reads_alike(tmp_path: Path) -> None:
+    values = np.array([[0, 1, 257], [32768, 65534, 65535]], dtype=np.uint16)
+    read = []
+    for order in "<>":
+        np.save(tmp_path / "a.npy", values.astype(f"{order}u2"))
+        tifffile.imwrite(tmp_path / "a.tif", values, byteorder=order)
+        read += [read_image(tmp_path / f"a.{kind}", ImageFormat(1)) for kind in ("npy", "tif")]
+    assert all(torch.equal(read[0], other) for other in read[1:])
+    assert read[0].flatten()[[0, 2, 5]].tolist() == [0, 1, 255]
+
+
 def huge_jpeg(data: bytearray) -> None:
     place = data.index(b"\xff\xc0") + 5
     data[place : place + 4] = struct.pack(">HH", 30_000, 30_000)

@@ -146,10 +146,21 @@ def open_picture(file: BinaryIO, kinds: tuple[str, ...] = KINDS) -> Image.Image:
     """Open an image file by Pillow; its pixels are not read yet."""
     file.seek(0)
     try:
-        return Image.open(file, formats=kinds)
+        picture = Image.open(file, formats=kinds)
     except UnidentifiedImageError:
         what = f"it is no image of a known kind ({', '.join(kinds)}), or one that is cut short"
         raise ValueError(what) from None
+    if picture.format == "BMP" and picture.mode in ("1", "L"):
+        file.seek(14)
+        header = file.read(16)
+        place = 10 if header[0] == 12 else 14  # a header of OS/2 is shorter
+        bits = int.from_bytes(header[place : place + 2], "little")
+        if bits != {"1": 1, "L": 8}[picture.mode]:
+            raise ValueError(
+                f"its palette is grey but its pixels have {bits} bits, which Pillow takes for other pixels: save it "
+                "as PNG"
+            )
+    return picture
 
 
 def _pixels(picture: Image.Image, channels: int) -> Pixels:
