@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gmix import functional as G
+from gmix.functional.shapes import refuse_ignored_class
 from gmix.given import remember_given
 from gmix.processes import gather
 
@@ -66,7 +67,12 @@ class LogitAdjustment(nn.Module):
         self.register_buffer("pixels", torch.zeros(max(classes, 2), dtype=torch.int64))
 
     def add(self, y: Tensor, *, ignore_index: int = 255) -> None:
-        """Count the pixels of masks `(N, H, W)` that are not ignored; of several processes, those of all."""
+        """Count the pixels of masks `(N, H, W)` that are not ignored; of several processes, those of all.
+
+        Raises:
+            ValueError: If there are so many classes that 255 is one, and is ignored.
+        """
+        refuse_ignored_class(self.classes, ignore_index)
         pixels = G.pixels_of_classes(y.long().masked_fill(y == ignore_index, -1), len(self.pixels))
         self.pixels += gather(pixels[None]).sum(0)
 

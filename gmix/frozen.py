@@ -30,10 +30,7 @@ def checksum(module: nn.Module) -> Tensor:
 
 
 class HoldsFrozenEncoder(nn.Module):
-    """Keeps `self.encoder` out of the state: whoever loads it has built the same one, from the same weights.
-
-    A state with the encoder in it, as versions before this one saved, loads as ever.
-    """
+    """Keeps `self.encoder` out of the state: whoever loads it has built the same one, from the same weights."""
 
     encoder: Any
     encoder_sum: Tensor
@@ -65,10 +62,7 @@ class HoldsFrozenEncoder(nn.Module):
         self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         fault = self.state_fault(state_dict, prefix)
-        names = self._encoder_names(prefix)
-        if not all(name in state_dict for name in names):
-            state_dict.update(names)
-        state_dict[f"{prefix}encoder_sum"] = self._sum()
+        state_dict.update(self._encoder_names(prefix))  # which torch would call missing
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if fault is not None:
             args[4].append(fault)  # the errors that torch collects

@@ -1,7 +1,8 @@
-"""Text files of others: none is waited for, or is more than it may be; importing this costs nothing."""
+"""Files of others: none is waited for, or is more than it may be; importing this costs nothing."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,20 @@ def read_plain(path: str | Path, most: int = MOST_TEXT) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"{path.name} is no UTF-8 text") from None
+
+
+def sha256(path: str | Path) -> str:
+    """Compute the SHA-256 of a file as hexadecimal digits, in memory for a part of it.
+
+    Raises:
+        ValueError: if it is no file.
+        OSError: if it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with plain_file(path).open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 
 from gmix.mitrans import NonLocalBlock, PixelShuffleBlock
 from gmix.processes import refuse_wrapped_parts
+from gmix.sizes import refusal, windows
 from gmix.states import ChecksState
 
 __all__ = ["GuidedMixNet"]
@@ -111,11 +112,13 @@ class GuidedMixNet(ChecksState):
         images = pad(x, (0, padded[1] - width, 0, padded[0] - height))
         try:
             features = self._run(self.model.encoder, images)
-        except AssertionError as error:  # how timm's transformers refuse a size
+        except (AssertionError, RuntimeError) as error:  # how timm's encoders refuse a size
+            reason = refusal(self.model.encoder, error, images)
+            if reason is None:
+                raise
             raise ValueError(
                 f"the encoder cannot take images of {height} x {width} (padded to {padded[0]} x "
-                f"{padded[1]}): {error} Resize the images, or build the model with "
-                "`dynamic_img_size=True` or `img_size=...`"
+                f"{padded[1]}): {reason}"
             ) from error
         if isinstance(features, tuple):  # DPT: feature maps and, map by map, prefix tokens or None
             features = [*(tokens for tokens in features[1] if tokens is not None), *features[0]]
@@ -233,17 +236,6 @@ class GuidedMixNet(ChecksState):
                 f"{type(self.model).__name__} cannot train on a batch of 1, because it has a "
                 "BatchNorm on maps pooled to 1 x 1: use at least 2 images, or call .eval()"
             ) from error
-
-
-def windows(encoder: nn.Module) -> int:
-    """How many positions of the deepest map are the least that all windows of an encoder divide (MaxViT's: 7).
-
-    Examples:
-        >>> windows(nn.Conv2d(3, 8, 3))
-        1
-    """
-    sizes: list[Any] = [getattr(module, "partition_size", ()) for module in encoder.modules()]
-    return math.lcm(*(int(length) for size in sizes for length in size))
 
 
 class _AttentiveDecoder(nn.Module):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gmix.infile import sha256
 from gmix.whole import cannot_write, whole_file
 
 RECORD = ".gmix-written"
@@ -37,14 +37,14 @@ def refuse_foreign(paths: Iterable[Path], home: Path | None = None) -> None:
         Traceback (most recent call last):
         ValueError: ...scores.json was not written by gmix, or has been changed since: ...
     """
-    records: dict[Path, set[bytes]] = {}
+    records: dict[Path, set[str]] = {}
     for path in paths:
         if not path.is_file() or path.stat().st_size == 0:
             continue
         folder = home or path.parent
         if folder not in records:
             records[folder] = _written(folder)
-        if _digest(path) not in records[folder]:
+        if sha256(path) not in records[folder]:
             raise ValueError(
                 f"{path} was not written by gmix, or has been changed since: move it away, or choose "
                 "another place to write to"
@@ -92,22 +92,14 @@ def remember(aside: Path, final: Path, home: Path | None = None) -> None:
     if final.is_symlink() or not aside.is_file() or not os.access(folder, os.W_OK):
         return
     try:
-        with (folder / RECORD).open("ab") as file:
-            file.write(_digest(aside) + b"\n")
+        with (folder / RECORD).open("a", encoding="ascii") as file:
+            file.write(sha256(aside) + "\n")
     except OSError as error:
         raise cannot_write(final, error) from error
 
 
-def _written(folder: Path) -> set[bytes]:
+def _written(folder: Path) -> set[str]:
     try:
-        return set((folder / RECORD).read_bytes().split())
+        return set((folder / RECORD).read_text(encoding="ascii", errors="replace").split())
     except OSError:  # nothing was written yet
         return set()
-
-
-def _digest(path: Path) -> bytes:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest().encode()

@@ -15,8 +15,8 @@ from gmix import functional as G
 from gmix.frozen import HoldsFrozenEncoder
 from gmix.functional.shapes import refuse_ignored_class
 from gmix.given import remember_given
-from gmix.network import windows
 from gmix.protocols import LabeledDataset
+from gmix.sizes import fixed_size, refusal, windows
 
 __all__ = ["LabeledReference"]
 
@@ -274,10 +274,13 @@ class LabeledReference(HoldsFrozenEncoder):
             x = F.interpolate(x, size=size, mode="bilinear")
         try:
             maps = self.encoder(x)
-        except AssertionError as error:  # how timm's transformers refuse a size
+        except (AssertionError, RuntimeError) as error:  # how timm's encoders refuse a size
+            reason = refusal(self.encoder, error, x)
+            if reason is None:
+                raise
             raise ValueError(
-                f"the reference's encoder cannot take images of {size[0]} x {size[1]}: {error}; build the "
-                "model with `img_size=...`, or the method with `reference=None`"
+                f"the reference's encoder cannot take images of {size[0]} x {size[1]}: {reason}, or the method with "
+                "`reference=None`"
             ) from error
         if isinstance(maps, tuple):  # a vision transformer's comes with its prefix tokens
             maps = maps[0]
@@ -306,22 +309,6 @@ def evenly(length: int, most: int) -> list[int]:
     """
     number = min(length, most)
     return [i * length // number for i in range(number)]
-
-
-def fixed_size(encoder: nn.Module) -> tuple[tuple[int, int] | None, bool]:
-    """The one size of images that an encoder takes, if timm tells it, and whether there is one at all.
-
-    Examples:
-        >>> fixed_size(nn.Conv2d(3, 8, 3))
-        (None, False)
-    """
-    strict = [module for module in encoder.modules() if hasattr(module, "strict_img_size")]
-    if strict:
-        sizes: list[Any] = [module.img_size for module in strict if module.strict_img_size]
-        size = next(filter(None, sizes), None)
-        return size, size is not None
-    settings: Any = getattr(getattr(encoder, "model", None), "pretrained_cfg", None) or {}
-    return None, bool(settings.get("fixed_input_size", False))
 
 
 def class_shares(y: Tensor, classes: int, size: tuple[int, int], ignore_index: int = 255) -> Tensor:

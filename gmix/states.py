@@ -23,6 +23,15 @@ class ChecksState(nn.Module):
             check_state(self, state_dict)
         return super().load_state_dict(state_dict, strict, assign)
 
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Reached through a parent as well. Whether names may be missing, only torch's own loading knows there.
+        own = self.state_dict()
+        if differ := other_shapes(own, state_dict, prefix):
+            raise RuntimeError(_sentence(self, differ, len(own)))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
 
 def check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
     """Refuse a state of other names or shapes, before anything is loaded; torch prints a line for each of them.
@@ -36,18 +45,9 @@ def check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
         RuntimeError: the state is of another Linear: weight is (4, 2) in it and (3, 2) here, 2 entries differ ...
     """
     own = module.state_dict()
-    taken = dict([*own.items(), *module.named_parameters(), *module.named_buffers()])
-    differ = [
-        f"{name} is {tuple(state[name].shape)} in it and {tuple(value.shape)} here"
-        for name, value in taken.items()
-        if isinstance(value, Tensor) and name in state and state[name].shape != value.shape
-    ]
-    differ += [
-        f"{name} is missing from it"
-        for name in own
-        if name not in state and not name.endswith("encoder_sum")
-    ]
-    differ += [f"{name} is unknown here" for name in state if name not in taken]
+    differ = other_shapes(own, state)
+    differ += [f"{name} is missing from it" for name in own if name not in state]
+    differ += [f"{name} is unknown here" for name in state if name not in own]
     differ += [
         fault
         for prefix, part in module.named_modules(prefix="")
@@ -55,7 +55,22 @@ def check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
         and (fault := part.state_fault(state, prefix + "." if prefix else "")) is not None
     ]
     if differ:
-        raise RuntimeError(
-            f"the state is of another {type(module).__name__}: {differ[0]}, {len(differ)} entries differ of "
-            f"{len(own)}; build it with the classes, encoder and parts it was saved with"
-        )
+        raise RuntimeError(_sentence(module, differ, len(own)))
+
+
+def other_shapes(own: Mapping[str, Any], state: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Say which entries of a state, behind a prefix of its names, have another shape than one's own."""
+    return [
+        f"{prefix}{name} is {tuple(found.shape)} in it and {tuple(value.shape)} here"
+        for name, value in own.items()
+        if isinstance(value, Tensor)
+        and isinstance(found := state.get(f"{prefix}{name}"), Tensor)
+        and found.shape != value.shape
+    ]
+
+
+def _sentence(module: nn.Module, differ: list[str], count: int) -> str:
+    return (
+        f"the state is of another {type(module).__name__}: {differ[0]}, {len(differ)} entries differ of "
+        f"{count}; build it with the classes, encoder and parts it was saved with"
+    )

@@ -69,6 +69,12 @@ class EMATeacher(nn.Module, Generic[Net]):
             own.copy_(other)
         self.step += 1
 
+    @torch.no_grad()
+    def catch_up(self, student: nn.Module) -> None:
+        """Copy the student if no step was taken yet, for who asks before the first `update`; a GPU is waited for."""
+        if not self.step:
+            self.net.load_state_dict(student.state_dict())
+
     def train(self, mode: bool = True) -> EMATeacher[Net]:
         """A teacher never trains, whatever its owner does."""
         return super().train(False)

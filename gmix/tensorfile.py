@@ -5,12 +5,14 @@ from __future__ import annotations
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.serialization import safe_globals
 
@@ -50,6 +52,36 @@ def load_plain(
         ) from None
 
 
+@contextmanager
+def named_in_utf8(path: str | Path) -> Iterator[str]:
+    """Hand out a name of a file that safetensors can open, whatever bytes its own is made of.
+
+    Examples:
+        >>> with named_in_utf8(__file__) as name:
+        ...     print(name == __file__)
+        True
+    """
+    path = plain_file(path)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with path.open("rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+    else:
+        yield str(path)
+
+
+def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Load all tensors of a `.safetensors` file.
+
+    Raises:
+        ValueError: if it is no file.
+        Exception: of safetensors, if the file is broken.
+    """
+    with named_in_utf8(path) as name:
+        return load_file(name, device=str(device))
+
+
 def refuse_other_tensors(path: Path, wanted: Mapping[str, Tensor]) -> None:
     """Compare names, shapes and kinds in the header of a `.safetensors` file; no tensor is read.
 
@@ -57,7 +89,7 @@ def refuse_other_tensors(path: Path, wanted: Mapping[str, Tensor]) -> None:
         ValueError: naming the first that differs.
         Exception: of safetensors, if the file is broken.
     """
-    with safe_open(plain_file(path), "pt") as file:
+    with named_in_utf8(path) as name, safe_open(name, "pt") as file:
         names = set(file.keys())
         lost, more = [sorted(a - b) for a, b in ((set(wanted), names), (names, set(wanted)))]
         if lost or more:

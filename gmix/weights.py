@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from safetensors.torch import load_file
 from timm.data import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -20,7 +19,7 @@ from timm.data import (
 from torch import Tensor, nn
 
 from gmix.infile import plain_file
-from gmix.tensorfile import load_plain
+from gmix.tensorfile import load_plain, load_tensors
 
 Stats = tuple[float, ...]
 State = Mapping[str, Tensor]
@@ -140,7 +139,7 @@ def _read(path: Path) -> Any:
             start = file.read(9)
         # The length of a header and its first brace; as `pytorch_model.bin` some are safetensors, too.
         if path.suffix == ".safetensors" or start[8:] == b"{":
-            return load_file(path)
+            return load_tensors(path)
         return load_plain(
             path, allow=(Namespace,)
         )  # which training scripts keep beside the weights

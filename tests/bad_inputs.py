@@ -386,6 +386,19 @@ def cut_tiff(place: Place) -> Words:
     return place.train("--channels", 4)
 
 
+def huge_tile(place: Place) -> Words:
+    import tifffile
+
+    path = place.data / "images" / "01.tif"
+    path.with_suffix(".png").unlink()
+    tifffile.imwrite(path, PIXELS, photometric="rgb", tile=(64, 64), compression="jpeg")
+    content = bytearray(path.read_bytes())
+    frame = content.index(b"\xff\xc0")  # its length, its bits, then height and width
+    content[frame + 5 : frame + 9] = struct.pack(">HH", 30_000, 30_000)
+    path.write_bytes(content)
+    return place.train()
+
+
 def huge_tiff(place: Place) -> Words:
     import tifffile
 
@@ -483,6 +496,11 @@ group(
         "a TIFF file of 4 channels that says so",
         huge_tiff,
         "cannot read image …01.tif: Image size (10000000000 pixels) exceeds limit of …",
+    ),
+    Case(
+        "a TIFF file with a JPEG tile that says it is 30,000 x 30,000",
+        huge_tile,
+        "cannot read image …01.tif: a piece of it says that it is 30000 x 30000, where 64 x 64 belong",
     ),
     Case(
         "a `.npy` file that promises 3 TB",
@@ -1137,12 +1155,14 @@ group(
         "--val-images DIR --val-masks DIR)",
     ),
     Case(
-        "an entry that is a folder", entry(Path.mkdir), "cannot read image …zz.jpg: it is no file"
+        "an entry that is a folder",
+        entry(Path.mkdir),
+        "cannot read image …zz.jpg: zz.jpg is no file",
     ),
     Case(
         "an entry that is a pipe (FIFO)",
         entry(lambda path: os.mkfifo(path)),
-        "cannot read image …zz.jpg: it is no file",
+        "cannot read image …zz.jpg: zz.jpg is no file",
         needs="posix",
     ),
     Case(

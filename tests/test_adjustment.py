@@ -83,6 +83,15 @@ def test_masks_of_bytes_are_counted() -> None:
     assert adjust.pixels.tolist() == [1, 0, 2]
 
 
+def test_more_than_255_classes_are_all_counted_or_refused() -> None:
+    adjust, y = LogitAdjustment(300), torch.tensor([[[0, 255, 255, 299, -1]]])
+    with pytest.raises(ValueError, match=r"of 300 classes 255 is one.*pass `ignore_index=-1`"):
+        adjust.add(y)
+    assert not adjust.pixels.any()
+    adjust.add(y, ignore_index=-1)
+    assert adjust.pixels[[0, 255, 299]].tolist() == [1, 2, 1] and adjust.pixels.sum() == 4
+
+
 def test_who_knows_nothing_calls_all_classes_equally_likely() -> None:
     """Without a hint in the image, plain training ends at how frequent classes are; this at 1/K."""
     y = torch.zeros(1, 10, 10, dtype=torch.int64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import tarfile
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,93 @@ def test_pages_are_channels_or_refused(tmp_path: Path) -> None:
         tiff.write(pages[0], photometric="minisblack")
         tiff.write(pages[0, ::2, ::2], photometric="minisblack", subfiletype=1)  # a thumbnail
     assert torch.equal(read_image(path, ImageFormat(1))[0], torch.from_numpy(pages[0]))
+
+
+def test_bmp_files_that_pillow_takes_for_other_pixels_are_refused(tmp_path: Path) -> None:
+    """Of a palette of black and white Pillow makes 1 bit a pixel, whatever the pixels have."""
+    ids, path = np.eye(4, dtype=np.uint8), tmp_path / "a.bmp"
+    for colors, expected in (([0, 0, 0, 255, 255, 255], None), ([0, 0, 0, 255, 0, 0], ids)):
+        picture = Image.fromarray(ids).convert("P")
+        picture.putpalette(colors)
+        picture.save(path)
+        if expected is None:
+            for read in (read_image, lambda p: read_mask(p, Classes.of(2))):
+                with pytest.raises(
+                    ValueError, match=r"cannot read .* pixels have 8 bits.* as PNG$"
+                ):
+                    read(path)
+        else:
+            assert np.array_equal(read_mask(path, Classes.of(2)).numpy(), expected)
+    for bits in (ids.astype(bool), ids * 255):
+        Image.fromarray(bits).save(path)
+        assert np.array_equal(read_image(path).numpy()[0], ids * 255)
+
+
+def test_either_order_of_bytes_reads_alike(tmp_path: Path) -> None:
+    values = np.array([[0, 1, 257], [32768, 65534, 65535]], dtype=np.uint16)
+    read = []
+    for order in "<>":
+        np.save(tmp_path / "a.npy", values.astype(f"{order}u2"))
+        tifffile.imwrite(tmp_path / "a.tif", values, byteorder=order)
+        read += [read_image(tmp_path / f"a.{kind}", ImageFormat(1)) for kind in ("npy", "tif")]
+    assert all(torch.equal(read[0], other) for other in read[1:])
+    assert read[0].flatten()[[0, 2, 5]].tolist() == [0, 1, 255]
+
+
+def huge_jpeg(data: bytearray) -> None:
+    place = data.index(b"\xff\xc0") + 5
+    data[place : place + 4] = struct.pack(">HH", 30_000, 30_000)
+
+
+def huge_jpeg_2000(data: bytearray) -> None:
+    place = data.index(b"\xff\x4f\xff\x51") + 8
+    for start in (place, place + 16):  # of the picture and of its tiles
+        data[start : start + 8] = struct.pack(">II", 30_000, 30_000)
+
+
+def huge_png(data: bytearray) -> None:
+    place = data.index(b"IHDR")
+    data[place + 4 : place + 12] = struct.pack(">II", 30_000, 30_000)
+    data[place + 17 : place + 21] = struct.pack(">I", zlib.crc32(data[place : place + 17]))
+
+
+@pytest.mark.parametrize("pages", [1, 4])
+@pytest.mark.parametrize(
+    ("compression", "enlarge"),
+    [("jpeg", huge_jpeg), ("jpeg2000", huge_jpeg_2000), ("png", huge_png)],
+)
+def test_a_piece_of_a_tiff_is_no_larger_than_its_place(
+    tmp_path: Path, compression: str, enlarge: Any, pages: int
+) -> None:
+    path = tmp_path / "a.tif"
+    pixels = np.random.default_rng(0).integers(0, 256, (pages, 50, 70), dtype=np.uint8)
+    tifffile.imwrite(path, pixels, photometric="minisblack", compression=compression, tile=(48, 64))
+    format = ImageFormat(channels=pages)
+    read = read_image(path, format).numpy()
+    assert compression == "jpeg" or np.array_equal(read, pixels)  # JPEG is not lossless
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tiff:
+        last = tiff.pages[pages - 1].dataoffsets[-1]
+    piece = data[last:]
+    enlarge(piece)
+    path.write_bytes(data[:last] + piece)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"says that it is 30000 x 30000, where 64 x 48 belong$"):
+        read_image(path, format)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+def test_pieces_that_do_not_say_how_large_they_are_are_refused(tmp_path: Path) -> None:
+    path, pixels = tmp_path / "a.tif", np.zeros((50, 70), np.uint8)
+    tifffile.imwrite(path, pixels, compression="jpegxl")
+    with pytest.raises(ValueError, match=r"cannot read image .*\(number 50002\) .*: save it with"):
+        read_image(path, ImageFormat(channels=1))
+    tifffile.imwrite(path, pixels, compression="jpeg")
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"\xff\xc0", b"\xff\xc4"))  # its frame header is another table
+    with pytest.raises(ValueError, match=r"cannot read image .*: a piece of it does not say how l"):
+        read_image(path, ImageFormat(channels=1))
 
 
 def test_two_thousand_pages_are_refused_before_memory_is_taken(tmp_path: Path) -> None:

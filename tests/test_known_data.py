@@ -192,6 +192,48 @@ def test_masks_of_0_1_and_255_keep_255_as_ignored(tmp_path: Path) -> None:
     assert build_data(config).classes.label_map is None
 
 
+def test_a_model_that_reads_255_as_foreground_is_tested_on_masks_that_may_mean_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    settings = grey_scans(data, "png")
+    config = tiny_config(data, tmp_path / "run", method="supervised", steps=1, **settings)
+    assert main(["train", *words(config)]) == 0
+
+    def scores(values: list[int]) -> Any:
+        folder = tmp_path / "-".join(map(str, values))
+        folder.mkdir()
+        for path in (data / "val_masks").iterdir():
+            with Image.open(path) as file:
+                foreground = np.array(file) > 0
+            mask = np.array(values[:2], dtype=np.uint8)[foreground.astype(int)]
+            mask[0, :5] = values[2]
+            Image.fromarray(mask).save(folder / path.name)
+        out = tmp_path / f"{folder.name}.json"
+        given = ["--val-images", str(data / "val_images"), "--val-masks", str(folder)]
+        capsys.readouterr()
+        code = main(
+            [
+                "evaluate",
+                "--model",
+                str(tmp_path / "run"),
+                *given,
+                "--threads",
+                "1",
+                "--out",
+                str(out),
+            ]
+        )
+        return json.loads(out.read_text()) if code == 0 else capsys.readouterr().err
+
+    refused = scores([0, 1, 255])
+    assert refused.count("\n") == 1 and "holds 1 and 255, but this model has" in refused
+    # The remedy: the first five pixels are scored in neither, and 1 is what 255 is.
+    left_out, same = scores([0, 1, 2]), scores([0, 255, 2])
+    for name in ("miou", "pixel_accuracy"):
+        assert left_out[name] == same[name]
+
+
 def test_validation_images_are_never_learned_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

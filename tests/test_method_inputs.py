@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from gmix import GuidedMixLoss, LabeledReference, StrongColor, StrongView
 from gmix import functional as G
-from gmix.methods import CCT, ClassMix, CutMixSeg, FixMatch, GuidedMix, MeanTeacher, Supervised
+from gmix.methods import CCT, CPS, ClassMix, CutMixSeg, FixMatch, GuidedMix, MeanTeacher, Supervised
 from gmix.methods import UniMatch as Uni
 
 ALL = pytest.mark.parametrize("name", EVERY)
@@ -276,6 +276,48 @@ def test_weights_loaded_after_the_method_was_made_reach_the_teacher() -> None:
             assert torch.equal(own, loaded), name
 
 
+def test_weights_loaded_after_the_method_was_made_reach_the_second_student() -> None:
+    source = tiny_net(seed=5, mitrans=True)
+    late, early = CPS(tiny_net(mitrans=True)), CPS(tiny_net(seed=5, mitrans=True))
+    torch.manual_seed(7)  # whose decoders are the same draw
+    late.other.reset_decoder()
+    torch.manual_seed(7)
+    early.other.reset_decoder()
+    late.net.load_state_dict(source.state_dict())
+    for seed in range(2):  # the second call must not copy again
+        losses, expected = (m(*batch_of(), generator=seeded(seed))["total"] for m in (late, early))
+        assert torch.equal(losses, expected)
+        for method, loss in ((late, losses), (early, expected)):
+            optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert all(map(torch.equal, late.state_dict().values(), early.state_dict().values()))
+
+
+def test_a_second_student_keeps_its_own_weights() -> None:
+    given, resumed, trained = CPS(tiny_net()), CPS(tiny_net(seed=3)), CPS(tiny_net())
+    given.other.model.encoder.load_state_dict(tiny_net(seed=9).model.encoder.state_dict())
+    trained.begin(*batch_of()[:2])
+    with torch.no_grad():
+        next(trained.other.model.encoder.parameters()).add_(1)
+    resumed.load_state_dict(trained.state_dict())
+    for method in (given, resumed):
+        before = {name: value.clone() for name, value in method.other.state_dict().items()}
+        method.begin(*batch_of()[:2])
+        after = method.other.state_dict()
+        assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_pseudo_masks_before_the_first_step_are_of_the_weights_that_were_loaded() -> None:
+    for name in ("guidedmix", "mean_teacher", "classmix", "cutmix"):
+        method: Any = EVERY[name](3)
+        method.net.load_state_dict(tiny_net(seed=5).state_dict())
+        with torch.no_grad():
+            expected = method.net.eval()(batch_of()[2]).softmax(1)
+        assert torch.allclose(method.pseudo_masks(*batch_of()), expected, atol=1e-6), name
+
+
 def test_weights_loaded_after_the_reference_was_made_are_warned_of() -> None:
     source, words = (
         tiny_net(seed=5),
@@ -318,6 +360,17 @@ def test_a_state_of_another_class_number_is_refused_in_one_sentence(name: str) -
         method.load_state_dict({})
     with pytest.raises(RuntimeError, match=r"nonsense is unknown here, 1 entries differ"):
         method.load_state_dict({**before, "nonsense": torch.zeros(1)})
+    # As a part of something larger, which torch loads.
+    owner = nn.ModuleDict({"head": nn.Linear(1, 1), "method": method})
+    held = {f"method.{key}": value for key, value in state.items()} | {
+        f"head.{key}": value for key, value in owner["head"].state_dict().items()
+    }
+    with pytest.raises(
+        RuntimeError, match=rf"^the state is of another {type(method).__name__}: method\."
+    ) as error:
+        owner.load_state_dict(held)
+    assert len(str(error.value)) < 300 and "\n" not in str(error.value)
+    assert all(torch.equal(before[key], value) for key, value in method.state_dict().items())
 
 
 # --- micro-batches ------------------------------------------------------------------------------

@@ -466,7 +466,7 @@ def test_a_size_that_an_encoder_refuses_ends_in_one_sentence() -> None:
 
     reference.encoder.forward = refuse  # type: ignore[method-assign]
     with pytest.raises(
-        ValueError, match=r"cannot take images of 8 x 8: height .*; build the model"
+        ValueError, match=r"cannot take images of 8 x 8: height .*; resize the images"
     ):
         reference.likelihood(torch.zeros(1, 3, 8, 8))
 

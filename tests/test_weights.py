@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
@@ -11,11 +12,14 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
+from tiny_data import tiny_config, words, write_data
 from torch import Tensor, nn
 
 import gmix
+from gmix.cli import main
 from gmix.training.checkpoint import contiguous
+from gmix.training.saved import load_model
 from gmix.weights import encoder_stats, lite_name, lite_weights_path, load_encoder_weights
 
 LITE0 = "tu-tf_efficientnet_lite0"
@@ -351,3 +355,25 @@ def test_encoder_stats() -> None:
         assert encoder_stats(name) == stats, name
     theirs = smp.encoders.get_preprocessing_params(LITE0)
     assert encoder_stats(LITE0) == (tuple(theirs["mean"]), tuple(theirs["std"]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_name_that_is_no_utf8_can_be_trained_into_and_loaded_from(tmp_path: Path) -> None:
+    root = tmp_path / os.fsdecode(b"of \xff bytes")
+    data = write_data(root / "data")
+    model = smp.Unet("mobilenet_v2", encoder_weights=None)
+    weights = root / "w.safetensors"
+    weights.write_bytes(save(model.encoder.state_dict()))
+    other = smp.Unet("mobilenet_v2", encoder_weights=None)
+    load_encoder_weights(other, weights)
+    loaded = other.encoder.state_dict()
+    assert all(torch.equal(value, loaded[n]) for n, value in model.encoder.state_dict().items())
+    config = tiny_config(
+        data, root / "run", method="supervised", steps=2, checkpoint_every=1, keep_last=2
+    )
+    assert main(["train", *words(config)]) == 0
+    before = load_model(root / "run").net.state_dict()
+    shutil.rmtree(root / "run" / "checkpoint-00000002")
+    assert main(["train", *words(config), "--resume"]) == 0
+    after = load_model(root / "run").net.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())

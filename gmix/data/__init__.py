@@ -11,7 +11,13 @@ from gmix.data.files import (
 )
 from gmix.data.images import RGB, ImageFormat, read_image, to_rgb
 from gmix.data.layouts import LAYOUTS, Finder, Layout, images_of, masks_of
-from gmix.data.masks import compare_palettes, fit_binary, holds_only_0_and_255, read_mask
+from gmix.data.masks import (
+    check_white,
+    compare_palettes,
+    fit_binary,
+    holds_only_0_and_255,
+    read_mask,
+)
 from gmix.data.paths import Paths, folder_images
 from gmix.data.prefetch import ahead
 from gmix.data.shards import ShardedImages, find_shards, write_index
@@ -39,6 +45,7 @@ __all__ = [
     "TrainTransform",
     "TwoStream",
     "ahead",
+    "check_white",
     "compare_palettes",
     "data_names",
     "eval_transform",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gmix.data.tiff import is_tiff, open_tiff, tiff_orientation
+from gmix.infile import plain_file
 
 Pixels = npt.NDArray[Any]
 
@@ -85,6 +85,7 @@ def load_image(file: BinaryIO, channels: int) -> Pixels:
                 pixels = _channels_last(tiff.brightness(), channels)
                 pixels = _without_alpha(pixels, tiff.alpha, tiff.rgb, channels)
                 return upright(pixels, tiff.orientation)
+            tiff.check()
             # Pillow makes RGB of other colours, but not of 16 bits, nor well of pictures that lie on their side.
             if tiff.bits > 8 or tiff.orientation > 4:
                 raise ValueError(
@@ -137,10 +138,7 @@ def load_npy(file: BinaryIO) -> Pixels:
 @contextmanager
 def open_file(path: str | Path) -> Iterator[BinaryIO]:
     """Open a file, but no pipe: that would be to wait for whoever may write to it."""
-    path = Path(path)
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError("it is no file")
-    with path.open("rb") as file:
+    with plain_file(path).open("rb") as file:
         yield file
 
 
@@ -148,10 +146,21 @@ def open_picture(file: BinaryIO, kinds: tuple[str, ...] = KINDS) -> Image.Image:
     """Open an image file by Pillow; its pixels are not read yet."""
     file.seek(0)
     try:
-        return Image.open(file, formats=kinds)
+        picture = Image.open(file, formats=kinds)
     except UnidentifiedImageError:
         what = f"it is no image of a known kind ({', '.join(kinds)}), or one that is cut short"
         raise ValueError(what) from None
+    if picture.format == "BMP" and picture.mode in ("1", "L"):
+        file.seek(14)
+        header = file.read(16)
+        place = 10 if header[0] == 12 else 14  # a header of OS/2 is shorter
+        bits = int.from_bytes(header[place : place + 2], "little")
+        if bits != {"1": 1, "L": 8}[picture.mode]:
+            raise ValueError(
+                f"its palette is grey but its pixels have {bits} bits, which Pillow takes for other pixels: save it "
+                "as PNG"
+            )
+    return picture
 
 
 def _pixels(picture: Image.Image, channels: int) -> Pixels:

@@ -65,7 +65,7 @@ class ImageFormat:
             raise ValueError("some of its pixels are nan or infinite: give them a value")
         if self.span is not None:
             return self.span
-        if pixels.dtype == np.uint16:
+        if kind == "u" and pixels.itemsize == 2:  # in either order of bytes
             return 0, 65535
         if kind != "f":
             raise ValueError(

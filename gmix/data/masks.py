@@ -56,6 +56,25 @@ def read_mask(path: str | Path, classes: Classes, orientation: int = 1) -> tv_te
     return tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(ids)))
 
 
+WHITE = {0: 0, 1: 1, IGNORE: 1}  # the label map of masks with a foreground of 255
+
+
+def check_white(classes: Classes, masks: Sequence[Path]) -> None:
+    """Refuse other masks, for a model that reads 255 as the foreground, in which 255 must be something else.
+
+    Raises:
+        ValueError: If one of them holds 1 as well; names it.
+    """
+    if not classes.binary or classes.label_map != WHITE:
+        return
+    for path, seen in zip(masks, _in_threads(_readable_values, masks), strict=True):
+        if seen >= {1, IGNORE}:
+            raise ValueError(
+                f"mask {path} holds 1 and 255, but this model has learned 255 as the foreground: "
+                "save what is not to be scored as another value, e.g. 2"
+            )
+
+
 def fit_binary(classes: Classes, masks: Sequence[Path]) -> Classes:
     """Read 255 as the foreground of a binary problem without a label map, if that is how the masks store it.
 
@@ -63,7 +82,7 @@ def fit_binary(classes: Classes, masks: Sequence[Path]) -> Classes:
         ValueError: As `holds_only_0_and_255`.
     """
     if classes.binary and classes.label_map is None and holds_only_0_and_255(masks):
-        return replace(classes, label_map={0: 0, 1: 1, IGNORE: 1})
+        return replace(classes, label_map=WHITE)
     return classes
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from gmix.data.segments import check_segments
+
 Pixels = npt.NDArray[Any]
 
 _QUIET = logging.NullHandler()
@@ -54,8 +56,19 @@ class Tiff:
         """Tell whether the first three channels of `brightness` are red, green and blue."""
         return self.photometric in (_RGB, _PALETTE)
 
+    def check(self) -> None:
+        """Make sure that its pieces fit into it.
+
+        Raises:
+            ValueError: If one is larger than the page has room for.
+        """
+        for page in [self._page] if self._series is None else self._series.pages:
+            if page is not None:  # else left out
+                check_segments(page)
+
     def samples(self) -> Pixels:
         """Read the samples as stored, `(H, W)` or `(H, W, C)`; pages in their own order."""
+        self.check()
         source = self._page if self._series is None else self._series
         samples: Pixels = source.asarray(maxworkers=1)  # images are read side by side already
         planes_first = self._series is None and self._page.axes == "SYX"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gmix.frozen import checksum
 from gmix.methods.method import Method, Step
 from gmix.network import GuidedMixNet
 from gmix.protocols import SupervisedLoss
@@ -22,6 +23,8 @@ class CPS(Method):
 
     The second student is a copy whose decoder and head are drawn anew. The first is deployed. The authors'
     variant with CutMix is not implemented.
+    The first step copies the encoder once more: weights that were loaded after the method was built reach both. A
+    second student that was given weights of its own keeps them.
 
     Args:
         net: The network to train.
@@ -57,6 +60,14 @@ class CPS(Method):
         self.other = copy.deepcopy(net)
         self.other.reset_decoder()
         self.weight = cross
+        self._as_made = checksum(start_of(self.other))
+
+    def begin(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
+        first = self.begun_at is None and not torch.compiler.is_compiling()
+        super().begin(x_labeled, y_labeled)
+        # As it was made, it knows nothing of its own: weights may have been loaded into the network since.
+        if first and torch.equal(checksum(start_of(self.other)), self._as_made):
+            start_of(self.other).load_state_dict(start_of(self.net).state_dict())
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         x_labeled, y_labeled, x_unlabeled, _, valid, _ = step
@@ -69,3 +80,9 @@ class CPS(Method):
         cross = second.loss(one, ignore_index=self.ignore_index)
         cross = cross + first.loss(other, ignore_index=self.ignore_index)
         return {"supervised": supervised, "cross": cross, "total": supervised + self.weight * cross}
+
+
+def start_of(student: GuidedMixNet) -> nn.ModuleList:
+    """What both students begin with: all but the decoder and the head."""
+    parts = (student.model.encoder, student.mitrans, student.classifier)
+    return nn.ModuleList(part for part in parts if part is not None)

@@ -26,6 +26,7 @@ from gmix.modes import eval_mode
 from gmix.network import GuidedMixNet
 from gmix.processes import gather
 from gmix.reference import LabeledReference
+from gmix.teacher import EMATeacher
 from gmix.views import drop_complementary
 
 __all__ = ["Guidance", "GuidedMix", "GuidedMixParts", "Mix", "Partners"]
@@ -265,6 +266,8 @@ class GuidedMix(Method):
         x_unlabeled: Tensor,
         generator: torch.Generator | None = None,
     ) -> Tensor:
+        if isinstance(self.teacher, EMATeacher):
+            self.teacher.catch_up(self.net)
         # With variant="paper" it looks at the mixes itself, which would move its BatchNorm.
         with eval_mode(self.net):
             return self.guide(x_labeled, y_labeled, x_unlabeled, generator).pseudo

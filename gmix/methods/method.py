@@ -25,6 +25,7 @@ from gmix.network import GuidedMixNet
 from gmix.processes import refuse_wrapped_parts, warn_if_alone
 from gmix.protocols import LabeledDataset, SupervisedLoss
 from gmix.states import ChecksState
+from gmix.teacher import EMATeacher
 from gmix.views import StrongColor
 
 NEEDED = ("encode", "decode", "classifier", "classes")
@@ -198,6 +199,8 @@ class Method(ChecksState):
         """
         teacher = getattr(self, "teacher", None)
         net = self.net if teacher is None else teacher.net
+        if isinstance(teacher, EMATeacher):
+            teacher.catch_up(self.net)
         with eval_mode(net):
             probs = G.probabilities(net(x_unlabeled))
         # torch up to 2.9, at least, keeps weights cast here, without a gradient, for what is learned next.

@@ -51,6 +51,7 @@ from gmix.training.files import (
 )
 from gmix.training.notes import Seen, absent, clipped, dark, strays, turned
 from gmix.training.options import parse_size
+from gmix.training.sizes import check_sizes
 from gmix.weights import encoder_stats, load_encoder_weights
 
 Stats = tuple[float, ...]
@@ -68,6 +69,7 @@ class Data:
     held_out: MapDataset[Sample] | None = None  # unlabeled images with masks, never trained on
     split: str = ""  # a hash of which images are used for what
     notes: tuple[str, ...] = ()  # what a person should know of the data, but need not be an error
+    tested: frozenset[tuple[int, int]] = frozenset()  # sizes of the validation images
     left_out: tuple[
         str, ...
     ] = ()  # names of images that cannot be read, as `--skip-damaged` allows
@@ -104,7 +106,8 @@ def build_data(config: TrainConfig) -> Data:
     images = [path for name in read for path in pairs[name].images]
     notes += clipped(images, image_format(config)), dark(config, [*seen.values()])
     notes.append(turned(config, images))
-    return replace(data, notes=(*data.notes, *filter(None, notes)))
+    tested = seen["validation"].sizes if "validation" in seen else frozenset()
+    return replace(data, notes=(*data.notes, *filter(None, notes)), tested=tested)
 
 
 def without_damaged(data: Data, config: TrainConfig) -> Data:
@@ -267,26 +270,34 @@ class AsTested:
 
 
 def remember_labeled(method: Method, config: TrainConfig, data: Data) -> None:
-    """Show a method that begins its training the labeled images; what it remembers is part of its state."""
+    """Show a method that begins its training the labeled images; what it remembers is part of its state.
+
+    Raises:
+        ValueError: if its encoder cannot take the images' size.
+    """
+    check_sizes(method.net, config, data.tested)
     method.remember(AsTested(data.labeled, eval_transform(*image_stats(config))))
 
 
 def read_once(dataset: Any) -> Seen:
     """Read every item, so that a bad file ends the run now and not after an hour."""
 
-    def look(index: int) -> tuple[npt.NDArray[np.bool_], float]:
+    def look(index: int) -> tuple[npt.NDArray[np.bool_], float, tuple[int, int]]:
         # By numpy: torch would start threads of its own in each of these.
         image, mask = (part.numpy() for part in dataset[index])
         counts: npt.NDArray[np.bool_] = np.bincount(mask.ravel()) > 0
-        return counts, 255.0 if image.dtype == np.uint8 else float(image.max())
+        most = 255.0 if image.dtype == np.uint8 else float(image.max())
+        return counts, most, image.shape[1:]
 
     ids: set[int] = set()
+    sizes: set[tuple[int, int]] = set()
     brightest = 0.0
     with ThreadPool(4) as pool:
-        for present, most in pool.imap(look, range(len(dataset))):
+        for present, most, size in pool.imap(look, range(len(dataset))):
             ids.update(present.nonzero()[0].tolist())
+            sizes.add(size)
             brightest = max(brightest, most)
-    return Seen(ids, brightest)
+    return Seen(ids, brightest, frozenset(sizes))
 
 
 def build_stream(

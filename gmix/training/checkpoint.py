@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gmix.infile import plain_file, read_plain
-from gmix.tensorfile import load_plain, refuse_other_tensors
+from gmix.infile import read_plain, sha256
+from gmix.tensorfile import load_plain, load_tensors, refuse_other_tensors
 from gmix.whole import remove_whole, whole_folder
 
 PREFIX = "checkpoint-"
@@ -64,7 +63,7 @@ def save_checkpoint(
                 save_file(contiguous(module), aside / f"{name}.safetensors")
             with (aside / STATE).open("wb") as file:
                 torch.save({"step": step, **state}, file)
-            sums = [f"{_sha256(path)}  {path.name}\n" for path in sorted(aside.iterdir())]
+            sums = [f"{sha256(path)}  {path.name}\n" for path in sorted(aside.iterdir())]
             (aside / SUMS).write_text("".join(sums), encoding="utf-8")
     except ValueError as error:
         kept = [checkpoint.path.name for checkpoint in list_checkpoints(folder)]
@@ -123,7 +122,7 @@ def load_weights(
     """
     with _unfit(path):
         for name, module in modules.items():
-            module.load_state_dict(load_file(path / f"{name}.safetensors", device=str(device)))
+            module.load_state_dict(load_tensors(path / f"{name}.safetensors", device))
 
 
 @contextmanager
@@ -180,7 +179,7 @@ def damage(path: Path) -> str | None:
         if Path(name).name != name or "\\" in name:
             return f"{SUMS} names {name!r}, which is not in this folder"
         try:
-            if _sha256(plain_file(path / name)) != known:
+            if sha256(path / name) != known:
                 return f"{name} is not as it was written"
         except OSError as error:
             return f"{name}: {error.strerror}"
@@ -218,11 +217,3 @@ def contiguous(module: nn.Module) -> dict[str, Tensor]:
         (False, True)
     """
     return {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

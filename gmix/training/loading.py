@@ -265,7 +265,10 @@ def shortage(config: TrainConfig, stream: TwoStream) -> str | None:
 
 
 def batch_bytes(config: TrainConfig, stream: TwoStream) -> int:
-    """Return the bytes of a packed batch: float32 images, and a byte a pixel beside them."""
+    """Return the bytes of a packed batch: float32 images, and a byte a pixel beside them.
+
+    Images cannot travel as bytes without other numbers: resampling and colour changes leave fractions.
+    """
     height, width = config.crop_size()
     unlabeled = 0 if stream.unlabeled is None else stream.batch_unlabeled
     images = (stream.batch_labeled + unlabeled) // stream.parts

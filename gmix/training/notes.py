@@ -20,6 +20,7 @@ class Seen(NamedTuple):
 
     ids: set[int]  # in the masks, 255 among them
     brightest: float  # value of an image, of 255
+    sizes: frozenset[tuple[int, int]] = frozenset()  # of the images, height and width
 
 
 def clipped(images: Sequence[Path], format: ImageFormat) -> str:

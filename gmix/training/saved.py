@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from safetensors.torch import load_model as load_safetensors
+from safetensors.torch import save_file
 
 from gmix.data import RGB, Classes, ImageFormat
 from gmix.infile import read_json
 from gmix.network import GuidedMixNet
 from gmix.say import one_line
-from gmix.tensorfile import refuse_other_tensors
+from gmix.tensorfile import load_tensors, named_in_utf8, refuse_other_tensors
 from gmix.training.architecture import build_architecture, find_architecture
 from gmix.training.card import model_card
 from gmix.typed import from_mapping
@@ -104,7 +104,7 @@ class SavedModel:
             refuse_other_tensors(
                 path, {k: v for k, v in net.state_dict().items() if k not in inside}
             )
-            net.load_state_dict(inside | load_file(path))
+            net.load_state_dict(inside | load_tensors(path))
             facts.refuse_other_network(net)
             return cls(
                 net.to(device).eval(),
@@ -195,7 +195,8 @@ def _read_network(folder: Path) -> Any:
             refuse_other_tensors(path, plan.state_dict())
         model = build_architecture(architecture, arguments)
     refuse_other_tensors(path, model.state_dict())
-    load_safetensors(model, path)
+    with named_in_utf8(path) as name:
+        load_safetensors(model, name)
     return model
 
 

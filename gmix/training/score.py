@@ -10,6 +10,7 @@ from typing import Any
 from gmix.data import (
     Classes,
     SegmentationDataset,
+    check_white,
     compare_palettes,
     data_names,
     eval_transform,
@@ -108,10 +109,15 @@ def fit_masks(classes: Classes, config: EvaluateConfig | TrainConfig, masks: lis
 
     A model trained on one kind of Cityscapes' masks may be tested on the other; one trained on masks of 0 and 1
     on masks of 0 and 255.
+
+    Raises:
+        ValueError: If a mask cannot mean what the model has learned.
     """
     compare_palettes(masks)
     layout = known_layout(config)
     if layout is None or layout.classes().names != classes.names:
+        if isinstance(config, EvaluateConfig):  # not the run's own, which were looked at together
+            check_white(classes, masks)
         return fit_binary(classes, masks)
     return layout.classes(masks)
 
