@@ -27,7 +27,7 @@ from gmix.protocols import LabeledDataset, SupervisedLoss
 from gmix.states import ChecksState
 from gmix.views import StrongColor
 
-NEEDED = ("encode", "decode", "classifier", "classes")
+NEEDED = ("encode", "decode", "classes")
 
 __all__ = ["Method", "Step"]
 
@@ -111,8 +111,6 @@ class Method(ChecksState):
         self.ignore_index = ignore_index
         self.masks_seen = self.images_seen = False
         self.begun_at: tuple[int, int] | None = None
-        # Only GuidedMix trains it, and a parameter without a gradient must not be trained.
-        net.classifier.requires_grad_(False)
 
     def forward(
         self,
