@@ -22,12 +22,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gmix.data import Paths, ShardedImages
 from gmix.data.stream import shuffled
-from gmix.methods import GuidedMix
+from gmix.methods import METHODS, GuidedMix
 from gmix.training.build import build_net
 from gmix.training.config import TrainConfig
 from gmix.training.cost import count_first_step
 from gmix.training.flags import parse
-from gmix.training.methods import METHODS, build_method
+from gmix.training.methods import build_method
 from gmix.training.optim import build_optimizer
 from gmix.training.plan import human, tensors
 

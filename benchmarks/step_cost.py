@@ -22,11 +22,11 @@ from segmentation_models_pytorch.base import SegmentationModel
 from torch import Tensor, nn
 
 from gmix import LabeledReference, NonLocalBlock
-from gmix.methods import Method
+from gmix.methods import METHODS, Method
 from gmix.training.build import build_net
 from gmix.training.config import TrainConfig
 from gmix.training.cost import encoders, peak_memory
-from gmix.training.methods import METHODS, build_method
+from gmix.training.methods import build_method
 from gmix.training.options import parse_size
 from gmix.training.precision import mixed_precision
 

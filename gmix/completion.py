@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from gmix.methods import METHODS
 from gmix.recipes import recipe_names
 from gmix.training import commands
 from gmix.training.config import CompareConfig, TrainConfig
@@ -22,7 +23,6 @@ FLAGS: dict[str, type[Any]] = {
     "splits make": commands.SplitsMakeConfig,
     "splits audit": commands.SplitsAuditConfig,
 }
-METHODS = "cct classmix cps cutmix fixmatch guidedmix mean_teacher supervised unimatch"
 
 # Known words are proposed; where there are none, bash falls back to the names of files.
 SCRIPT = """\
@@ -66,7 +66,7 @@ def completion_script() -> str:
     values |= {
         "--recipe": " ".join(recipe_names()),
         "--dataset": DATASETS.replace(",", ""),
-        "--method": METHODS,
+        "--method": " ".join(METHODS),
     }
     # A flag that waits for its value comes first.
     cases = [f'*\\ {name}) known="{words}" ;;' for name, words in values.items()] + cases

@@ -31,7 +31,7 @@ class GuidedMixNet(ChecksState):
       divide, logits are cut back: `net(x)` is `model(pad(x))[..., :H, :W]`. Zero is the mean of
       normalised images. Every model is padded to its encoder's stride, also `smp.Unet`, which
       could do without, so that one rule holds for all.
-    - `embed` gives a pooled embedding for pairing images, `classify` the image-level classes.
+    - `embed` gives a pooled embedding for pairing images.
     - `mitrans=True` puts a `NonLocalBlock` on the deepest feature map, just before the decoder, in
       training and inference alike. (The whole `MITransBlock`, with PixelShuffle and skip, needs a
       decoder built around it: that is `gmix.GuidedMixUnet`.)
@@ -60,8 +60,8 @@ class GuidedMixNet(ChecksState):
         >>> features = net.encode(x)
         >>> net.decode(features, size=(50, 70)).shape
         torch.Size([2, 3, 50, 70])
-        >>> net.classify(net.pool(features)).shape
-        torch.Size([2, 3])
+        >>> net.pool(features).shape
+        torch.Size([2, 512])
         >>> padded = torch.nn.functional.pad(x, (0, 26, 0, 14))  # to 64 x 96
         >>> torch.equal(net(x), net.model(padded)[..., :50, :70])
         True
@@ -85,7 +85,6 @@ class GuidedMixNet(ChecksState):
         if isinstance(model, smp.PAN):
             self._smallest = 8 * self.stride  # its attention pyramid pools the deepest map 3 times
         self.mitrans = NonLocalBlock(self.embedding_dim) if mitrans else None
-        self.classifier = nn.Linear(self.embedding_dim, self.classes)
 
     @property
     def last_layer(self) -> nn.Conv2d:
@@ -133,11 +132,6 @@ class GuidedMixNet(ChecksState):
     def pool(self, features: list[Tensor]) -> Tensor:
         """Global average of the deepest map of `encode(x)`: (N, D)."""
         return features[-1].mean(dim=(-2, -1))
-
-    def classify(self, embedding: Tensor) -> Tensor:
-        """Image-level logits, "which classes occur in this image": (N, D) -> (N, K)."""
-        logits: Tensor = self.classifier(embedding)
-        return logits
 
     def decode(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
         """MITrans (if on), SMP's decoder and head, then cut to the image.
@@ -192,7 +186,7 @@ class GuidedMixNet(ChecksState):
                 module.reset_parameters()
 
     def export(self) -> nn.Module:
-        """Copy out what deployment needs, in eval mode: no classifier, no gmix wrapper.
+        """Copy out what deployment needs, in eval mode, without the gmix wrapper.
 
         Returns:
             With MITrans off, the plain SMP model (`save_pretrained` works). With MITrans on, that
@@ -258,7 +252,7 @@ def _check(model: Any) -> None:
     if model.classification_head is not None:
         raise ValueError(
             "`model` must return logits only, got one with a classification head: build it without "
-            "`aux_params`, GuidedMixNet brings its own classifier"
+            "`aux_params`"
         )
     if any(
         isinstance(m, Activation) and not isinstance(m.activation, nn.Identity)

@@ -1678,7 +1678,12 @@ group(
     ),
     Case(
         "the rest of a model cut in half",
-        model(lambda folder, place: halve(folder / "gmix.safetensors")),
+        model(
+            lambda folder, place: [
+                edit(folder / "gmix.json", mitrans=True),
+                (folder / "gmix.safetensors").write_bytes(b"cut"),
+            ]
+        ),
         MODEL,
     ),
     Case(

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,18 @@ import torch
 from safetensors.torch import load_file
 from test_data_stream import same
 from tiny_data import tiny_config, words, write_data
+from tiny_methods import BUILDERS
 from tiny_nets import tiny_batch, tiny_net
 from torch import Tensor, nn
 
-from gmix import EMATeacher, GuidedMixNet
+from gmix import GuidedMixNet
 from gmix.cli import main
 from gmix.data import Batch
 from gmix.methods import (
-    CCT,
-    CPS,
-    ClassMix,
-    CutMixSeg,
-    FixMatch,
     GuidedMix,
     MeanTeacher,
     Method,
     Supervised,
-    UniMatch,
 )
 from gmix.training.config import CompareConfig, TrainConfig
 from gmix.training.fit import fit
@@ -144,23 +138,6 @@ def test_a_mean_teacher_in_parts_is_a_mean_teacher() -> None:
     assert farthest(whole, split) < 1e-5
     assert losses[-1] == pytest.approx(split_losses[-1], abs=1e-5)
     assert whole["teacher.step"] == split["teacher.step"] == 3
-
-
-def taught(method: Callable[..., Method]) -> Callable[[GuidedMixNet], Method]:
-    return lambda net: method(net, teacher=EMATeacher(net))
-
-
-BUILDERS: dict[str, Callable[[GuidedMixNet], Method]] = {
-    "mean_teacher": MeanTeacher,
-    "cutmix": CutMixSeg,
-    "classmix": ClassMix,
-    "fixmatch": taught(FixMatch),
-    "unimatch": taught(UniMatch),
-    "guidedmix": GuidedMix,
-    "paper": lambda net: GuidedMix(net, variant="paper"),
-    "cps": CPS,
-    "cct": CCT,
-}
 
 
 @pytest.mark.parametrize("name", BUILDERS)

@@ -12,47 +12,28 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_data import tiny_config, words, write_data
+from tiny_methods import BUILDERS
 from tiny_nets import tiny_batch, tiny_net
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from gmix.cli import main
-from gmix.methods import (
-    CCT,
-    CPS,
-    ClassMix,
-    CutMixSeg,
-    FixMatch,
-    GuidedMix,
-    MeanTeacher,
-    Method,
-    Supervised,
-    UniMatch,
-)
+from gmix.methods import Method
 from gmix.training.precision import mixed_precision
 from gmix.training.run import train
 
 Capture = pytest.CaptureFixture[str]
-METHODS: dict[str, Callable[[Any], Method]] = {
-    "supervised": Supervised,
-    "mean_teacher": MeanTeacher,
-    "cutmix": CutMixSeg,
-    "classmix": ClassMix,
-    "cps": CPS,
-    "fixmatch": FixMatch,
-    "unimatch": UniMatch,
-    "cct": partial(
-        CCT, decoders=dict.fromkeys(("noise", "feature_drop", "cutout", "adversarial"), 1)
-    ),
-    "guidedmix": GuidedMix,
-    "guidedmix, paper": partial(GuidedMix, variant="paper"),
-}
 
 
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
     torch._dynamo.reset()
     counters.clear()
+
+
+def built(name: str, **options: Any) -> Method:
+    """Alike each time: the network's seed is what a method draws from."""
+    return BUILDERS[name](tiny_net(**options)).train()
 
 
 def step(
@@ -69,9 +50,9 @@ def step(
     return [*losses.values(), *(p.grad for p in method.parameters() if p.grad is not None)]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", BUILDERS)
 def test_a_method_is_one_graph_that_computes_the_same(name: str) -> None:
-    plain, method = (METHODS[name](tiny_net()).train() for _ in range(2))
+    plain, method = (built(name) for _ in range(2))
     compiled = torch.compile(method, backend="eager", fullgraph=True)
     for progress in (0.01, 0.4):
         expected, found = step(plain, plain, progress), step(method, compiled, progress)
@@ -83,7 +64,7 @@ def test_a_method_is_one_graph_that_computes_the_same(name: str) -> None:
 
 
 def test_backward_is_compiled_as_well() -> None:
-    plain, method = (METHODS["guidedmix, paper"](tiny_net(mitrans=True)).train() for _ in range(2))
+    plain, method = (built("paper", mitrans=True) for _ in range(2))
     compiled = torch.compile(method, backend="aot_eager", fullgraph=True)
     for found, expected in zip(step(method, compiled, 0.3), step(plain, plain, 0.3), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from tiny_methods import BUILDERS
 from tiny_nets import AverageEncoder, tiny_net
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
@@ -15,18 +17,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 import gmix
-from gmix.methods import (
-    CCT,
-    CPS,
-    ClassMix,
-    CutMixSeg,
-    FixMatch,
-    GuidedMix,
-    MeanTeacher,
-    Supervised,
-    UniMatch,
-)
-from gmix.methods.cct import DECODERS
+from gmix.methods import GuidedMix
 from gmix.views import GaussianBlur, StrongView
 
 pytestmark = [
@@ -172,37 +163,23 @@ def test_pasting_and_following_do_not_either() -> None:
         assert {t.device.type for t in teacher.state_dict().values()} == {"cuda"}
 
 
-METHODS: dict[str, Callable[[], nn.Module]] = {
-    "supervised": lambda: Supervised(tiny_net()),
-    "default": lambda: GuidedMix(tiny_net()),
-    "default, binary": lambda: GuidedMix(tiny_net(1)),
-    "default, MITrans": lambda: GuidedMix(tiny_net(mitrans=True)),
-    "default, pasting": lambda: GuidedMix(tiny_net(), paste=gmix.ClassPaste(K)),
-    "paper": lambda: GuidedMix(tiny_net(), variant="paper"),
-    "random pairs": lambda: GuidedMix(
-        tiny_net(), variant="paper", selector=gmix.RandomPairSelector()
-    ),
-    "mean teacher": lambda: MeanTeacher(tiny_net()),
-    "cutmix": lambda: CutMixSeg(tiny_net()),
-    "classmix": lambda: ClassMix(tiny_net()),
-    "classmix, binary": lambda: ClassMix(tiny_net(1)),
-    "fixmatch": lambda: FixMatch(tiny_net()),
-    "unimatch": lambda: UniMatch(tiny_net()),
-    "cps": lambda: CPS(tiny_net()),
-    "cct": lambda: CCT(tiny_net(), decoders=dict.fromkeys(DECODERS, 1)),
-    "cct, binary": lambda: CCT(tiny_net(1), decoders=dict.fromkeys(DECODERS, 1)),
+METHODS = {
+    **BUILDERS,
+    "guidedmix, pasting": partial(GuidedMix, paste={}),
+    "paper, random pairs": partial(GuidedMix, variant="paper", selector="random"),
 }
 
 
+@pytest.mark.parametrize("classes", [1, 3])
 @pytest.mark.parametrize("name", METHODS)
 def test_no_step_waits_for_the_gpu_or_mixes_devices(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, classes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Forward only: torch's backward engine wants a real GPU, see test_cuda.py. CCT asks it for a
     # direction in the midst of its forward; here it gets one without a value.
     monkeypatch.setattr(torch.func, "grad", lambda distance: torch.empty_like)
     with fake():
-        method = METHODS[name]()
+        method = METHODS[name](tiny_net(classes, mitrans=True))
         # The one wait: the first batch is looked at.
         method.masks_seen = method.images_seen = True
         y = masks(2)

@@ -20,6 +20,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from tiny_nets import tiny_batch, tiny_net
 
 import gmix
+from gmix.methods import METHODS
 from gmix.training.commands import (
     DemoConfig,
     EvaluateConfig,
@@ -33,7 +34,7 @@ from gmix.training.commands import (
 from gmix.training.config import CompareConfig, TrainConfig
 from gmix.training.cost import count_first_step
 from gmix.training.flags import parse
-from gmix.training.methods import METHODS, build_method
+from gmix.training.methods import build_method
 from gmix.training.options import flag
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -291,6 +292,16 @@ def test_cards_are_complete() -> None:
             wanted = ["idea", "equation", "helps", "hurts", "cost", "source"]
             assert rows == wanted[: 5 if title == "supervised" else 6], title
             assert "](pictures/" in cards[title], title
+
+
+def test_the_table_of_methods_is_that_of_the_code() -> None:
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    rows = [row.split(" | ")[:3] for row in re.findall(r"^\| (`.*)$", text, re.MULTILINE)]
+    expected = []
+    for name, entry in METHODS.items():
+        kind = entry.path.partition(":")[2]
+        expected.append([f"`{name}`", f"[`{kind}`][gmix.methods.{kind}]", entry.learns_from])
+    assert rows == expected
 
 
 @pytest.mark.parametrize("name", ["methods", "parts"])

@@ -159,7 +159,7 @@ def test_a_default_step_is_this_plain_code(direct: float) -> None:
     expected = {
         "supervised": F.cross_entropy(adjusted, y, ignore_index=255),
         "classification": F.binary_cross_entropy_with_logits(
-            net.classifier(embedding), occurring(y, 3)
+            plain.classifier(embedding), occurring(y, 3)
         ),
         "unsupervised": (pixels * learnt).sum() / inside.sum(),
     }
@@ -205,7 +205,7 @@ def test_a_paper_step_is_this_plain_code() -> None:
     expected = {
         "supervised": F.cross_entropy(logits[:3], y, ignore_index=255),
         "classification": F.binary_cross_entropy_with_logits(
-            net.classifier(embedding[:3]), occurring(y, 3)
+            plain.classifier(embedding[:3]), occurring(y, 3)
         ),
         "unsupervised": error[valid].mean(),
         "decoupling": (left - known).square().sum(1).mean(),
@@ -236,13 +236,18 @@ def test_supervised_is_cross_entropy_and_nothing_else() -> None:
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
 
 
-def test_a_network_trained_by_supervised_first_learns_its_classifier_in_guidedmix() -> None:
+def test_the_classifier_belongs_to_the_method_whatever_else_is_made_of_the_network() -> None:
     net = tiny_net()
+    before = {name: p.requires_grad for name, p in net.named_parameters()}
+    method: Any = GuidedMix(net, criterion={"classification": 1.0})
+    assert GuidedMix(net).classifier is None  # its loss is off, and nothing else would train it
     Supervised(net)(*tiny_batch())["total"].backward()
-    method = GuidedMix(net, criterion={"classification": 1.0})
+    assert {name: p.requires_grad for name, p in net.named_parameters()} == before
+
     method(*tiny_batch(), progress=1.0, generator=seeded(0))["total"].backward()
-    assert net.classifier.weight.requires_grad
-    assert net.classifier.weight.grad is not None and net.classifier.weight.grad.any()
+    assert method.classifier.weight.grad.any() and method.classifier.bias.grad.any()
+    held = {name for name in method.state_dict() if "classifier" in name}
+    assert held == {"classifier.weight", "classifier.bias"}  # the teacher has no copy either
 
 
 # --- the steps of one call --------------------------------------------------------------------
@@ -337,8 +342,8 @@ def test_every_trained_parameter_gets_a_gradient(make: Any, mitrans: bool, autoc
     assert all(value.dtype == torch.float32 and value > 0 for value in losses.values())
     trained = {n for n, p in method.named_parameters() if p.requires_grad}
     expected = {f"net.{n}" for n, _ in method.net.named_parameters()}
-    if make is default:  # which does not ask which classes occur
-        expected -= {"net.classifier.weight", "net.classifier.bias"}
+    if make is not default:  # which does not ask which classes occur
+        expected |= {"classifier.weight", "classifier.bias"}
     assert trained == expected
     for name, p in method.named_parameters():
         if name not in trained:

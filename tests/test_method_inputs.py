@@ -7,24 +7,17 @@ from typing import Any
 import pytest
 import torch
 from test_methods import EVERY, batch_of
+from tiny_methods import BUILDERS, takers
 from tiny_nets import seeded, tiny_net
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from gmix import GuidedMixLoss, LabeledReference, StrongColor, StrongView
 from gmix import functional as G
-from gmix.methods import CCT, CPS, ClassMix, CutMixSeg, FixMatch, GuidedMix, MeanTeacher, Supervised
-from gmix.methods import UniMatch as Uni
+from gmix.methods import CCT, CPS, GuidedMix, MeanTeacher, Supervised
 
 ALL = pytest.mark.parametrize("name", EVERY)
-COLORED: dict[str, Any] = {
-    "guidedmix": GuidedMix,
-    "mean_teacher": MeanTeacher,
-    "cutmix": CutMixSeg,
-    "classmix": ClassMix,
-    "fixmatch": FixMatch,
-    "unimatch": Uni,
-}
+COLORED = {name: BUILDERS[name] for name in takers("mean") if name != "paper"}  # which has none
 
 
 def photos(n: int = 3) -> Tensor:

@@ -125,7 +125,7 @@ def test_transformer_encoder_in_other_decoders(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["Unet", "DPT"])
-def test_embedding_and_classifier(architecture: str) -> None:
+def test_embedding(architecture: str) -> None:
     net = GuidedMixNet(smp_model(architecture, classes=5)).eval()
     x = torch.randn(2, 3, 64, 64)
     features = net.encode(x)
@@ -134,10 +134,7 @@ def test_embedding_and_classifier(architecture: str) -> None:
     mean = torch.stack([torch.stack([c.sum() / c.numel() for c in image]) for image in deepest])
     torch.testing.assert_close(embedding, mean)
     assert torch.equal(net.pool(features), embedding)
-    linear = embedding @ net.classifier.weight.T + net.classifier.bias
-    torch.testing.assert_close(net.classify(embedding), linear)
-    assert net.classify(embedding).shape == (2, net.classes) == (2, 5)
-    assert GuidedMixNet(smp_model(architecture, classes=1)).classify(embedding).shape == (2, 1)
+    assert embedding.shape == (2, net.embedding_dim)
 
 
 @pytest.mark.parametrize("readout", ["cat", "add", "ignore"])
@@ -200,9 +197,7 @@ def test_every_parameter_the_model_uses_learns(architecture: str) -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for step in range(2):
         optimizer.zero_grad()
-        features = net.encode(x)
-        loss = (net.decode(features, (128, 128)) * target).mean()
-        (loss + net.classify(net.pool(features)).square().mean()).backward()
+        (net(x) * target).mean().backward()
         own = silent(net) - {f"model.{name}" for name in unused}
         if step == 0:  # the zero output projection blocks what is before it
             assert own == {f"mitrans.{name}.weight" for name in ("query", "key", "value")}
@@ -234,7 +229,6 @@ def test_export_gives_equal_logits_without_gmix(architecture: str, mitrans: bool
     assert not exported.training
     assert torch.equal(exported(x), net.eval()(x))
     own = dict(exported.named_parameters())
-    assert not any("classifier" in name for name in own)
     assert not {p.data_ptr() for p in own.values()} & {p.data_ptr() for p in net.parameters()}
     if mitrans:
         assert not hasattr(exported, "save_pretrained")  # SMP could not load what it would write
@@ -270,25 +264,23 @@ def test_forward_neither_syncs_nor_mixes_devices(architecture: str) -> None:
 
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             features = self.net.encode(x)
-            return self.net.decode(features, (129, 160)), self.net.classify(self.net.pool(features))
+            return self.net.decode(features, (129, 160)), self.net.pool(features)
 
     whole = Whole()  # built for real, as timm's vision transformers call .item() in __init__
     real = whole.state_dict()
     with FakeTensorMode(), torch.device("cuda"):
         fake = {name: torch.empty(t.shape, dtype=t.dtype) for name, t in real.items()}
         x = torch.randn(2, 3, 129, 160)
-        logits, image_level = functional_call(whole, fake, (x,))
+        logits, embedding = functional_call(whole, fake, (x,))
         assert logits.shape == (2, 3, 129, 160)
-        assert {logits.device.type, image_level.device.type} == {"cuda"}
+        assert {logits.device.type, embedding.device.type} == {"cuda"}
 
 
 def test_bfloat16_autocast_and_channels_last() -> None:
     net = awake(GuidedMixNet(smp_model(), mitrans=True)).to(memory_format=torch.channels_last)
     x = torch.randn(2, 3, 64, 50).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        features = net.encode(x)
-        loss = net.decode(features, (64, 50)).float().square().mean()
-        loss = loss + net.classify(net.pool(features)).float().square().mean()
+        loss = net(x).float().square().mean()
     loss.backward()
     assert all(p.grad.isfinite().all() for p in net.parameters())
 

@@ -10,9 +10,9 @@ from PIL import Image
 from tiny_data import tiny_config, words, write_data
 
 from gmix.cli import main
+from gmix.methods import METHODS
 from gmix.training import plan as plan_file
 from gmix.training.fit import Report
-from gmix.training.methods import METHODS
 from gmix.training.plan import describe, human, plan
 from gmix.training.run import train
 
@@ -44,7 +44,7 @@ def test_the_plan_of_every_method_is_what_its_run_does(
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert found.image_passes == results["image_passes_per_step"]
     assert found.config.method == method
-    has_unlabeled = method != "supervised"
+    has_unlabeled = METHODS[method].unlabeled
     assert found.epochs_labeled == 3 * 2 / 4
     assert found.epochs_unlabeled == (3 * 4 / 4 if has_unlabeled else None)
     assert (found.config.batch_labeled, found.batch_unlabeled) == (2, 4 if has_unlabeled else 0)

@@ -16,15 +16,15 @@ import forked
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_accumulate import BUILDERS
 from tiny_data import tiny_config, write_data
+from tiny_methods import BUILDERS
 from tiny_nets import tiny_batch, tiny_net, unused_layers_net
 from torch import Tensor, distributed, multiprocessing
 
 from gmix import functional as G
 from gmix.cli import main
 from gmix.data import Batch
-from gmix.methods import FixMatch, GuidedMix, Supervised
+from gmix.methods import GuidedMix, Supervised
 from gmix.processes import gather
 from gmix.training.checkpoint import newest_checkpoint
 from gmix.training.fit import fit
@@ -35,7 +35,7 @@ from gmix.training.yamlfile import write_yaml
 pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="torch without distributed")
 
 COUNT, STEPS = 2, 3
-METHODS = {**BUILDERS, "supervised": Supervised, "fixmatch": FixMatch, "unused layers": Supervised}
+METHODS = {**BUILDERS, "unused layers": Supervised}
 
 
 def batches() -> Iterator[Batch]:

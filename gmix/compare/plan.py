@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from gmix.methods import METHODS
 from gmix.training.config import CompareConfig, TrainConfig
 from gmix.training.files import known_data
 from gmix.training.flags import missing
-from gmix.training.methods import METHODS
 from gmix.training.options import lookup
 
 BASELINE = "supervised"
@@ -94,8 +94,9 @@ def compared_methods(config: CompareConfig) -> list[str]:
         >>> compared_methods(CompareConfig(methods="unimatch"))
         ['supervised', 'unimatch']
     """
-    known = {name: name for name in METHODS}
-    names = [lookup(name, known, "--methods") for name in config.method_names()]
+    names = config.method_names()
+    for name in names:
+        lookup(name, METHODS, "--methods")
     return names if BASELINE in names else [BASELINE, *names]
 
 

@@ -1,30 +1,99 @@
-"""Training methods: one file each, one call for all."""
+"""Training methods: one file each, one call for all, one table of them.
 
-from gmix.methods.cct import CCT
-from gmix.methods.classmix import ClassMix
-from gmix.methods.cps import CPS
-from gmix.methods.cutmix import CutMixSeg
-from gmix.methods.fixmatch import FixMatch
-from gmix.methods.guidedmix import Guidance, GuidedMix, GuidedMixParts, Mix, Partners
-from gmix.methods.mean_teacher import MeanTeacher
-from gmix.methods.method import Method, Step
-from gmix.methods.supervised import Supervised
-from gmix.methods.unimatch import UniMatch
+To add a method, write its file and its entry in `METHODS`. The command line, its help and completion, reports and tests
+read the table. Importing this file costs nothing (no torch): a class is imported when it is first asked for.
+"""
 
-__all__ = [
-    "CCT",
-    "CPS",
-    "ClassMix",
-    "CutMixSeg",
-    "FixMatch",
-    "Guidance",
-    "GuidedMix",
-    "GuidedMixParts",
-    "MeanTeacher",
-    "Method",
-    "Mix",
-    "Partners",
-    "Step",
-    "Supervised",
-    "UniMatch",
-]
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:  # what type checkers know as gmix.methods.NAME
+    from gmix.methods.cct import CCT as CCT
+    from gmix.methods.classmix import ClassMix as ClassMix
+    from gmix.methods.cps import CPS as CPS
+    from gmix.methods.cutmix import CutMixSeg as CutMixSeg
+    from gmix.methods.fixmatch import FixMatch as FixMatch
+    from gmix.methods.guidedmix import Guidance as Guidance
+    from gmix.methods.guidedmix import GuidedMix as GuidedMix
+    from gmix.methods.guidedmix import GuidedMixParts as GuidedMixParts
+    from gmix.methods.guidedmix import Mix as Mix
+    from gmix.methods.guidedmix import Partners as Partners
+    from gmix.methods.mean_teacher import MeanTeacher as MeanTeacher
+    from gmix.methods.method import Method as Method
+    from gmix.methods.method import Step as Step
+    from gmix.methods.supervised import Supervised as Supervised
+    from gmix.methods.unimatch import UniMatch as UniMatch
+
+
+class Entry(NamedTuple):
+    """A method as the command line and the reports know it.
+
+    Attributes:
+        path: Where its class is, `module:Class`.
+        label: Its name in reports.
+        learns_from: What it learns from, in a few words.
+        unlabeled: Whether it learns from unlabeled images, as its class says with `needs_unlabeled`.
+    """
+
+    path: str
+    label: str
+    learns_from: str
+    unlabeled: bool = True
+
+    def load(self) -> type[Method]:
+        """Import the class."""
+        method: type[Method] = resolve_name(self.path)
+        return method
+
+
+METHODS = {
+    "supervised": Entry(
+        "gmix.methods.supervised:Supervised", "Supervised", "the masks", unlabeled=False
+    ),
+    "mean_teacher": Entry(
+        "gmix.methods.mean_teacher:MeanTeacher", "Mean Teacher", "an EMA teacher's probabilities"
+    ),
+    "cct": Entry("gmix.methods.cct:CCT", "CCT", "the main decoder, in 30 auxiliary ones"),
+    "cutmix": Entry(
+        "gmix.methods.cutmix:CutMixSeg", "CutMix-Seg", "a teacher's probabilities, pasted"
+    ),
+    "classmix": Entry(
+        "gmix.methods.classmix:ClassMix", "ClassMix", "a teacher's labels, pasted by class"
+    ),
+    "cps": Entry("gmix.methods.cps:CPS", "CPS", "another student's labels"),
+    "fixmatch": Entry(
+        "gmix.methods.fixmatch:FixMatch", "FixMatch", "its own sure labels, or a teacher's"
+    ),
+    "unimatch": Entry(
+        "gmix.methods.unimatch:UniMatch",
+        "UniMatch",
+        "its own sure labels, or a teacher's, three times",
+    ),
+    "guidedmix": Entry(
+        "gmix.methods.guidedmix:GuidedMix",
+        "GuidedMix",
+        "a teacher's sure labels, guided by labeled images",
+    ),
+}
+
+_HOMES = {
+    **{name: module for module, _, name in (m.path.partition(":") for m in METHODS.values())},
+    **dict.fromkeys(("Method", "Step"), "gmix.methods.method"),
+    **dict.fromkeys(("Guidance", "GuidedMixParts", "Mix", "Partners"), "gmix.methods.guidedmix"),
+}
+
+__all__ = sorted(_HOMES)
+
+if not TYPE_CHECKING:  # they would take any name for a public one
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'gmix.methods' has no attribute {name!r}")
+        return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from gmix import functional as G
-from gmix.losses import check_unit_interval
 from gmix.methods.method import Method, Step
 from gmix.network import GuidedMixNet
 from gmix.protocols import SupervisedLoss
@@ -70,12 +69,10 @@ class CutMixSeg(Method):
         supervised: SupervisedLoss | None = None,
         ignore_index: int = 255,
     ) -> None:
-        super().__init__(net, supervised=supervised, ignore_index=ignore_index)
+        super().__init__(net, supervised=supervised, ignore_index=ignore_index, threshold=threshold)
         self.teacher = EMATeacher(net, decay)
         self.color = StrongColor(strength=0.4, mean=mean, std=std)
         self.cutmix = CutMix(p=1.0, area=(0.5, 0.5), aspect=2.0)
-        check_unit_interval("threshold", threshold)
-        self.threshold = threshold
         self.weight = unsupervised
 
     def losses(self, step: Step) -> dict[str, Tensor]:

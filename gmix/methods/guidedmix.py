@@ -159,8 +159,11 @@ class GuidedMix(Method):
                 "`views` must be at least 1, and 2 with `drop` above 0 (two views share the channels), "
                 f"got {chosen['views']} and {chosen['drop']}"
             )
-        # Without its loss it would be a parameter without a gradient.
-        net.classifier.requires_grad_(chosen["criterion"].classification > 0)
+        # Only with its loss: a parameter without a gradient must not be trained.
+        self.classifier: nn.Linear | None = None
+        if chosen["criterion"].classification > 0:
+            device = net.last_layer.weight.device
+            self.classifier = nn.Linear(net.embedding_dim, net.classes, device=device)
         self.selector: protocols.PairSelector = chosen["selector"]
         self.mixer: protocols.Mixer = chosen["mixer"]
         self.decoupler: protocols.Decoupler = chosen["decoupler"]
@@ -217,8 +220,8 @@ class GuidedMix(Method):
         further: dict[str, Tensor] = {}
         if self.criterion.decoupling > 0:
             further = self._decouple_labeled(x_labeled, labeled, embedding, generator)
-        if self.criterion.classification > 0:
-            further["class_logits"] = self.net.classify(embedding)
+        if self.classifier is not None:
+            further["class_logits"] = self.classifier(embedding)
         if self.adjustment is not None:
             labeled = self.adjustment(labeled)
         losses: dict[str, Tensor] = self.criterion(

@@ -15,7 +15,7 @@ from gmix.given import Options, make_part
 from gmix.losses import GuidedMixLoss
 from gmix.mixer import LabeledUnlabeledMixer
 from gmix.network import GuidedMixNet
-from gmix.pairing import SimilarPairSelector
+from gmix.pairing import RandomPairSelector, SimilarPairSelector
 from gmix.paste import ClassPaste
 from gmix.reference import LabeledReference
 from gmix.teacher import EMATeacher
@@ -29,10 +29,11 @@ Variant = Literal["default", "paper"]
 class GuidedMixParts(TypedDict, total=False):
     """What can be exchanged in `GuidedMix`: a part, a mapping of its options, or None to go without it.
 
-    Options that are not said stay as the variant has them, whether the others come in a mapping or in a part.
+    Options that are not said stay as the variant has them, whether the others come in a mapping or in a part. A
+    selector may be given by its name.
     """
 
-    selector: protocols.PairSelector | Options
+    selector: protocols.PairSelector | Literal["similar", "random"] | Options
     mixer: protocols.Mixer | Options
     decoupler: protocols.Decoupler | Options
     adjustment: protocols.LogitAdjuster | Options | None
@@ -99,6 +100,9 @@ VARIANTS: dict[Variant, dict[str, Any]] = {
 }
 
 
+SELECTORS = {"random": RandomPairSelector, "similar": SimilarPairSelector}
+
+
 def part_makers(net: GuidedMixNet) -> dict[str, Callable[..., Any]]:
     """Say what makes each part from its options."""
     return {
@@ -124,6 +128,10 @@ def make_parts(
 ) -> dict[str, Any]:
     """Make every part of a variant, but for what is given of it; `further` options belong to both variants."""
     parts = {**VARIANTS[variant], **given}
+    if isinstance(name := parts["selector"], str):
+        if name.lower() not in SELECTORS:
+            raise ValueError(f"selector {name} is unknown: choose one of {', '.join(SELECTORS)}")
+        parts["selector"] = SELECTORS[name.lower()]()
     for name, make in part_makers(net).items():
         if parts[name] is not None:
             options = {**(VARIANTS[variant][name] or {}), **further.get(name, {})}

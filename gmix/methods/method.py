@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from gmix import functional as G
 from gmix.functional.losses import check_progress
+from gmix.losses import check_unit_interval
 from gmix.methods.checks import (
     check_classes,
     check_images,
@@ -28,7 +29,7 @@ from gmix.states import ChecksState
 from gmix.teacher import EMATeacher
 from gmix.views import StrongColor
 
-NEEDED = ("encode", "decode", "classifier", "classes")
+NEEDED = ("encode", "decode", "classes")
 
 __all__ = ["Method", "Step"]
 
@@ -58,6 +59,7 @@ class Method(ChecksState):
             `smp.losses.DiceLoss("multiclass", ignore_index=255)`: called with float32 logits `(N, K, H, W)` and
             masks `(N, H, W)`, returns a scalar. What it ignores is its own business.
         ignore_index: Mask value without a class.
+        threshold: Least confidence of a pseudo label that is learned, in [0, 1]; None leaves that of the class.
 
     Shape:
         - `x_labeled` `(N, C, H, W)`, `y_labeled` `(N, H, W)` of any integer type, `x_unlabeled` `(M, C, H, W)`: a
@@ -76,9 +78,9 @@ class Method(ChecksState):
     Raises:
         TypeError: A network that is not wrapped, or a `supervised` loss that cannot be called or returns no scalar.
         ValueError: No labeled images, no unlabeled ones for a method that needs them, shapes that do not fit, no
-            `progress` or one outside [0, 1], masks with other values than classes and `ignore_index`, or images that
-            are not normalised. Values are looked at in the first images, and where they need not be waited for (not
-            on a GPU) in all masks; a compiled call looks at none.
+            `progress`, or one or a `threshold` outside [0, 1], masks with other values than classes and
+            `ignore_index`, or images that are not normalised. Values are looked at in the first images, and where they
+            need not be waited for (not on a GPU) in all masks; a compiled call looks at none.
     """
 
     __call__: Callable[..., dict[str, Tensor]]
@@ -94,6 +96,7 @@ class Method(ChecksState):
         *,
         supervised: SupervisedLoss | None = None,
         ignore_index: int = 255,
+        threshold: float | None = None,
     ) -> None:
         super().__init__()
         refuse_wrapped_parts(net)
@@ -110,10 +113,11 @@ class Method(ChecksState):
         self.net = net
         self.supervised_loss = supervised
         self.ignore_index = ignore_index
+        if threshold is not None:
+            check_unit_interval("threshold", threshold)
+            self.threshold = threshold
         self.masks_seen = self.images_seen = False
         self.begun_at: tuple[int, int] | None = None
-        # Only GuidedMix trains it, and a parameter without a gradient must not be trained.
-        net.classifier.requires_grad_(False)
 
     def forward(
         self,

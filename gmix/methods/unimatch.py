@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from gmix.given import Options, optional_part
-from gmix.losses import check_unit_interval
 from gmix.methods.method import Method, Step
 from gmix.network import GuidedMixNet
 from gmix.protocols import SupervisedLoss, Teacher
@@ -75,11 +74,9 @@ class UniMatch(Method):
         supervised: SupervisedLoss | None = None,
         ignore_index: int = 255,
     ) -> None:
-        super().__init__(net, supervised=supervised, ignore_index=ignore_index)
+        super().__init__(net, supervised=supervised, ignore_index=ignore_index, threshold=threshold)
         self.teacher: Teacher | None = optional_part("teacher", partial(EMATeacher, net), teacher)
         self.view = StrongView(mean=mean, std=std)
-        check_unit_interval("threshold", threshold)
-        self.threshold = threshold
         self.strong_weight = strong
         self.features_weight = features
         self.drop = drop

@@ -12,23 +12,13 @@ from typing import Any
 
 from gmix.compare.table import mean, shared_means
 from gmix.infile import plain_file, read_json
+from gmix.methods import METHODS
 from gmix.training.config import TrainConfig
 from gmix.training.yamlfile import FREE_ON_RESUME, read_settings
 
 Points = list[tuple[int, float]]
 
 BASELINE, FOCUS = "supervised", "guidedmix"
-NAMES = {
-    "supervised": "Supervised",
-    "guidedmix": "GuidedMix",
-    "mean_teacher": "Mean Teacher",
-    "cct": "CCT",
-    "cps": "CPS",
-    "cutmix": "CutMix-Seg",
-    "classmix": "ClassMix",
-    "fixmatch": "FixMatch",
-    "unimatch": "UniMatch",
-}
 # Runs that differ in these alone are one experiment: seeds of it, wherever they were trained.
 FREE = FREE_ON_RESUME | {
     "seed",
@@ -273,7 +263,8 @@ def _names(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
         method = group[0].method
         path = place if places.count(place) == 1 else group[0].folder.absolute()
         ends = ["/".join(path.parts[-count:]) for count in range(1, len(path.parts) + 1)]
-        choices.append([NAMES.get(method, method)] if methods[method] == 1 else ends)
+        label = METHODS[method].label if method in METHODS else method
+        choices.append([label] if methods[method] == 1 else ends)
     taken = Counter(name for names in choices for name in names)
     return [next((name for name in names if taken[name] == 1), names[-1]) for names in choices]
 

@@ -181,7 +181,7 @@ def find_data(config: TrainConfig) -> Data:
             pools.append(ImageDataset(unlabeled, size, format))
         if shards:
             pools.append(ShardedImages(shards, size, format))
-        if not pools and config.method != "supervised":
+        if not pools and config.learns_unlabeled:
             raise ValueError(
                 f"the method {config.method} needs unlabeled images, found none: give --unlabeled DIR "
                 "or --unlabeled-list, keep fewer masks with --labels N, or use --method supervised"
@@ -323,7 +323,7 @@ def build_stream(
     )
     return TwoStream(
         data.labeled,
-        data.unlabeled if finishing or config.method != "supervised" else None,
+        data.unlabeled if finishing or config.learns_unlabeled else None,
         config.batch_labeled,
         config.batch_unlabeled,
         transform,

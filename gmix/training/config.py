@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gmix.methods import METHODS
 from gmix.training.options import (
     CLASSES,
     COMPARE,
@@ -107,7 +108,7 @@ class TrainConfig:
         "guidedmix",
         METHOD,
         "NAME",
-        "or supervised, mean_teacher, cct, cutmix, classmix, cps, fixmatch, unimatch",
+        f"or {', '.join(name for name in METHODS if name != 'guidedmix')}",
     )
     variant: str = option("default", METHOD, "NAME", "guidedmix: default or paper")
     method_args: dict[str, Any] = option(
@@ -235,7 +236,7 @@ class TrainConfig:
         for name in ("lr", "encoder_lr", "weight_decay", "rotate", "jitter"):
             if not 0 <= getattr(self, name) < math.inf:  # nan is neither
                 raise ValueError(f"{flag(name)} must be 0 or more, got {getattr(self, name)}")
-        batches = (self.batch_labeled, self.batch_unlabeled * (self.method != "supervised"))
+        batches = (self.batch_labeled, self.batch_unlabeled * self.learns_unlabeled)
         if any(batch % self.accumulate for batch in batches):
             raise ValueError(
                 f"{flag('accumulate')} must divide {flag('batch_labeled')} {self.batch_labeled} "
@@ -248,6 +249,11 @@ class TrainConfig:
         self.crop_size()
         self.scale_range()
         self.value_span()
+
+    @property
+    def learns_unlabeled(self) -> bool:
+        """Tell whether the method learns from unlabeled images; an unknown one is refused when it is built."""
+        return self.method not in METHODS or METHODS[self.method].unlabeled
 
     def crop_size(self) -> tuple[int, int]:
         """Height and width of the training crop."""

@@ -159,7 +159,7 @@ def train_into(
         finishing = build_stream(config, data, mean, std, finishing=True)
         if config.norm_batches > 0:
             seen = load(finishing, range(config.norm_batches))
-            supervised = config.method == "supervised"
+            supervised = not config.learns_unlabeled
             views = unlabeled_views(
                 seen, mean=mean, std=std, seed=config.seed, device=device, supervised=supervised
             )
@@ -356,7 +356,7 @@ def refuse_uneven(config: TrainConfig, processes: Processes) -> None:
         >>> refuse_uneven(TrainConfig(accumulate=2), Processes())
     """
     parts = processes.parts(config.accumulate)
-    unlabeled = 0 if config.method == "supervised" else config.batch_unlabeled
+    unlabeled = config.batch_unlabeled if config.learns_unlabeled else 0
     if config.batch_labeled % parts or unlabeled % parts:
         raise ValueError(
             f"{processes.count} processes share a step's images in {parts} equal parts: --batch-labeled "

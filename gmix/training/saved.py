@@ -51,15 +51,14 @@ class SavedModel:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` (what `smp.from_pretrained` reads), beside them
-        `gmix.json` and `gmix.safetensors` (classifier, MITrans), and a model card, `README.md`."""
+        `gmix.json`, `gmix.safetensors` (MITrans, where there is one), and a model card, `README.md`."""
         net: Any = self.net
         folder = Path(folder)
         net.model.config["encoder_weights"] = None  # loading must not download what it overwrites
         net.model.save_pretrained(folder)
-        rest = {
-            k: v.contiguous() for k, v in net.state_dict().items() if not k.startswith("model.")
-        }
-        save_file(rest, folder / "gmix.safetensors")
+        if net.mitrans is not None:
+            weights = {k: v.contiguous() for k, v in net.mitrans.state_dict().items()}
+            save_file(weights, folder / "gmix.safetensors")
         # In place of SMP's own, which knows neither data nor scores and claims a license.
         (folder / "README.md").write_text(model_card(self), encoding="utf-8")
         facts = {
@@ -99,12 +98,10 @@ class SavedModel:
         try:
             facts = from_mapping(Facts, read_json(folder / "gmix.json"))
             net = GuidedMixNet(_read_network(folder), mitrans=facts.mitrans)
-            inside = {f"model.{name}": value for name, value in net.model.state_dict().items()}
-            path = folder / "gmix.safetensors"
-            refuse_other_tensors(
-                path, {k: v for k, v in net.state_dict().items() if k not in inside}
-            )
-            net.load_state_dict(inside | load_tensors(path))
+            if net.mitrans is not None:
+                path = folder / "gmix.safetensors"
+                refuse_other_tensors(path, net.mitrans.state_dict())
+                net.mitrans.load_state_dict(load_tensors(path))
             facts.refuse_other_network(net)
             return cls(
                 net.to(device).eval(),
