@@ -81,3 +81,14 @@ def test_who_looks_back_disturbs_nothing(data: Path, finished: Path) -> None:
     state = session.state.method.state_dict()
     assert state.keys() == saved.keys()
     assert all(torch.equal(state[name], saved[name]) for name in saved)
+
+
+def test_a_training_is_put_together_in_one_place() -> None:
+    callers = {
+        path.name
+        for path in (ROOT / "gmix").rglob("*.py")
+        if re.search(
+            r"(?<!def )\b(build_parts|build_method|fit_settings|refuse_few)\(", path.read_text()
+        )
+    }
+    assert callers <= {"session.py", "state.py", "pairs.py"}

@@ -30,6 +30,7 @@ from gmix.training.loading import Loader
 from gmix.training.methods import refuse_few
 from gmix.training.nonfinite import Guard
 from gmix.training.norm import renew_statistics, unlabeled_views
+from gmix.training.options import parse_size
 from gmix.training.processes import ALONE, Processes
 from gmix.training.state import Parts, build_parts, restore
 
@@ -62,6 +63,11 @@ class Session:
     def own_stream(self) -> TwoStream:
         """This process's share of each batch."""
         return self.stream.share(self.processes.rank, self.processes.count)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """What every image is resized to first; None: images are taken as they are."""
+        return None if self.config.size is None else parse_size(self.config.size)
 
     def resume(self, checkpoint: Checkpoint | None) -> list[str]:
         """Take up the state of a checkpoint, if there is one; the images are those of now.
