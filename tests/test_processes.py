@@ -26,7 +26,7 @@ from gmix.data import Batch
 from gmix.methods import FixMatch, GuidedMix, Supervised
 from gmix.processes import gather
 from gmix.training.checkpoint import newest_checkpoint
-from gmix.training.fit import fit
+from gmix.training.fit import FitSettings, fit
 from gmix.training.lock import locked
 from gmix.training.processes import ALONE, Processes, start_processes
 from gmix.training.yamlfile import write_yaml
@@ -57,8 +57,7 @@ def after(
         (batch.split(processes.count)[processes.rank] for batch in batches()),
         optimizer,
         steps=STEPS,
-        accumulate=accumulate,
-        processes=processes,
+        settings=FitSettings(accumulate=accumulate, processes=processes),
         report_when=lambda step: True,
     )
     losses = [report.losses for report in reports]

@@ -17,7 +17,6 @@ from gmix.modes import eval_mode
 from gmix.pairing import RandomPairSelector
 from gmix.training.build import Stats, find_data
 from gmix.training.checkpoint import list_checkpoints
-from gmix.training.device import fit_settings, layout
 from gmix.training.fit import step_seed
 from gmix.training.precision import mixed_precision
 from gmix.training.score import original_data
@@ -88,13 +87,13 @@ def replay_last_batch(folder: Path, device: torch.device) -> Replay:
         raise ValueError(f"--method {config.method} makes no pairs")
     assert isinstance(method.criterion, GuidedMixLoss)  # as all that flags make
     batch = session.stream[step - 1].split(config.accumulate)[0]
-    x_labeled, y_labeled, x_unlabeled, valid = batch.to(device, layout(config))
+    x_labeled, y_labeled, x_unlabeled, valid = batch.to(device, session.settings.memory_format)
     assert x_unlabeled is not None and valid is not None  # GuidedMix has unlabeled images
     generator = torch.Generator(device).manual_seed(step_seed(config.seed, step - 1, "method"))
     with (
         eval_mode(method),
         torch.no_grad(),
-        mixed_precision(device, fit_settings(config, device)["amp"]),
+        mixed_precision(device, session.settings.amp),
     ):
         guidance = method.guide(x_labeled, y_labeled, x_unlabeled, generator)
         net = method.net if method.teacher is None else method.teacher.net

@@ -24,17 +24,18 @@ from gmix.training.compiled import compile_call
 from gmix.training.config import TrainConfig
 from gmix.training.cost import count_first_step, count_passes
 from gmix.training.decide import DECIDING, decide_for_miou, unlabeled_pixels
-from gmix.training.device import fit_settings, prepare_device
-from gmix.training.fit import Report, fit
+from gmix.training.device import layout, prepare_device
+from gmix.training.fit import FitSettings, Report, fit
 from gmix.training.loading import Loader
 from gmix.training.methods import refuse_few
 from gmix.training.nonfinite import Guard
 from gmix.training.norm import renew_statistics, unlabeled_views
 from gmix.training.options import parse_size
+from gmix.training.precision import computes_in_bfloat16
 from gmix.training.processes import ALONE, Processes
 from gmix.training.state import Parts, build_parts, restore
 
-__all__ = ["Session", "look_back", "open_session"]
+__all__ = ["Session", "fit_settings", "look_back", "open_session"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ class Session:
     def size(self) -> tuple[int, int] | None:
         """What every image is resized to first; None: images are taken as they are."""
         return None if self.config.size is None else parse_size(self.config.size)
+
+    @property
+    def settings(self) -> FitSettings:
+        """How the gradients of a step are computed."""
+        return fit_settings(self.config, self.device, self.processes)
 
     def resume(self, checkpoint: Checkpoint | None) -> list[str]:
         """Take up the state of a checkpoint, if there is one; the images are those of now.
@@ -133,12 +139,12 @@ class Session:
             self.state.method,
             batches,
             self.state.optimizer,
+            steps=self.config.steps,
             start=start,
+            settings=self.settings,
             average=self.state.average,
-            processes=self.processes,
             guard=guard,
             report_when=report_when,
-            **fit_settings(self.config, self.device),
         )
 
     def finished_net(self, tell: Callable[[str], None]) -> GuidedMixNet:
@@ -221,6 +227,21 @@ def look_back(
         session = open_session(alone, device=device, data=data)
     load_checkpoint(checkpoint.path, {"method": session.state.method}, device)
     return session
+
+
+def fit_settings(
+    config: TrainConfig, device: torch.device, processes: Processes = ALONE
+) -> FitSettings:
+    """Return how the flags want gradients computed, on a device where they leave it to that."""
+    native = config.amp == "auto" and computes_in_bfloat16(device)
+    return FitSettings(
+        seed=config.seed,
+        amp=native or config.amp == "bf16",
+        memory_format=layout(config),
+        compiled=config.compile,
+        accumulate=config.accumulate,
+        processes=processes,
+    )
 
 
 def other_images(before: str, now: str) -> list[str]:
