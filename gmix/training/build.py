@@ -27,13 +27,11 @@ from gmix.data import (
     TwoStream,
     compare_palettes,
     data_names,
-    eval_transform,
     find_shards,
     fingerprint,
     fit_binary,
     train_transform,
 )
-from gmix.methods import Method
 from gmix.network import GuidedMixNet
 from gmix.protocols import MapDataset
 from gmix.say import one_line
@@ -264,11 +262,6 @@ class AsTested:
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, mask = self.transform(*self.dataset[index])
         return image.as_subclass(Tensor), mask.as_subclass(Tensor).long()
-
-
-def remember_labeled(method: Method, config: TrainConfig, data: Data) -> None:
-    """Show a method that begins its training the labeled images; what it remembers is part of its state."""
-    method.remember(AsTested(data.labeled, eval_transform(*image_stats(config))))
 
 
 def read_once(dataset: Any) -> Seen:

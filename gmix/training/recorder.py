@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 
-from gmix.say import complain
+from gmix.say import complain, explain
 from gmix.training.build import describe_data, image_format
 from gmix.training.card import training_facts
 from gmix.training.checkpoint import remove_old
@@ -23,7 +23,6 @@ from gmix.training.nonfinite import (
     save_reproduction,
 )
 from gmix.training.progress import PlainProgress, SilentProgress, make_progress
-from gmix.training.rescue import rescue
 from gmix.training.results import Metrics, write_results
 from gmix.training.saved import SavedModel
 from gmix.training.session import Session
@@ -168,9 +167,29 @@ class Recorder:
         peak = peak_memory(self.session.device) or 0
         tally.peak_memory = max(tally.peak_memory or 0, peak) or None
 
-    def rescued(self, step: int) -> AbstractContextManager[None]:
-        """Save the state if what happens within fails, which is not part of a step; see `rescue`."""
-        return rescue(partial(self.checkpoint, step), step, self.session.config.steps)
+    @contextmanager
+    def rescued(self, step: int) -> Iterator[None]:
+        """Save the state of the training if what happens within fails, which is not part of a step.
+
+        Raises:
+            ValueError: What failed, in one sentence that also says how to go on; other errors than those of data
+                and files are raised as they are.
+        """
+        try:
+            yield
+        except Exception as error:
+            try:
+                self.checkpoint(step)
+            except ValueError as second:  # which says what is left
+                raise ValueError(f"{explain(error)}; {second}") from error
+            if not isinstance(error, (ValueError, OSError)):
+                raise
+            remedy = "mend that, and repeat the command with --resume"
+            raise ValueError(f"{explain(error)}; {self.stopped(step)}: {remedy}") from error
+
+    def stopped(self, step: int) -> str:
+        """Say where a training stopped whose state was saved."""
+        return f"stopped after step {step} of {self.session.config.steps}, everything is saved"
 
     def finish(self, found: Validation) -> None:
         """Write `model/` and `results.json`."""

@@ -22,7 +22,6 @@ from gmix.training.lock import refuse_locked
 from gmix.training.nonfinite import Guard, NonFinite
 from gmix.training.processes import Processes, start_processes
 from gmix.training.recorder import Recorder
-from gmix.training.rescue import everything_saved
 from gmix.training.session import Session, open_session
 from gmix.training.state import find_checkpoint
 from gmix.training.trackers import available_trackers
@@ -133,7 +132,7 @@ def take_steps(
                 with recorder.rescued(step):
                     on_report(report)
             if pauses.stopping and not last:
-                pauses.stop(step)
+                pauses.stop(recorder.stopped(step))
     return found
 
 
@@ -150,8 +149,7 @@ class Pauses:
     """
 
     def __init__(self, session: Session, loader: Loader, interrupts: Interrupts) -> None:
-        self.config = session.config
-        self.processes = session.processes
+        self.session = session
         self.loader = loader
         self.interrupts = interrupts
         self.stopping = False
@@ -161,17 +159,17 @@ class Pauses:
         if not self.interrupts.asked:
             self.loader.fetch()  # what is wrong with the next batch is known while all is well
         asked = self.interrupts.asked or self.loader.error is not None
-        self.stopping = self.processes.any(asked)
-        return self.stopping or is_due(self.config, step)
+        self.stopping = self.session.processes.any(asked)
+        return self.stopping or is_due(self.session.config, step)
 
-    def stop(self, step: int) -> NoReturn:
-        """End a training whose state is saved.
+    def stop(self, saved: str) -> NoReturn:
+        """End a training whose state is saved, as `saved` says.
 
         Raises:
             ValueError: If the next batch cannot be made.
             Interrupted: If somebody asked for an end.
         """
-        saved, error = everything_saved(step, self.config.steps), self.loader.error
+        error = self.loader.error
         if error is not None:
             remedy = f"{error.remedy}, and repeat the command with --resume"
             raise ValueError(f"{error.reason}; {saved}: {remedy}") from error

@@ -9,16 +9,9 @@ from typing import Any
 
 import torch
 
-from gmix.data import Batch, TwoStream
+from gmix.data import Batch, TwoStream, eval_transform
 from gmix.network import GuidedMixNet
-from gmix.training.build import (
-    Data,
-    Stats,
-    build_data,
-    build_stream,
-    image_stats,
-    remember_labeled,
-)
+from gmix.training.build import AsTested, Data, Stats, build_data, build_stream, image_stats
 from gmix.training.checkpoint import Checkpoint, load_checkpoint
 from gmix.training.compiled import compile_call
 from gmix.training.config import TrainConfig
@@ -94,8 +87,9 @@ class Session:
         return notes
 
     def remember_labeled(self) -> None:
-        """Show the method all labeled images, once before its first step."""
-        remember_labeled(self.state.method, self.config, self.data)
+        """Show the method all labeled images before its first step; what it remembers is part of its state."""
+        labeled = AsTested(self.data.labeled, eval_transform(*self.stats))
+        self.state.method.remember(labeled)
 
     def prepare_step(self, step: int, tell: Callable[[int], None]) -> None:
         """Compile the method where the flags ask for it, and count the passes of a step.
