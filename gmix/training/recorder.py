@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -38,7 +38,7 @@ __all__ = ["Recorder"]
 class Recorder:
     """Writes `config.yaml`, `metrics.jsonl`, checkpoints, `best/`, `model/`, `results.json`, and tells people.
 
-    Used as a context, it keeps the folder for this training; other processes than the first write nothing.
+    Nothing is written before `folder` is entered, nor by other processes than the first.
 
     Args:
         session: What is trained.
@@ -54,35 +54,28 @@ class Recorder:
         self.writes = session.processes.first
         self._began = began - session.state.tally.seconds  # of what was done before
         self._screen: PlainProgress = SilentProgress(session.config.steps, start)
-        self._at_end = ExitStack()
         self._metrics = Metrics(None, session.data.classes.names, start)
 
-    def __enter__(self) -> Recorder:
-        """Prepare the folder: nothing was written before all that could be refused was in order.
+    @contextmanager
+    def folder(self) -> Iterator[None]:
+        """Keep the folder for this training, and prepare it.
 
         Raises:
             ValueError: If another training is there, or nothing can be written.
         """
-        with ExitStack() as at_end:
-            if self.writes:
-                self._prepare_folder(at_end)
-            self._at_end = at_end.pop_all()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._at_end.close()
-
-    def _prepare_folder(self, at_end: ExitStack) -> None:
+        if not self.writes:
+            yield
+            return
         config, out = self.session.config, self.out
         out.mkdir(parents=True, exist_ok=True)
-        at_end.enter_context(locked(out))
-        if self.start == 0:
-            find_checkpoint(config, out)  # another run may have begun and ended meanwhile
-        sweep(out)
-        remove_old(out, config.keep_last)
-        write_yaml(config, out / "config.yaml")
-        names = self.session.data.classes.names
-        self._metrics = Metrics(out / "metrics.jsonl", names, self.start)
+        with locked(out):
+            if self.start == 0:
+                find_checkpoint(config, out)  # another run may have begun and ended meanwhile
+            sweep(out)
+            remove_old(out, config.keep_last)
+            write_yaml(config, out / "config.yaml")
+            self._metrics = Metrics(out / "metrics.jsonl", self._metrics.names, self.start)
+            yield
 
     @contextmanager
     def tracking(self) -> Iterator[None]:

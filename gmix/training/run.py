@@ -76,7 +76,8 @@ def train(config: TrainConfig, on_report: OnReport | None = None) -> Result:
         raise ValueError("--keep-best needs validation images: add some, or leave the flag out")
     notes += [*session.resume(checkpoint), *remarks(session)]
     start = 0 if checkpoint is None else checkpoint.step
-    with Recorder(session, out, start, began) as recorder:
+    recorder = Recorder(session, out, start, began)
+    with recorder.folder():
         if checkpoint is None:
             session.remember_labeled()
         with (
