@@ -25,10 +25,10 @@ from gmix.demo.run import LABELED, SIZE, UNLABELED, VALIDATION, demo_config
 from gmix.demo.scenes import Folders, write_scenes
 from gmix.training.build import build_data, build_stream, image_stats
 from gmix.training.config import TrainConfig
-from gmix.training.device import fit_settings
 from gmix.training.fit import fit
 from gmix.training.loading import Loader
 from gmix.training.nonfinite import Guard
+from gmix.training.session import fit_settings
 from gmix.training.state import Parts, build_parts
 
 CPU = torch.device("cpu")
@@ -118,7 +118,8 @@ def compare(config: TrainConfig, args: argparse.Namespace) -> tuple[float, float
             parts.optimizer,
             guard=guard,
             report_when=lambda step: step % args.block == 0,
-            **fit_settings(config, CPU),
+            steps=config.steps,
+            settings=fit_settings(config, CPU),
         )
         return lambda: next(reports)
 
@@ -172,7 +173,8 @@ def profile(config: TrainConfig, args: argparse.Namespace) -> dict[str, float]:
         loaded(),
         optimizer,
         report_when=lambda step: step == 1 or step % config.log_every == 0 or step == steps + 1,
-        **fit_settings(config, CPU),
+        steps=config.steps,
+        settings=fit_settings(config, CPU),
     )
     backward = patch.object(torch.Tensor, "backward", timed("backward", torch.Tensor.backward))
     with backward:

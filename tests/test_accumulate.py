@@ -24,7 +24,7 @@ from gmix.methods import (
     Supervised,
 )
 from gmix.training.config import CompareConfig, TrainConfig
-from gmix.training.fit import fit
+from gmix.training.fit import FitSettings, fit
 from gmix.training.parts import PartStatistics
 from gmix.training.run import train
 
@@ -55,8 +55,9 @@ def after(
     parameters = [p for p in method.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD([{"params": parameters, "initial_lr": 0.05}], lr=0.05)
     data = batches(steps, **changes)
+    settings = FitSettings(accumulate=accumulate)
     reports = fit(
-        method, data, optimizer, steps=steps, accumulate=accumulate, report_when=lambda s: True
+        method, data, optimizer, steps=steps, settings=settings, report_when=lambda s: True
     )
     losses = [report.losses for report in reports]
     return {k: v.clone() for k, v in method.state_dict().items()}, losses

@@ -39,7 +39,7 @@ from gmix.data import Batch, Cached, ImageDataset, ShardedImages, find_shards
 from gmix.methods import GuidedMix, Supervised
 from gmix.methods.method import Step
 from gmix.own import RECORD
-from gmix.training import run as running
+from gmix.training import validation
 from gmix.training.build import build_data, build_stream
 from gmix.training.checkpoint import list_checkpoints
 from gmix.training.config import TrainConfig
@@ -577,7 +577,7 @@ def test_the_best_model_is_kept_and_can_be_scored(
     """The second of three validations is made the best: what is kept must be its weights."""
     seen: list[dict[str, Tensor]] = []
     mious: list[float] = []
-    original = running.count_pixels
+    original = validation.count_pixels
 
     def counted(net: Any, *args: Any, **rest: Any) -> Any:
         seen.append({name: tensor.clone() for name, tensor in net.state_dict().items()})
@@ -589,8 +589,8 @@ def test_the_best_model_is_kept_and_can_be_scored(
         claimed = replace(found, miou=[0.1, 0.9, 0.2][len(seen) - 1])
         return SimpleNamespace(scores=lambda: claimed)
 
-    monkeypatch.setattr(running, "count_pixels", counted)
-    monkeypatch.setattr(running, "add_other_processes", scored)
+    monkeypatch.setattr(validation, "count_pixels", counted)
+    monkeypatch.setattr(validation, "add_other_processes", scored)
     out = tmp_path / "out"
     settings = {**QUICK, "steps": 3, "eval_every": 1, "lr": 0.05}
     result = train(tiny_config(data, out, **settings, method="supervised"))

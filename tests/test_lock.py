@@ -94,7 +94,7 @@ def test_a_run_that_began_meanwhile_is_not_overwritten(
         train(config)
         return build_parts(*args)
 
-    monkeypatch.setattr("gmix.training.run.build_parts", slowly)
+    monkeypatch.setattr("gmix.training.session.build_parts", slowly)
     with pytest.raises(ValueError, match="already holds a run"):
         train(config)
 

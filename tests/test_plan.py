@@ -12,6 +12,7 @@ from tiny_data import tiny_config, words, write_data
 from gmix.cli import main
 from gmix.methods import METHODS
 from gmix.training import plan as plan_file
+from gmix.training import session as session_file
 from gmix.training.fit import Report
 from gmix.training.plan import describe, human, plan
 from gmix.training.run import train
@@ -65,8 +66,8 @@ def test_time_is_that_of_the_measured_steps(
         for i, seconds in enumerate((1000.0, 30.0, 50.0)):  # the first is a warm-up
             yield Report(i + 1, 1, {"total": 1.0}, 1e-3, seconds, 4)
 
-    monkeypatch.setattr(plan_file, "fit", steps)
-    monkeypatch.setattr(plan_file, "count_first_step", lambda m, tell, calls: tell(6))
+    monkeypatch.setattr(session_file, "fit", steps)
+    monkeypatch.setattr(session_file, "count_first_step", lambda m, tell, calls: tell(6))
     found = plan(tiny_config(data, tmp_path / "out", steps=7200))
     assert found.seconds_per_step == 40
     assert found.hours == 80

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from gmix.training.config import TrainConfig
-from gmix.training.device import fit_settings
 from gmix.training.precision import computes_in_bfloat16, mixed_precision
 from gmix.training.run import train
+from gmix.training.session import fit_settings
 
 CPU = torch.device("cpu")
 
@@ -92,7 +92,7 @@ def test_bfloat16_is_the_default_where_a_cpu_computes_in_it(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
     config = TrainConfig(amp=amp)
-    assert fit_settings(config, CPU)["amp"] is expected
+    assert fit_settings(config, CPU).amp is expected
     assert TrainConfig().amp == "auto"
 
 

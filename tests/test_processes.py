@@ -27,7 +27,7 @@ from gmix.data import Batch
 from gmix.methods import GuidedMix, Supervised
 from gmix.processes import gather
 from gmix.training.checkpoint import newest_checkpoint
-from gmix.training.fit import fit
+from gmix.training.fit import FitSettings, fit
 from gmix.training.lock import locked
 from gmix.training.processes import ALONE, Processes, start_processes
 from gmix.training.yamlfile import write_yaml
@@ -58,8 +58,7 @@ def after(
         (batch.split(processes.count)[processes.rank] for batch in batches()),
         optimizer,
         steps=STEPS,
-        accumulate=accumulate,
-        processes=processes,
+        settings=FitSettings(accumulate=accumulate, processes=processes),
         report_when=lambda step: True,
     )
     losses = [report.losses for report in reports]

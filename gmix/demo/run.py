@@ -18,12 +18,12 @@ from gmix.report import try_report
 from gmix.report.sheet import picture_sheet
 from gmix.say import say
 from gmix.training.build import Data, build_data
-from gmix.training.checkpoint import list_checkpoints, load_checkpoint
+from gmix.training.checkpoint import list_checkpoints
 from gmix.training.config import TrainConfig
 from gmix.training.run import Result, train
 from gmix.training.saved import load_model
-from gmix.training.state import build_parts, find_checkpoint
-from gmix.weights import encoder_stats
+from gmix.training.session import look_back
+from gmix.training.state import find_checkpoint
 
 LABELED, UNLABELED, VALIDATION = 48, 400, 80
 SIZE, SEEN = 96, 48  # pixels of a scene, and of what the networks see of it
@@ -186,10 +186,10 @@ def pseudo_masks(
     config: TrainConfig, data: Data, labeled: list[Sample], scenes: list[Sample]
 ) -> Tensor:
     """What the GuidedMix of a finished run makes of `scenes`, with labeled scenes at hand."""
-    parts = build_parts(config, data.classes.channels, torch.device("cpu"))
-    method: GuidedMix = parts.method.eval()
-    load_checkpoint(list_checkpoints(Path(str(config.out)))[-1].path, {"method": method})
-    transform = eval_transform(*encoder_stats(config.encoder))
+    checkpoint = list_checkpoints(Path(str(config.out)))[-1]
+    session = look_back(config, checkpoint, data, torch.device("cpu"))
+    method: GuidedMix = session.state.method.eval()
+    transform = eval_transform(*session.stats)
     x_labeled, x_scenes = (
         torch.stack([transform(sample.image).as_subclass(Tensor) for sample in samples])
         for samples in (labeled, scenes)

@@ -84,5 +84,5 @@ class CPS(Method):
 
 def start_of(student: GuidedMixNet) -> nn.ModuleList:
     """What both students begin with: all but the decoder and the head."""
-    parts = (student.model.encoder, student.mitrans, student.classifier)
+    parts: tuple[nn.Module | None, ...] = (student.model.encoder, student.mitrans)
     return nn.ModuleList(part for part in parts if part is not None)

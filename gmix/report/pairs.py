@@ -15,13 +15,12 @@ from gmix.methods import GuidedMix
 from gmix.methods.guidedmix import Guidance
 from gmix.modes import eval_mode
 from gmix.pairing import RandomPairSelector
-from gmix.training.build import Stats, build_net, build_stream, find_data, image_stats
-from gmix.training.checkpoint import list_checkpoints, load_checkpoint
-from gmix.training.device import fit_settings, layout
+from gmix.training.build import Stats, find_data
+from gmix.training.checkpoint import list_checkpoints
 from gmix.training.fit import step_seed
-from gmix.training.methods import build_method
 from gmix.training.precision import mixed_precision
 from gmix.training.score import original_data
+from gmix.training.session import look_back
 
 
 @dataclass(frozen=True)
@@ -81,28 +80,20 @@ def replay_last_batch(folder: Path, device: torch.device) -> Replay:
     checkpoints = list_checkpoints(folder)
     if not checkpoints:
         raise ValueError("the run has no checkpoint yet")
-    step, path = checkpoints[-1]
-    config = original_data(folder)
-    data, form = find_data(config), layout(config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(
-            config.seed
-        )  # the frozen encoder is not in the checkpoint, it has to be the same again
-        method = build_method(config, build_net(config, data.classes.channels))
-    method.to(device).to(memory_format=form)
+    config, step = original_data(folder), checkpoints[-1].step
+    session = look_back(config, checkpoints[-1], find_data(config), device)
+    method = session.state.method
     if not isinstance(method, GuidedMix):
         raise ValueError(f"--method {config.method} makes no pairs")
     assert isinstance(method.criterion, GuidedMixLoss)  # as all that flags make
-    load_checkpoint(path, {"method": method}, device)
-    stats = image_stats(config)
-    batch = build_stream(config, data, *stats)[step - 1].split(config.accumulate)[0]
-    x_labeled, y_labeled, x_unlabeled, valid = batch.to(device, form)
+    batch = session.stream[step - 1].split(config.accumulate)[0]
+    x_labeled, y_labeled, x_unlabeled, valid = batch.to(device, session.settings.memory_format)
     assert x_unlabeled is not None and valid is not None  # GuidedMix has unlabeled images
     generator = torch.Generator(device).manual_seed(step_seed(config.seed, step - 1, "method"))
     with (
         eval_mode(method),
         torch.no_grad(),
-        mixed_precision(device, fit_settings(config, device)["amp"]),
+        mixed_precision(device, session.settings.amp),
     ):
         guidance = method.guide(x_labeled, y_labeled, x_unlabeled, generator)
         net = method.net if method.teacher is None else method.teacher.net
@@ -117,7 +108,7 @@ def replay_last_batch(folder: Path, device: torch.device) -> Replay:
     random = RandomPairSelector()(queries, keys, generator=generator)
     return Replay(
         method,
-        data.classes,
+        session.data.classes,
         step,
         x_labeled,
         y_labeled,
@@ -128,7 +119,7 @@ def replay_last_batch(folder: Path, device: torch.device) -> Replay:
         torch.cdist(queries, keys),
         random,
         method.criterion.weight(guidance.pseudo) * valid,
-        stats,
+        session.stats,
     )
 
 

@@ -27,13 +27,11 @@ from gmix.data import (
     TwoStream,
     compare_palettes,
     data_names,
-    eval_transform,
     find_shards,
     fingerprint,
     fit_binary,
     train_transform,
 )
-from gmix.methods import Method
 from gmix.network import GuidedMixNet
 from gmix.protocols import MapDataset
 from gmix.say import one_line
@@ -51,7 +49,6 @@ from gmix.training.files import (
 )
 from gmix.training.notes import Seen, absent, clipped, dark, strays, turned
 from gmix.training.options import parse_size
-from gmix.training.sizes import check_sizes
 from gmix.weights import encoder_stats, load_encoder_weights
 
 Stats = tuple[float, ...]
@@ -267,16 +264,6 @@ class AsTested:
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, mask = self.transform(*self.dataset[index])
         return image.as_subclass(Tensor), mask.as_subclass(Tensor).long()
-
-
-def remember_labeled(method: Method, config: TrainConfig, data: Data) -> None:
-    """Show a method that begins its training the labeled images; what it remembers is part of its state.
-
-    Raises:
-        ValueError: if its encoder cannot take the images' size.
-    """
-    check_sizes(method.net, config, data.tested)
-    method.remember(AsTested(data.labeled, eval_transform(*image_stats(config))))
 
 
 def read_once(dataset: Any) -> Seen:

@@ -1,14 +1,11 @@
-"""The device of a training, and what it is told of memory layout and precision."""
+"""The device of a training, and its memory layout."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 
 from gmix.training.config import TrainConfig
 from gmix.training.options import flag
-from gmix.training.precision import computes_in_bfloat16
 
 
 def prepare_device(name: str, threads: int | None = None) -> torch.device:
@@ -39,16 +36,3 @@ def prepare_device(name: str, threads: int | None = None) -> torch.device:
 def layout(config: TrainConfig) -> torch.memory_format:
     """Memory format of images and weights."""
     return torch.channels_last if config.channels_last else torch.contiguous_format
-
-
-def fit_settings(config: TrainConfig, device: torch.device) -> dict[str, Any]:
-    """The arguments of `fit` that flags decide, and the device where they leave it to that."""
-    native = config.amp == "auto" and computes_in_bfloat16(device)
-    return {
-        "steps": config.steps,
-        "seed": config.seed,
-        "amp": native or config.amp == "bf16",
-        "memory_format": layout(config),
-        "compiled": config.compile,
-        "accumulate": config.accumulate,
-    }

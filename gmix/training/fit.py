@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +37,31 @@ class Report(NamedTuple):
         return self.images / self.seconds
 
 
+@dataclass(frozen=True)
+class FitSettings:
+    """How the gradients of a step are computed.
+
+    Attributes:
+        seed: of the method's random choices.
+        amp: bfloat16 where that is faster: `mixed_precision`.
+        memory_format: of the images.
+        compiled: the method's call is: it draws from torch's own generator, and takes its progress as a tensor, so
+            that one graph serves all steps.
+        accumulate: go through a batch in so many parts, one after the other: the memory of a part. Exact
+            for losses that are means over images; what looks at a batch as a whole (BatchNorm,
+            pairing, a mean over pixels of which some are ignored) sees a part.
+        processes: those that share the parts; if need be there are more parts than `accumulate`, so
+            that each has as many.
+    """
+
+    seed: int = 0
+    amp: bool = False
+    memory_format: torch.memory_format = torch.contiguous_format
+    compiled: bool = False
+    accumulate: int = 1
+    processes: Processes = ALONE
+
+
 def fit(
     method: Method,
     batches: Iterable[Batch],
@@ -43,13 +69,8 @@ def fit(
     *,
     steps: int,
     start: int = 0,
-    seed: int = 0,
-    amp: bool = False,
-    memory_format: torch.memory_format = torch.contiguous_format,
-    compiled: bool = False,
+    settings: FitSettings = FitSettings(),
     average: AveragedModel | None = None,
-    accumulate: int = 1,
-    processes: Processes = ALONE,
     guard: Guard | None = None,
     report_when: Callable[[int], bool] = lambda step: step % 20 == 0,
 ) -> Iterator[Report]:
@@ -58,10 +79,6 @@ def fit(
     Step t depends on nothing but the state, batch t and (seed, t): the method's generator and
     torch's own (dropout) are seeded anew each step. A run stopped anywhere can be taken up there.
 
-    A batch may be worked through in equal parts, whose losses and gradients are averaged. A part is
-    the same, whether one process goes through all of them or several share them: it draws by (seed,
-    t, its number), and BatchNorm's statistics start from those of the step and are averaged, too.
-
     Args:
         method: called as `method(x_labeled, y_labeled, x_unlabeled, progress=..., ...)`, returns
             named scalar losses, "total" among them. Everything happens on its device.
@@ -69,17 +86,8 @@ def fit(
         optimizer: its groups hold `initial_lr`; the poly schedule scales it.
         steps: length of the whole training (the schedule's T).
         start: steps already done.
-        seed: of the method's random choices.
-        amp: bfloat16 where that is faster: `mixed_precision`.
-        memory_format: of the images.
-        compiled: the method's call is: it draws from torch's own generator, and hears of its progress in a tensor,
-            so that one graph serves all steps.
+        settings: how the gradients of a step are computed.
         average: updated from `method.net` after each step.
-        accumulate: go through a batch in so many parts, one after the other: the memory of a part. Exact
-            for losses that are means over images; what looks at a batch as a whole (BatchNorm,
-            pairing, a mean over pixels of which some are ignored) sees a part.
-        processes: those that share the parts; if need be there are more parts than `accumulate`, so
-            that each has as many.
         guard: looks at each step before it is learned from, and may leave it out.
         report_when: given the number of steps done, whether to report; the last step always does.
 
@@ -90,41 +98,19 @@ def fit(
         NonFinite: a FloatingPointError, if a loss is not finite, naming the step and the terms.
     """
     net: Any = method.net
-    device = next(method.parameters()).device
-    generator = torch.Generator(device)
     model: Callable[..., dict[str, Tensor]] = method
-    parts = processes.parts(accumulate)
-    mine = processes.share(parts)
     window: list[dict[str, Tensor]] = []
     reported, began = start, time.perf_counter()
     for step, batch in zip(range(start, steps), batches, strict=False):
         if not window:  # whoever read the last report may have evaluated
             method.train()
         set_lr(optimizer, poly(step, steps))
-        progress = torch.tensor(step / steps) if compiled else step / steps
         optimizer.zero_grad(set_to_none=True)
         if guard is not None:
             guard.remember(method)
-        whole, terms = batch.to(device, memory_format), []
-        statistics = PartStatistics(method, parts)
-        with mixed_precision(device, amp):
-            method.begin(whole.x_labeled, whole.y_labeled)
-        for part, piece in zip(mine, whole.split(len(mine)), strict=True):
-            torch.manual_seed(step_seed(seed, step, "torch", part))
-            generator.manual_seed(step_seed(seed, step, "method", part))
-            draws = None if compiled else generator
-            given = {"valid_unlabeled": piece.valid_unlabeled, "generator": draws}
-            with processes.exchange(model, last=part == mine[-1]):
-                with mixed_precision(device, amp):
-                    found = model(*piece[:3], progress=progress, begun=True, **given)
-                (found["total"] / len(mine)).backward()  # type: ignore[no-untyped-call]
-            terms.append({name: term.detach() for name, term in found.items()})
-            statistics.end_part()
-        statistics.end_step(processes.mean)
+        losses = backward(method, model, batch, step, steps, settings)
         if step == start:
-            model = processes.wrap(method)
-        means = [torch.stack([found[name] for found in terms]).mean(0) for name in terms[0]]
-        losses = dict(zip(terms[0], processes.mean(means), strict=True))
+            model = settings.processes.wrap(method)
         if guard is None or guard.passes(step + 1, losses, method):
             optimizer.step()
             if average is not None:
@@ -136,10 +122,57 @@ def fit(
             average_losses = mean_losses(window, first_step=reported + 1)
             seconds = (time.perf_counter() - began) / passed
             images = sum(len(x) for x in (batch.x_labeled, batch.x_unlabeled) if x is not None)
-            images *= processes.count
+            images *= settings.processes.count
             lr = optimizer.param_groups[-1]["lr"]
             yield Report(step + 1, passed, average_losses, lr, seconds, images)
             window, reported, began = [], step + 1, time.perf_counter()
+
+
+def backward(
+    method: Method,
+    model: Callable[..., dict[str, Tensor]],
+    batch: Batch,
+    step: int,
+    steps: int,
+    settings: FitSettings,
+) -> dict[str, Tensor]:
+    """Compute the gradients of a step, and return its named losses, the same in all processes.
+
+    A batch may be worked through in equal parts, whose losses and gradients are averaged. A part is
+    the same, whether one process goes through all of them or several share them: it draws by (seed,
+    t, its number), and BatchNorm's statistics start from those of the step and are averaged, too.
+
+    Args:
+        method: what learns.
+        model: what is called: the method, or what wraps it to exchange gradients.
+        batch: of this process.
+        step: the number of the step, from 0.
+        steps: of the whole training.
+        settings: how it is done.
+    """
+    processes, device = settings.processes, next(method.parameters()).device
+    parts = processes.parts(settings.accumulate)
+    mine, terms = processes.share(parts), []
+    progress = torch.tensor(step / steps) if settings.compiled else step / steps
+    generator = torch.Generator(device)
+    whole = batch.to(device, settings.memory_format)
+    statistics = PartStatistics(method, parts)
+    with mixed_precision(device, settings.amp):
+        method.begin(whole.x_labeled, whole.y_labeled)
+    for part, piece in zip(mine, whole.split(len(mine)), strict=True):
+        torch.manual_seed(step_seed(settings.seed, step, "torch", part))
+        generator.manual_seed(step_seed(settings.seed, step, "method", part))
+        draws = None if settings.compiled else generator
+        given = {"valid_unlabeled": piece.valid_unlabeled, "generator": draws}
+        with processes.exchange(model, last=part == mine[-1]):
+            with mixed_precision(device, settings.amp):
+                found = model(*piece[:3], progress=progress, begun=True, **given)
+            (found["total"] / len(mine)).backward()  # type: ignore[no-untyped-call]
+        terms.append({name: term.detach() for name, term in found.items()})
+        statistics.end_part()
+    statistics.end_step(processes.mean)
+    means = [torch.stack([found[name] for found in terms]).mean(0) for name in terms[0]]
+    return dict(zip(terms[0], processes.mean(means), strict=True))
 
 
 def step_seed(seed: int, step: int, stream: str, part: int = 0) -> int:

@@ -49,12 +49,41 @@ def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: st
         Traceback (most recent call last):
         gmix.training.flags.UsageError: --steps expects a whole number, got many
     """
+    hints, refused = hints_of(kind), refused_by(kind)
+    parser = build_parser(kind, prog, about, epilog)
+    spelled = spelled_values(words, hints)
+    given = read(parser.parse_args, words)
+    settings = settings_of_files(given, hints, refused)
+    if settings:
+        checked = read(parser.parse_object, deepcopy(settings))  # which changes what it is given
+        parser.set_defaults({name: checked[name] for name in settings})
+        given = read(parser.parse_args, words)
+        spelled = settings | spelled
+    given |= {
+        name: value
+        for name, value in spelled.items()
+        if hints[name] == dict[str, Any] and not any(w.startswith(f"{flag(name)}.") for w in words)
+    }
+    del given["config"]
+    return kind(**given)
+
+
+def hints_of(kind: type[Any]) -> dict[str, Any]:
+    """Return the type of each flag of a command."""
+    types = get_type_hints(kind)
+    return {item.name: types[item.name] for item in fields(kind) if item.init}
+
+
+def refused_by(kind: type[Any]) -> dict[str, Field[Any]]:
+    """Return the flags that a command does without, which others have."""
+    return {item.name: item for item in fields(kind) if not item.init}
+
+
+def build_parser(kind: type[Any], prog: str, about: str, epilog: str) -> Any:
+    """Build the parser of a command; its arguments are those of `parse`."""
     from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-    options = [item for item in fields(kind) if item.init]  # type: ignore[arg-type]
-    refused = {item.name: item for item in fields(kind) if not item.init}  # type: ignore[arg-type]
-    types, defaults = get_type_hints(kind), kind()
-    hints = {item.name: types[item.name] for item in options}
+    hints, refused, defaults = hints_of(kind), refused_by(kind), kind()
 
     class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
         """One line a flag: what it is and its default."""
@@ -88,7 +117,9 @@ def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: st
     common = parser.add_argument_group("any of these flags can be a line of a YAML file")
     common.add_argument("--config", metavar="FILE", help="read flags from FILE, e.g. `steps: 100`")
     groups: dict[str, Any] = {}
-    for item in options:
+    for item in fields(kind):
+        if item.name not in hints:
+            continue
         title = item.metadata["group"]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
@@ -97,49 +128,67 @@ def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: st
             how = {"action": BooleanOptionalAction}
         default, text = getattr(defaults, item.name), item.metadata["help"]
         groups[title].add_argument(flag(item.name), default=default, help=text, **how)
+    return parser
 
-    def read(method: Callable[[Any], Any], what: Any) -> dict[str, Any]:
-        try:
-            found: dict[str, Any] = method(what).as_dict()
-        except UsageError:
-            raise
-        except Exception as error:  # PyYAML raises nearly anything on values like "!!int ''"
-            raise UsageError(f"a value cannot be read: {type(error).__name__}: {error}") from None
-        return found
 
-    spelled: dict[str, Any] = {}  # mappings as they are written, with text in quotes as text
+def read(method: Callable[[Any], Any], what: Any) -> dict[str, Any]:
+    """Let a parser read something.
+
+    Raises:
+        UsageError: if it cannot.
+    """
+    try:
+        found: dict[str, Any] = method(what).as_dict()
+    except UsageError:
+        raise
+    except Exception as error:  # PyYAML raises nearly anything on values like "!!int ''"
+        raise UsageError(f"a value cannot be read: {type(error).__name__}: {error}") from None
+    return found
+
+
+def spelled_values(words: Sequence[str], hints: dict[str, Any]) -> dict[str, Any]:
+    """Return the mappings among the flags as they are written, with text in quotes as text.
+
+    Raises:
+        UsageError: if a value looks like something else than the parser takes it for.
+    """
+    spelled: dict[str, Any] = {}
     for before, word in zip(["", *words], words, strict=False):
         name, _, text = word.partition("=") if word.startswith("--") else (before, "", word)
         spelled |= read_value(name, text, hints)
-    given = read(parser.parse_args, words)
+    return spelled
+
+
+def settings_of_files(
+    given: dict[str, Any], hints: dict[str, Any], refused: dict[str, Field[Any]]
+) -> dict[str, Any]:
+    """Read the settings of `--config FILE` and of the recipe, in which the file wins.
+
+    Args:
+        given: the flags.
+        hints: the types of all flags.
+        refused: those the command does without.
+
+    Raises:
+        UsageError: if a key is unknown, or a value cannot be its.
+    """
     settings = {} if given["config"] is None else read_yaml(given["config"])
     recipe = given.get("recipe") or settings.get("recipe")
     if recipe is not None:
         settings = {**read_recipe(str(recipe)), **settings}
-    if settings:
-        source = given["config"] or f"the recipe {recipe}"
-        for name, item in refused.items():  # the file of another command may say the obvious
-            if name in settings and settings.pop(name) != item.default:
-                raise UsageError(f"{source}: {misplaced(item)}")
-        for name in settings:
-            if name not in hints:
-                raise UsageError(f"{source}: unknown key {name}{suggest(name, list(hints))}")
-            if settings[name] is None and NoneType not in get_args(hints[name]):
-                wanted = expected(hints[name])
-                raise UsageError(f"{source}: {flag(name)} expects {wanted}, got nothing")
-            if isinstance(settings[name], str):
-                read_value(flag(name), settings[name], hints)
-        checked = read(parser.parse_object, deepcopy(settings))  # which changes what it is given
-        parser.set_defaults({name: checked[name] for name in settings})
-        given = read(parser.parse_args, words)
-        spelled = settings | spelled
-    given |= {
-        name: value
-        for name, value in spelled.items()
-        if hints[name] == dict[str, Any] and not any(w.startswith(f"{flag(name)}.") for w in words)
-    }
-    del given["config"]
-    return kind(**given)
+    source = given["config"] or f"the recipe {recipe}"
+    for name, item in refused.items():  # the file of another command may say the obvious
+        if name in settings and settings.pop(name) != item.default:
+            raise UsageError(f"{source}: {misplaced(item)}")
+    for name, value in settings.items():
+        if name not in hints:
+            raise UsageError(f"{source}: unknown key {name}{suggest(name, list(hints))}")
+        if value is None and NoneType not in get_args(hints[name]):
+            wanted = expected(hints[name])
+            raise UsageError(f"{source}: {flag(name)} expects {wanted}, got nothing")
+        if isinstance(value, str):
+            read_value(flag(name), value, hints)
+    return settings
 
 
 def read_value(name: str, text: str, hints: dict[str, Any]) -> dict[str, Any]:

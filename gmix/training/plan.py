@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
 from torch import Tensor
 
-from gmix.training.build import build_data, build_stream, describe_data, image_stats
-from gmix.training.compiled import compile_call
+from gmix.training.build import describe_data
 from gmix.training.config import TrainConfig
-from gmix.training.cost import count_first_step, count_passes, peak_memory
-from gmix.training.device import fit_settings, prepare_device
-from gmix.training.fit import fit
-from gmix.training.loading import Loader
-from gmix.training.methods import refuse_few
+from gmix.training.cost import peak_memory
 from gmix.training.progress import clock
-from gmix.training.state import Parts, build_parts
+from gmix.training.session import open_session
+from gmix.training.state import Parts
 
 WARM_UP, MEASURED = 1, 2
 
@@ -76,42 +72,28 @@ def plan(config: TrainConfig) -> Plan:
     Raises:
         ValueError: on bad input, as training itself.
     """
-    device = prepare_device(config.device, config.threads)
-    data = build_data(config)
-    parts = build_parts(config, data.classes.channels, device)
-    refuse_few(config, parts.method, config.accumulate)
-    stream = build_stream(config, data, *image_stats(config))
+    steps = WARM_UP + MEASURED
+    session = open_session(replace(config, steps=max(config.steps, steps)))
+    parts, stream, device = session.state, session.stream, session.device
     began = perf_counter()
     first = stream[0]
     loading = perf_counter() - began
     # A step takes as long, whatever is remembered.
     parts.method.remember([(first.x_labeled[0].to(device), first.y_labeled[0].to(device))])
     passes: list[int] = []
-    if config.compile:
-        passes.append(count_passes(parts.method, first.to(device)))
-        compile_call(parts.method, device)
-    else:
-        count_first_step(parts.method, passes.append, calls=config.accumulate)
-    steps = WARM_UP + MEASURED
-    reports = fit(
-        parts.method,
-        Loader(config, stream, range(steps), device),
-        parts.optimizer,
-        average=parts.average,
-        report_when=lambda step: True,
-        **{**fit_settings(config, device), "steps": max(config.steps, steps)},
-    )
+    session.prepare_step(0, passes.append)
+    reports = session.fit(session.load(stream, range(steps)), report_when=lambda step: True)
     seconds = [next(reports).seconds for _ in range(steps)][WARM_UP:]
     step = sum(seconds) / len(seconds)
-    with_unlabeled = stream.unlabeled is not None
+    counts, with_unlabeled = session.data.counts, stream.unlabeled is not None
     batch_unlabeled = config.batch_unlabeled if with_unlabeled else 0
     return Plan(
         config=config,
-        data="; ".join([describe_data(data), *data.notes]),
+        data="; ".join([describe_data(session.data), *session.data.notes]),
         batch_unlabeled=batch_unlabeled,
-        epochs_labeled=config.steps * config.batch_labeled / data.counts["labeled"],
+        epochs_labeled=config.steps * config.batch_labeled / counts["labeled"],
         epochs_unlabeled=(
-            config.steps * batch_unlabeled / data.counts["unlabeled"] if with_unlabeled else None
+            config.steps * batch_unlabeled / counts["unlabeled"] if with_unlabeled else None
         ),
         image_passes=passes[0],
         parameters=sum(p.numel() for p in parts.deployed.model.parameters()),

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import safe_open
 
 from gmix.data import Batch
-from gmix.infile import plain_file
 from gmix.say import one_line
-from gmix.training.build import build_data, build_stream, image_stats, remember_labeled
+from gmix.tensorfile import named_in_utf8
 from gmix.training.checkpoint import newest_checkpoint
 from gmix.training.compiled import compile_call
 from gmix.training.config import TrainConfig
-from gmix.training.device import fit_settings, prepare_device
-from gmix.training.fit import fit
 from gmix.training.nonfinite import Guard
-from gmix.training.state import build_parts, restore
+from gmix.training.session import open_session
 from gmix.training.yamlfile import read_settings
 from gmix.typed import from_mapping
 
@@ -40,35 +38,23 @@ def replay(folder: str | Path, device: str | None = None) -> dict[str, float]:
     """
     folder = Path(folder)
     config, step, last = read_step(folder)
-    where = prepare_device(device or config.device, config.threads)
-    data = build_data(config)
-    parts = build_parts(config, data.classes.channels, where)
+    session = open_session(replace(config, device=device or config.device))
     checkpoint, _ = newest_checkpoint(folder)
-    start = 0
+    session.resume(checkpoint)
+    start = 0 if checkpoint is None else checkpoint.step
     if checkpoint is None:
-        remember_labeled(parts.method, config, data)
-    else:
-        restore(parts, checkpoint, where)
-        start = checkpoint.step
-    stream = build_stream(config, data, *image_stats(config))
+        session.remember_labeled()
     if config.compile:
-        compile_call(parts.method, where)
+        compile_call(session.state.method, session.device)
 
     def batches() -> Iterator[Batch]:
-        yield from (stream[earlier] for earlier in range(start, step - 1))
+        yield from (session.stream[earlier] for earlier in range(start, step - 1))
         yield last
 
     # Where the training looked at gradients, too, one of them may be all that is not finite.
     guard = Guard(0, [], lambda bad: None) if config.skip_nonfinite > 0 else None
-    *_, report = fit(
-        parts.method,
-        batches(),
-        parts.optimizer,
-        start=start,
-        average=parts.average,
-        guard=guard,
-        report_when=lambda done: done >= step - 1,
-        **fit_settings(config, where),
+    *_, report = session.fit(
+        batches(), start=start, guard=guard, report_when=lambda done: done >= step - 1
     )
     return report.losses
 
@@ -81,7 +67,8 @@ def read_step(folder: Path) -> tuple[TrainConfig, int, Batch]:
     """
     try:
         config = from_mapping(TrainConfig, read_settings(folder))
-        with safe_open(plain_file(folder / "batch.safetensors"), "pt") as file:
+        path = folder / "batch.safetensors"
+        with named_in_utf8(path) as name, safe_open(name, "pt") as file:
             step = int(file.metadata()["step"])
             batch = Batch(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except Exception as error:  # of safetensors, and of words that are none of ours

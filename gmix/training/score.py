@@ -18,6 +18,7 @@ from gmix.data import (
     fit_binary,
 )
 from gmix.evaluation import (
+    ConfusionMatrix,
     IncomparableCenter,
     Inference,
     add_other_processes,
@@ -49,15 +50,7 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
     """
     if config.model is None:
         raise missing(config, "model")
-    for name in ("out", "picture"):  # now, not after an hour of scoring
-        path = getattr(config, name)
-        if path is not None and not Path(path).absolute().parent.is_dir():
-            raise ValueError(f"--{name} {path}: its folder does not exist, make it first")
-        if path is not None and Path(path).is_dir():
-            raise ValueError(f"--{name} {path} is a folder: name a file in it")
-    refuse_foreign(Path(path) for path in (config.out, config.picture) if path is not None)
-    if config.picture is not None and Path(config.picture).suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"--picture {config.picture} must end with .png, .pdf or .svg")
+    refuse_places(config)
     predict, center = build_predict(config), config.center_size()
     processes = start_processes(config.device)
     device = prepare_device(processes.device or config.device, config.threads)
@@ -94,14 +87,37 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
     found["split"] = fingerprint([], [], names)
     if center is not None:
         found["incomparable_center"] = list(center)
-    if not processes.first:
-        return found
+    if processes.first:
+        write_scores(config, found, matrix, classes)
+    return found
+
+
+def refuse_places(config: EvaluateConfig) -> None:
+    """Find out now, and not after an hour of scoring, that a file cannot be written.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    for name in ("out", "picture"):
+        path = getattr(config, name)
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            raise ValueError(f"--{name} {path}: its folder does not exist, make it first")
+        if path is not None and Path(path).is_dir():
+            raise ValueError(f"--{name} {path} is a folder: name a file in it")
+    refuse_foreign(Path(path) for path in (config.out, config.picture) if path is not None)
+    if config.picture is not None and Path(config.picture).suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"--picture {config.picture} must end with .png, .pdf or .svg")
+
+
+def write_scores(
+    config: EvaluateConfig, found: dict[str, Any], matrix: ConfusionMatrix, classes: Classes
+) -> None:
+    """Write the scores and the picture of their confusion matrix, as far as they are asked for."""
     if config.out is not None:
         write_own(Path(config.out), json.dumps(found, indent=2) + "\n")
     if config.picture is not None:
         with own_file(Path(config.picture)) as aside:
             draw_confusion(matrix.counts, classes.names, aside)
-    return found
 
 
 def fit_masks(classes: Classes, config: EvaluateConfig | TrainConfig, masks: list[Path]) -> Classes:

@@ -1,0 +1,228 @@
+"""What a training writes: files, trackers and lines on the screen, each by the first of its processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+from gmix.say import complain, explain
+from gmix.training.build import describe_data, image_format
+from gmix.training.card import training_facts
+from gmix.training.checkpoint import remove_old
+from gmix.training.cost import peak_memory
+from gmix.training.fit import Report
+from gmix.training.lock import locked
+from gmix.training.nonfinite import (
+    NonFinite,
+    batch_names,
+    first_names,
+    refuse_spoiled,
+    save_reproduction,
+)
+from gmix.training.progress import PlainProgress, SilentProgress, make_progress
+from gmix.training.results import Metrics, write_results
+from gmix.training.saved import SavedModel
+from gmix.training.session import Session
+from gmix.training.state import find_checkpoint
+from gmix.training.trackers import open_trackers
+from gmix.training.validation import Validation
+from gmix.training.yamlfile import write_yaml
+from gmix.whole import sweep, whole_folder
+
+__all__ = ["Recorder"]
+
+
+class Recorder:
+    """Writes `config.yaml`, `metrics.jsonl`, checkpoints, `best/`, `model/`, `results.json`, and tells people.
+
+    Nothing is written before `folder` is entered, nor by other processes than the first.
+
+    Args:
+        session: What is trained.
+        out: The folder to write into.
+        start: Steps already done.
+        began: When the training began, by `perf_counter`.
+    """
+
+    def __init__(self, session: Session, out: Path, start: int, began: float) -> None:
+        self.session = session
+        self.out = out
+        self.start = start
+        self.writes = session.processes.first
+        self._began = began - session.state.tally.seconds  # of what was done before
+        self._screen: PlainProgress = SilentProgress(session.config.steps, start)
+        self._metrics = Metrics(None, session.data.classes.names, start)
+
+    @contextmanager
+    def folder(self) -> Iterator[None]:
+        """Keep the folder for this training, and prepare it.
+
+        Raises:
+            ValueError: If another training is there, or nothing can be written.
+        """
+        if not self.writes:
+            yield
+            return
+        config, out = self.session.config, self.out
+        out.mkdir(parents=True, exist_ok=True)
+        with locked(out):
+            if self.start == 0:
+                find_checkpoint(config, out)  # another run may have begun and ended meanwhile
+            sweep(out)
+            remove_old(out, config.keep_last)
+            write_yaml(config, out / "config.yaml")
+            self._metrics = Metrics(out / "metrics.jsonl", self._metrics.names, self.start)
+            yield
+
+    @contextmanager
+    def tracking(self) -> Iterator[None]:
+        """Hand each line of `metrics.jsonl` on to the trackers, too.
+
+        Raises:
+            ValueError: If one cannot start.
+        """
+        config = self.session.config
+        names = config.trackers if self.writes else "none"
+        with open_trackers(names, config, self.out, self.start) as self._metrics.log:
+            yield
+
+    @contextmanager
+    def screen(self, notes: Sequence[str]) -> Iterator[None]:
+        """Show the training while it runs.
+
+        Args:
+            notes: What a person should know first.
+        """
+        config, data, processes = self.session.config, self.session.data, self.session.processes
+        progress = make_progress if self.writes else SilentProgress
+        with progress(config.steps, self.start) as self._screen:
+            self._screen.note(f"{config.method}: {describe_data(data)}; writing to {self.out}")
+            for note in (*data.notes, *notes):
+                self._screen.note(note)
+            if processes.count > 1:
+                self._screen.note(
+                    f"{processes.count} processes share the {config.accumulate} parts of a step"
+                )
+            if self.start:
+                self._screen.note(f"going on after step {self.start}")
+            yield
+
+    def note(self, text: str) -> None:
+        """Tell a person, from any of the processes."""
+        if self.writes:
+            self._screen.note(text)
+        else:
+            complain(text, 0)
+
+    def lacks_validation(self) -> bool:
+        """Whether the step a training goes on from was not validated; False where nothing is written."""
+        return self._metrics.lacks_validation(self.start)
+
+    def report(self, report: Report) -> None:
+        """Write a report of `fit` into `metrics.jsonl`."""
+        self.session.state.tally.step_seconds += report.seconds * report.steps
+        self._metrics.report(report)
+
+    def show(self, report: Report) -> None:
+        """Show a report of `fit`, once the validation of its step is known."""
+        self._screen.report(report)
+
+    def validation(self, step: int, found: Validation) -> None:
+        """Write a validation, and with `--keep-best` the network if it is the best so far."""
+        tally = self.session.state.tally
+        if found.scores is not None:
+            self._screen.miou = found.scores.miou
+            self._metrics.scores(step, found.scores)
+            tally.best = max(tally.best or (-1.0, 0), (found.scores.miou, step))
+            if self.session.config.keep_best and tally.best[1] == step:
+                self._model("best", step, found)
+        if found.pseudo is not None:
+            self._metrics.pseudo(step, found.pseudo)
+
+    def checkpoint(self, step: int) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            FloatingPointError: If a weight is not finite; then the checkpoint before stays.
+            ValueError: If it cannot be written; the same.
+        """
+        refuse_spoiled(self.session.state.method, step)
+        if self.writes:
+            self.session.state.save(self.out, step, self.session.config.keep_last)
+
+    def count_cost(self) -> None:
+        """Note the time and memory so far."""
+        tally = self.session.state.tally
+        tally.seconds = perf_counter() - self._began
+        peak = peak_memory(self.session.device) or 0
+        tally.peak_memory = max(tally.peak_memory or 0, peak) or None
+
+    @contextmanager
+    def rescued(self, step: int) -> Iterator[None]:
+        """Save the state of the training if what happens within fails, which is not part of a step.
+
+        Raises:
+            ValueError: What failed, in one sentence that also says how to go on; other errors than those of data
+                and files are raised as they are.
+        """
+        try:
+            yield
+        except Exception as error:
+            try:
+                self.checkpoint(step)
+            except ValueError as second:  # which says what is left
+                raise ValueError(f"{explain(error)}; {second}") from error
+            if not isinstance(error, (ValueError, OSError)):
+                raise
+            remedy = "mend that, and repeat the command with --resume"
+            raise ValueError(f"{explain(error)}; {self.stopped(step)}: {remedy}") from error
+
+    def stopped(self, step: int) -> str:
+        """Say where a training stopped whose state was saved."""
+        return f"stopped after step {step} of {self.session.config.steps}, everything is saved"
+
+    def finish(self, found: Validation) -> None:
+        """Write `model/` and `results.json`."""
+        config, data, tally = self.session.config, self.session.data, self.session.state.tally
+        self._model("model", config.steps, found)
+        if self.writes:
+            path, names = self.out / "results.json", data.classes.names
+            write_results(path, config, names, data.counts, tally, found.scores, found.pseudo)
+
+    def _model(self, name: str, step: int, found: Validation) -> None:
+        if not self.writes:
+            return
+        config, data = self.session.config, self.session.data
+        scores, reached = found.scores, None
+        if scores is not None:
+            reached = {"step": step, **scores.to_dict(data.classes.names)}
+        facts = training_facts(config, data.counts, data.split, reached)
+        size, (mean, std) = self.session.size, self.session.stats
+        saved = SavedModel(found.net, data.classes, size, mean, std, image_format(config), facts)
+        with whole_folder(self.out / name) as aside:
+            saved.save_pretrained(aside)
+
+    def left_out(self, bad: NonFinite) -> None:
+        """Tell that a step was left out, and save what is needed to look at the first of them."""
+        # One of them is enough to look at: each is as large as a checkpoint.
+        saved = bool(self.session.state.tally.skipped)
+        self._screen.note(f"left out: {self.describe_step(bad, save=not saved)}")
+
+    def describe_step(self, bad: NonFinite, *, save: bool = True) -> str:
+        """Say what was not finite, in which images, and where that is saved."""
+        session = self.session
+        labeled, unlabeled = map(first_names, batch_names(session.stream, bad.step))
+        text = f"{bad}; labeled images: {labeled}; unlabeled: {unlabeled or 'none'}"
+        if not (save and self.writes):
+            return text
+        state = None  # without a guard the weights have moved on since
+        if session.config.skip_nonfinite > 0:
+            state = partial(session.state.save, step=bad.step - 1)
+        try:
+            found = save_reproduction(self.out, bad, session.config, session.stream, state)
+        except ValueError as error:
+            return f"{text}; {error}"
+        return f"{text}; saved in {found}"

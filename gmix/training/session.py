@@ -1,0 +1,259 @@
+"""What a training works with: device, images, state and batches, put together once for whoever trains or looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from gmix.data import Batch, TwoStream, eval_transform
+from gmix.network import GuidedMixNet
+from gmix.training.build import AsTested, Data, Stats, build_data, build_stream, image_stats
+from gmix.training.checkpoint import Checkpoint, load_checkpoint
+from gmix.training.compiled import compile_call
+from gmix.training.config import TrainConfig
+from gmix.training.cost import count_first_step, count_passes
+from gmix.training.decide import DECIDING, decide_for_miou, unlabeled_pixels
+from gmix.training.device import layout, prepare_device
+from gmix.training.fit import FitSettings, Report, fit
+from gmix.training.loading import Loader
+from gmix.training.methods import refuse_few
+from gmix.training.nonfinite import Guard
+from gmix.training.norm import renew_statistics, unlabeled_views
+from gmix.training.options import parse_size
+from gmix.training.precision import computes_in_bfloat16
+from gmix.training.processes import ALONE, Processes
+from gmix.training.sizes import check_sizes
+from gmix.training.state import Parts, build_parts, restore
+
+__all__ = ["Session", "fit_settings", "look_back", "open_session"]
+
+
+@dataclass(frozen=True)
+class Session:
+    """One training, ready to begin: `open_session` makes it, and nothing is written.
+
+    Attributes:
+        config: The flags.
+        processes: Those that train together.
+        device: This process's.
+        data: The images.
+        state: All that changes while training.
+        stats: Mean and standard deviation of the images, per channel.
+        stream: The batches of all processes.
+    """
+
+    config: TrainConfig
+    processes: Processes
+    device: torch.device
+    data: Data
+    state: Parts
+    stats: tuple[Stats, Stats]
+    stream: TwoStream
+
+    @property
+    def own_stream(self) -> TwoStream:
+        """This process's share of each batch."""
+        return self.stream.share(self.processes.rank, self.processes.count)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """What every image is resized to first; None: images are taken as they are."""
+        return None if self.config.size is None else parse_size(self.config.size)
+
+    @property
+    def settings(self) -> FitSettings:
+        """How the gradients of a step are computed."""
+        return fit_settings(self.config, self.device, self.processes)
+
+    def resume(self, checkpoint: Checkpoint | None) -> list[str]:
+        """Take up the state of a checkpoint, if there is one; the images are those of now.
+
+        Returns:
+            What a person should know.
+
+        Raises:
+            ValueError: If the checkpoint is that of another training; then nothing has changed.
+        """
+        notes = []
+        if checkpoint is not None:
+            restore(self.state, checkpoint, self.device)
+            notes = other_images(self.state.tally.split, self.data.split)
+        tally = self.state.tally
+        tally.split = self.data.split
+        tally.left_out += [name for name in self.data.left_out if name not in tally.left_out]
+        return notes
+
+    def remember_labeled(self) -> None:
+        """Show the method all labeled images before its first step; what it remembers is part of its state."""
+        labeled = AsTested(self.data.labeled, eval_transform(*self.stats))
+        self.state.method.remember(labeled)
+
+    def prepare_step(self, step: int, tell: Callable[[int], None]) -> None:
+        """Compile the method where the flags ask for it, and count the passes of a step.
+
+        Args:
+            step: The step about to be taken.
+            tell: Called with the number of images that went through an encoder of this process in that step.
+        """
+        method = self.state.method
+        if self.config.compile:
+            tell(count_passes(method, self.own_stream[step].to(self.device)))
+            compile_call(method, self.device)
+        else:
+            calls = len(self.processes.share(self.config.accumulate))
+            count_first_step(method, tell, calls=calls)
+
+    def load(
+        self,
+        stream: TwoStream,
+        steps: range,
+        *,
+        waiting: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> Loader:
+        """Load batches, by as many processes as the flags say; see `Loader`."""
+        known = self.state.tally.left_out
+        return Loader(
+            self.config, stream, steps, self.device, waiting=waiting, tell=tell, known=known
+        )
+
+    def fit(
+        self,
+        batches: Iterable[Batch],
+        *,
+        start: int = 0,
+        guard: Guard | None = None,
+        report_when: Callable[[int], bool],
+    ) -> Iterator[Report]:
+        """Train on batches, from the step `start` on; see `fit`."""
+        return fit(
+            self.state.method,
+            batches,
+            self.state.optimizer,
+            steps=self.config.steps,
+            start=start,
+            settings=self.settings,
+            average=self.state.average,
+            guard=guard,
+            report_when=report_when,
+        )
+
+    def finished_net(self, tell: Callable[[str], None]) -> GuidedMixNet:
+        """Finish the network so far with unlabeled images: alike for every method, with none without them.
+
+        Args:
+            tell: Called with what a person should know, as of images that cannot be read.
+
+        Returns:
+            What is tested and saved; the network that goes on training stays as it is.
+        """
+        config, (mean, std) = self.config, self.stats
+        net = self.state.deployed
+        if self.data.unlabeled is None:
+            return net
+        stream = build_stream(config, self.data, mean, std, finishing=True)
+        if config.norm_batches > 0:
+            views = unlabeled_views(
+                self.load(stream, range(config.norm_batches), tell=tell),
+                mean=mean,
+                std=std,
+                seed=config.seed,
+                device=self.device,
+                supervised=not config.learns_unlabeled,
+            )
+            net = renew_statistics(net, views)
+        if config.decide_for == "miou":
+            asked = self.load(stream, range(DECIDING), tell=tell)
+            pixels = unlabeled_pixels(
+                net, (batch.to(self.device) for batch in asked), seed=config.seed
+            )
+            net = decide_for_miou(net, pixels)
+        return net
+
+
+def open_session(
+    config: TrainConfig,
+    processes: Processes = ALONE,
+    *,
+    device: torch.device | None = None,
+    data: Data | None = None,
+) -> Session:
+    """Put a training together, with fresh weights; torch's generator is seeded for them.
+
+    Args:
+        config: The flags.
+        processes: Those that train together.
+        device: Where to compute; None: the one the flags name.
+        data: The images; None: they are looked for, and read once.
+
+    Raises:
+        ValueError: On bad input, in one sentence.
+    """
+    if device is None:
+        device = prepare_device(processes.device or config.device, config.threads)
+    if data is None:
+        with processes.one_by_one() if config.download else nullcontext():
+            data = build_data(config)
+    state = build_parts(config, data.classes.channels, device)
+    refuse_few(config, state.method, config.accumulate)
+    check_sizes(state.method.net, config, data.tested)
+    stats = image_stats(config)
+    return Session(
+        config, processes, device, data, state, stats, build_stream(config, data, *stats)
+    )
+
+
+def look_back(
+    config: TrainConfig, checkpoint: Checkpoint, data: Data, device: torch.device
+) -> Session:
+    """Open the session of an earlier training to look at its method, as a checkpoint has it.
+
+    Nothing is averaged or exchanged there, and torch's generator stays as it is.
+
+    Raises:
+        ValueError: If the checkpoint does not fit.
+    """
+    alone = replace(config, ema=None, sync_norm=False)
+    # What is frozen is not in the checkpoint: it has to be the same again, from the seed.
+    with torch.random.fork_rng(devices=[]):
+        session = open_session(alone, device=device, data=data)
+    load_checkpoint(checkpoint.path, {"method": session.state.method}, device)
+    return session
+
+
+def fit_settings(
+    config: TrainConfig, device: torch.device, processes: Processes = ALONE
+) -> FitSettings:
+    """Return how the flags want gradients computed, on a device where they leave it to that."""
+    native = config.amp == "auto" and computes_in_bfloat16(device)
+    return FitSettings(
+        seed=config.seed,
+        amp=native or config.amp == "bf16",
+        memory_format=layout(config),
+        compiled=config.compile,
+        accumulate=config.accumulate,
+        processes=processes,
+    )
+
+
+def other_images(before: str, now: str) -> list[str]:
+    """What to say if a training goes on with other images: maybe only a broken one was deleted.
+
+    Args:
+        before: `Data.split` of the steps done.
+        now: that of the steps to come.
+
+    Examples:
+        >>> other_images("1854c52b11fd", "1854c52b11fd")
+        []
+    """
+    if before == now:
+        return []
+    return [
+        f"the images are not those it was trained on so far (split {before}, now {now}): if that is not "
+        "meant, start anew in another --out"
+    ]

@@ -1,0 +1,67 @@
+"""How good a training is so far: scores of the finished network, and how right its pseudo masks are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from gmix.data import eval_transform
+from gmix.evaluation import Scores, add_other_processes, count_pixels
+from gmix.evaluation.scoring import BATCH_SIZE
+from gmix.network import GuidedMixNet
+from gmix.training.quality import judge_pseudo_masks
+from gmix.training.session import Session
+
+__all__ = ["Validation", "validate"]
+
+
+class Validation(NamedTuple):
+    """A finished network, and what it came to."""
+
+    net: GuidedMixNet
+    scores: Scores | None  # None without validation images
+    pseudo: dict[str, Any] | None  # of the pseudo masks; None without held-out images
+
+
+def validate(session: Session, tell: Callable[[str], None]) -> Validation:
+    """Finish the network so far, and judge it and the method; all processes have to, and share the images.
+
+    Args:
+        session: What is trained; it stays as it is.
+        tell: Called with what a person should know, as of images that cannot be read.
+
+    Raises:
+        ValueError: In all processes, if an image cannot be read in one.
+    """
+    net = session.finished_net(tell)
+    return Validation(net, score(session, net), judge(session))
+
+
+def score(session: Session, net: GuidedMixNet) -> Scores | None:
+    """Score a network on the validation images, if there are any."""
+    data, processes = session.data, session.processes
+    if data.validation is None:
+        return None
+    count = partial(
+        count_pixels,
+        net,
+        data.validation,
+        data.classes,
+        transform=eval_transform(*session.stats),
+        size=session.size,
+        device=session.device,
+        indices=processes.share(data.counts["validation"], BATCH_SIZE),
+    )
+    return add_other_processes(processes.together(count)).scores()
+
+
+def judge(session: Session) -> dict[str, Any] | None:
+    """Judge what the method would learn from, where there are held-out images."""
+    return judge_pseudo_masks(
+        session.state.method,
+        session.data,
+        transform=eval_transform(*session.stats),
+        batch_labeled=session.config.batch_labeled,
+        seed=session.config.seed,
+    )
