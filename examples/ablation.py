@@ -37,7 +37,7 @@ ROWS = {
     "no teacher": guided(teacher=None),
     "no strong colours": guided(color=None, blur=None),
     "no boxes": guided(cutmix=None),
-    "one view": guided(views=1, drop=0.0),
+    "strong view alone": guided(drop=0.0),
     "with mixing": guided(direct=0.5),
     "mixing at random": guided(direct=0.5, selector=gmix.RandomPairSelector()),
     "as printed": guided(variant="paper"),

@@ -19,8 +19,8 @@ __all__ = [
     "Pasted",
     "StrongColor",
     "StrongView",
+    "disturb",
     "drop_channels",
-    "drop_complementary",
 ]
 
 
@@ -296,38 +296,18 @@ def drop_channels(x: Tensor, p: float, generator: torch.Generator | None = None)
     return x * keep.view(*x.shape[:2], *[1] * (x.dim() - 2))
 
 
-def drop_complementary(
-    x: Tensor, p: float = 0.5, generator: torch.Generator | None = None
-) -> Tensor:
-    """Drop half of the channels in one view of an image and the other half in its second view.
-
-    What the two views together see of the features is everything, and neither can lean on a few channels. What is
-    kept is doubled, as in dropout.
-
-    Args:
-        x: `(2M, C, ...)` features: M images, then the second views of the same M.
-        p: Share of the images whose channels are dropped at all.
-        generator: On the features' device.
-
-    Raises:
-        ValueError: `p` outside [0, 1], or an odd number of images.
-
-    Reference:
-        Yang, Zhao, Zhao, "UniMatch V2: Pushing the Limit of Semi-Supervised Semantic Segmentation", 2024.
+def disturb(
+    features: Sequence[Tensor], p: float, generator: torch.Generator | None = None
+) -> list[Tensor]:
+    """Drop whole channels of all maps of an encoder; the prefix tokens of a vision transformer stay.
 
     Examples:
-        >>> out = drop_complementary(torch.ones(2, 4, 1, 1), 1.0, torch.Generator().manual_seed(0))
-        >>> out[:, :, 0, 0].tolist()
-        [[0.0, 2.0, 2.0, 2.0], [2.0, 0.0, 0.0, 0.0]]
+        >>> maps, tokens = torch.ones(1, 4, 2, 2), torch.ones(1, 5, 4)
+        >>> out = disturb([maps, tokens], 1.0)
+        >>> out[0].sum().item(), torch.equal(out[1], tokens)
+        (0.0, True)
     """
-    if not 0 <= p <= 1:
-        raise ValueError(f"`p` is a probability in [0, 1], got {p}")
-    if len(x) % 2:
-        raise ValueError(f"`x` must hold two views of each image, got {len(x)} in all")
-    u = torch.rand(len(x) // 2, x.shape[1] + 1, generator=generator, device=x.device)
-    first = 2 * (u[:, 1:] < 0.5).to(x.dtype)
-    scale = torch.where(u[:, :1] < p, torch.stack([first, 2 - first]), 1.0).flatten(0, 1)
-    return x * scale.view(*scale.shape, *[1] * (x.dim() - 2))
+    return [drop_channels(f, p, generator) if f.dim() == 4 else f for f in features]
 
 
 def _turn_hue(x: Tensor, angle: Tensor) -> Tensor:

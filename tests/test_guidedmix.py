@@ -124,32 +124,25 @@ def test_a_default_step_is_this_plain_code(direct: float) -> None:
             x_p[i, :, region[i]] = x_l[j, :, region[i]]
             pseudo[i, :, region[i]] = F.one_hot(y[j][region[i]], 3).T.float()
             valid[i, region[i]] = True
-        views, targets, insides = [], [], []
-        for _ in range(2):
-            x_s = plain.blur(plain.color(x_p, g), g)
-            box, source = plain.cutmix(x_s, g)
-            view, target, inside = x_s.clone(), pseudo.clone(), valid.clone()
-            for i, j in enumerate(source.tolist()):
-                assert j == (i - 1) % 4
-                view[i, :, box[i]] = x_s[j, :, box[i]]
-                target[i, :, box[i]] = pseudo[j, :, box[i]]
-                inside[i, box[i]] = valid[j, box[i]]
-            assert box.any()
-            views, targets, insides = [*views, view], [*targets, target], [*insides, inside]
-    target, inside = torch.cat(targets), torch.cat(insides)
+        x_s = plain.blur(plain.color(x_p, g), g)
+        box, source = plain.cutmix(x_s, g)
+        assert box.any()
+        view, aim, inside = x_s.clone(), pseudo.clone(), valid.clone()
+        for i, j in enumerate(source.tolist()):
+            assert j == (i - 1) % 4
+            view[i, :, box[i]] = x_s[j, :, box[i]]
+            aim[i, :, box[i]] = pseudo[j, :, box[i]]
+            inside[i, box[i]] = valid[j, box[i]]
+    target, inside = torch.cat([pseudo, aim]), torch.cat([valid, inside])
 
-    features = net.encode(torch.cat([x_l, *views]))
+    features = net.encode(torch.cat([x_l, x_p, view]))
     embedding = features[-1][:3].mean((2, 3))
-    dropped = []
+    own = []
     for feature in features:
-        u = torch.rand(4, feature.shape[1] + 1, generator=g)
-        scale = torch.ones(11, feature.shape[1])
-        for i, row in enumerate(u.tolist()):
-            for c, draw in enumerate(row[1:]):
-                if row[0] < 0.5:  # of these the channels are shared out among the views
-                    scale[3 + i, c], scale[7 + i, c] = (2, 0) if draw < 0.5 else (0, 2)
-        dropped.append(feature * scale[:, :, None, None])
-    logits = net.decode(dropped, (32, 32))
+        kept = torch.rand(4, feature.shape[1], generator=g) >= 0.5
+        own.append(2 * kept[:, :, None, None] * feature[3:7])
+    seen = net.decode([torch.cat([f[:3], f[7:]]) for f in features], (32, 32))
+    logits = torch.cat([seen[:3], net.decode(own, (32, 32)), seen[3:]])
     confidence, label = target.max(1)
     learnt = (confidence >= 0.36) & inside
     assert 0.05 < learnt.float().mean() < 0.9
@@ -571,7 +564,7 @@ images, y, _ = tiny_batch(2, 2)
         (lambda: GuidedMix(tiny_net(), variant="official"), "['default', 'paper'], got 'official'"),  # type: ignore[arg-type]
         (lambda: default(direct=1.2), "`direct` is a weight in [0, 1], got 1.2"),
         (lambda: default(views=0, drop=0.0), "`views` must be at least 1"),
-        (lambda: default(views=3), "2 with `drop` above 0 (two views share the channels), got 3 and 0.5"),
+        (lambda: default(drop=1.5), "`drop` must be in [0, 1], got 1.5"),
         (lambda: default(techer=None), "no part 'techer': choose from ['adjustment', "),
         (
             lambda: default(ignore_index=0, criterion=GuidedMixLoss(ignore_index=7)),

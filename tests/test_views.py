@@ -12,7 +12,7 @@ from tiny_nets import seeded
 from torch import Tensor
 
 from gmix import CutMix, StrongColor
-from gmix.views import GaussianBlur, StrongView, _turn_hue, drop_channels, drop_complementary
+from gmix.views import GaussianBlur, StrongView, _turn_hue, drop_channels
 
 seeds = st.integers(0, 2**31 - 1)
 
@@ -434,21 +434,3 @@ def test_bad_settings_are_refused_in_one_sentence(call: Any, words: str) -> None
     with pytest.raises(ValueError) as error:
         call()
     assert words in str(error.value) and "\n" not in str(error.value)
-
-
-@given(st.integers(0, 999), st.sampled_from([0.0, 0.5, 1.0]))
-def test_two_views_share_the_channels_between_them(seed: int, p: float) -> None:
-    x = torch.ones(16, 12, 2, 3)
-    out = drop_complementary(x, p, seeded(seed))
-    assert torch.equal(out, out[:, :, :1, :1].expand_as(out))  # whole channels
-    first, second = out[:, :, 0, 0].chunk(2)
-    assert torch.equal(first + second, torch.full((8, 12), 2.0))  # nothing is lost
-    dropped = (first != 1).any(1)
-    assert ((first[dropped] == 0) | (first[dropped] == 2)).all()
-    assert dropped.all() if p == 1 else not dropped.any() if p == 0 else True
-    assert torch.equal(x, torch.ones(16, 12, 2, 3))
-
-
-def test_an_odd_number_of_views_is_refused() -> None:
-    with pytest.raises(ValueError, match="two views of each image, got 3 in all"):
-        drop_complementary(torch.ones(3, 2, 1, 1))

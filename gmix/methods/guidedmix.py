@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 from gmix import functional as G
 from gmix import protocols
 from gmix.given import Options
+from gmix.losses import check_unit_interval
 from gmix.methods.guidedmix_parts import (
     REQUIRED,
     VARIANTS,
@@ -27,7 +28,7 @@ from gmix.network import GuidedMixNet
 from gmix.processes import gather
 from gmix.reference import LabeledReference
 from gmix.teacher import EMATeacher
-from gmix.views import drop_complementary
+from gmix.views import disturb
 
 __all__ = ["Guidance", "GuidedMix", "GuidedMixParts", "Mix", "Partners"]
 
@@ -80,7 +81,7 @@ class GuidedMix(Method):
     | 1, 4 | an EMA teacher, in eval mode | the network itself, in train mode |
     | 3 to 5 | left out: the direct prediction is better | $\lambda \le 0.5$, subtracts the partner's prediction |
     | 6 | yes, as far as labeled images say it can be trusted | no |
-    | 7 | twice, colours, blur, CutMix; each view sees half of the channels | the image as it is |
+    | 7 | strongly changed; and as it is, half of its feature channels dropped | the image as it is |
     | 8 | cross-entropy of pixels that are 95 % sure | squared error; $L_{cla}$, $L_{dec}$ |
 
     With `direct` below 1 the default mixes, too: at 0.5 the mask is the mean of the direct and the decoupled one.
@@ -97,10 +98,10 @@ class GuidedMix(Method):
         **parts: Any of [`GuidedMixParts`][gmix.methods.GuidedMixParts]. `direct` is the weight of the direct
             prediction beside the decoupled one, in [0, 1]; `true_masks` subtracts the partner's mask instead of
             its prediction; `pair_across` looks for partners among the labeled images of all processes that train
-            together; `views` is how many strong views of an image are learned, `drop` the share of images whose
-            channels two views share between them. `criterion={"classification": 0.1}` and
-            `criterion=GuidedMixLoss(classification=0.1)` both change this one option and leave the others as the
-            variant has them.
+            together; `views` is how many strong views of an image are learned, `drop` the probability with
+            which each channel of the features is dropped where the image is learned as it is (0: it is not).
+            `criterion={"classification": 0.1}` and `criterion=GuidedMixLoss(classification=0.1)` both change this one
+            option and leave the others as the variant has them.
 
     Returns:
         `supervised`, `unsupervised`, with `variant="paper"` also `classification` and
@@ -154,11 +155,9 @@ class GuidedMix(Method):
             raise ValueError(f"`direct` is a weight in [0, 1], got {chosen['direct']}")
         check_criterion(chosen["criterion"], ignore_index)
         self.ignore_index = chosen["criterion"].ignore_index
-        if chosen["views"] < 1 or (chosen["drop"] > 0 and chosen["views"] != 2):
-            raise ValueError(
-                "`views` must be at least 1, and 2 with `drop` above 0 (two views share the channels), "
-                f"got {chosen['views']} and {chosen['drop']}"
-            )
+        if chosen["views"] < 1:
+            raise ValueError(f"`views` must be at least 1, got {chosen['views']}")
+        check_unit_interval("drop", chosen["drop"])
         # Only with its loss: a parameter without a gradient must not be trained.
         self.classifier: nn.Linear | None = None
         if chosen["criterion"].classification > 0:
@@ -204,19 +203,16 @@ class GuidedMix(Method):
         x_labeled, y_labeled, _, progress, _, generator = step
         x_student, pseudo, valid = self._student_views(step)
         n, size = len(x_labeled), (x_labeled.shape[2], x_labeled.shape[3])
+        m = len(step.x_unlabeled) if self.drop > 0 else 0
         features = self.net.encode(torch.cat([x_labeled, x_student]))
         embedding = self.net.pool(features)[:n]
-        if self.drop > 0:
-            # Of three dimensions are a vision transformer's prefix tokens, which have no maps.
-            features = [
-                torch.cat([f[:n], drop_complementary(f[n:], self.drop, generator)])
-                if f.dim() == 4
-                else f
-                for f in features
-            ]
-        logits = self.net.decode(features, size)
+        logits = self.net.decode([torch.cat([f[:n], f[n + m :]]) for f in features], size)
         # Not two slices: the gradient of a slice fills a tensor as large as the whole.
-        labeled, unlabeled = torch.split(logits, [n, len(x_student)])
+        labeled, unlabeled = torch.split(logits, [n, len(x_student) - m])
+        if m > 0:
+            # Alone: in one batch BatchNorm would make the others pay for what is missing here.
+            own = disturb([f[n : n + m] for f in features], self.drop, generator)
+            unlabeled = torch.cat([self.net.decode(own, size), unlabeled])
         further: dict[str, Tensor] = {}
         if self.criterion.decoupling > 0:
             further = self._decouple_labeled(x_labeled, labeled, embedding, generator)
@@ -237,7 +233,7 @@ class GuidedMix(Method):
         return losses
 
     def _student_views(self, step: Step) -> tuple[Tensor, Tensor, Tensor | None]:
-        """All strong views one after the other, their pseudo masks, and where they are valid."""
+        """What the student sees, the image as it is first if it does; the pseudo masks, and where these are valid."""
         # What else the guidance holds is three times as large as the pseudo masks.
         partners, *_, pseudo = self.guide(
             step.x_labeled, step.y_labeled, step.x_unlabeled, step.generator
@@ -252,6 +248,8 @@ class GuidedMix(Method):
             x = torch.where(region[:, None], partners.x, x)
             valid = None if valid is None else valid | region
         views, targets, valids = [], [], []
+        if self.drop > 0:
+            views, targets, valids = [x], [pseudo], [] if valid is None else [valid]
         for _ in range(self.views):
             view = x if self.color is None else self.color(x, step.generator)
             view = view if self.blur is None else self.blur(view, step.generator)

@@ -75,7 +75,7 @@ VARIANTS: dict[Variant, dict[str, Any]] = {
         "direct": 1.0,
         "true_masks": True,
         "pair_across": False,
-        "views": 2,
+        "views": 1,
         "drop": 0.5,
     },
     # One network, squared error, every equation as printed.

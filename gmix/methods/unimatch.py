@@ -14,7 +14,7 @@ from gmix.network import GuidedMixNet
 from gmix.protocols import SupervisedLoss, Teacher
 from gmix.pseudo import PseudoMask
 from gmix.teacher import EMATeacher
-from gmix.views import StrongView, drop_channels
+from gmix.views import StrongView, disturb
 
 __all__ = ["UniMatch"]
 
@@ -96,11 +96,7 @@ class UniMatch(Method):
             learning = [torch.cat([f[:n], f[n + m :]]) for f in features]
             labeled, strong = torch.split(self.net.decode(learning, size), [n, 2 * m])
         pseudo = PseudoMask.of(weak, valid, self.ignore_index)
-        # Of three dimensions are a vision transformer's prefix tokens, which have no maps.
-        disturbed = [
-            drop_channels(f[n : n + m], self.drop, generator) if f.dim() == 4 else f[n : n + m]
-            for f in features
-        ]
+        disturbed = disturb([f[n : n + m] for f in features], self.drop, generator)
         each = [
             pseudo.paste(pasted).loss(out, self.threshold, self.ignore_index)
             for out, (_, pasted) in zip(strong.chunk(2), views, strict=True)
