@@ -107,7 +107,8 @@ def test_a_guarded_training_says_what_the_unlabeled_images_did(
         json.loads((folder / "results.json").read_text())["last"]["miou"]
         for folder in (out / "guard-supervised", out)
     ]
-    assert kept["difference"] == pytest.approx(scores[1] - scores[0], abs=1e-6)
+    # One image at a time, a pixel on the edge of two classes may fall to the other.
+    assert kept["difference"] == pytest.approx(scores[1] - scores[0], abs=1e-3)
     assert kept["judged_on"] == "validation" and kept["images"] == 3
     assert "on 3 validation images (95 % of resampled images:" in said
     assert "the unlabeled images" in said and kept["verdict"] in said
