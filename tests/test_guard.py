@@ -18,6 +18,7 @@ from torch import Tensor
 from gmix.cli import main
 from gmix.evaluation import ConfusionMatrix, paired_gain, tallies
 from gmix.training import guard
+from gmix.training.yamlfile import read_settings
 
 
 def images(seed: int, count: int = 12, classes: int = 3, wrong: float = 0.3) -> list[Any]:
@@ -128,6 +129,14 @@ def test_held_out_images_judge_where_there_are_no_validation_ones(
     assert main(["train", *words(config)]) == 0
     kept = json.loads((tmp_path / "out" / "guard.json").read_text())
     assert kept["judged_on"] == "held-out" and kept["images"] == 2
+
+
+def test_the_twin_of_another_variant_is_plain_supervised(data: Path, tmp_path: Path) -> None:
+    given = {"variant": "paper", "method_args": {"direct": 0.5}, "steps": 1}
+    config = tiny_config(data, tmp_path / "out", method="guidedmix", guard=True, **given)
+    assert main(["train", *words(config)]) == 0
+    twin = read_settings(tmp_path / "out" / "guard-supervised")
+    assert (twin["method"], twin["variant"], twin["method_args"]) == ("supervised", "default", {})
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def refuse_unguarded(config: TrainConfig) -> None:
     Raises:
         ValueError: if there is not.
     """
-    if config.method == "supervised":
+    if not config.learns_unlabeled:
         raise ValueError(
             "--guard compares a method that learns from unlabeled images with supervised training: "
             "choose another --method, or leave the flag out"
@@ -59,6 +59,7 @@ def guard(config: TrainConfig) -> str:
     supervised = replace(
         config,
         method="supervised",
+        variant="default",
         method_args={},
         out=str(twin),
         resume=(twin / "config.yaml").exists(),
@@ -96,7 +97,7 @@ def describe(gain: Gain, method: str, images: int, kind: str) -> str:
 
 
 def images_to_judge(config: TrainConfig) -> tuple[Sequence[Sample] | None, str]:
-    """Images with masks that training does not learn from, and what they are called."""
+    """Find images with masks that training does not learn from, and say what they are called."""
     data = find_data(config)
     if data.validation is not None:
         dataset: Any = data.validation
