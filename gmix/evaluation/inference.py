@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gmix.functional import probabilities
+from gmix.functional.masks import of_all_classes
 
 Size = tuple[int, int]
 Edge = Literal["shift", "truncate"]
@@ -301,9 +302,7 @@ def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _most_likely(logits: Tensor) -> tuple[Tensor, Tensor]:
-    classes, probs = class_map(logits), probabilities(logits)
-    if probs.shape[1] == 1:
-        probs = torch.cat([1 - probs, probs], dim=1)
+    classes, probs = class_map(logits), of_all_classes(probabilities(logits))
     return classes, probs.gather(1, classes[:, None])[:, 0]
 
 

@@ -51,6 +51,16 @@ def fill_in(probs: Tensor, mask: Tensor, ignore_index: int = 255) -> Tensor:
     return torch.where(mask == ignore_index, probs, (mask == classes).to(probs.dtype))
 
 
+def of_all_classes(probs: Tensor) -> Tensor:
+    """Return `(N, max(K, 2), H, W)` probabilities: of a foreground alone, the background's are put before it.
+
+    Examples:
+        >>> of_all_classes(torch.tensor([0.25]).view(1, 1, 1, 1)).flatten().tolist()
+        [0.75, 0.25]
+    """
+    return torch.cat([1 - probs, probs], 1) if probs.shape[1] == 1 else probs
+
+
 def most_probable(probs: Tensor) -> tuple[Tensor, Tensor]:
     """Each pixel's confidence and class: `(N, K, H, W)` -> two `(N, H, W)`; K = 1 is the foreground's.
 
@@ -62,9 +72,7 @@ def most_probable(probs: Tensor) -> tuple[Tensor, Tensor]:
         >>> confidence.item(), labels.item()
         (0.75, 0)
     """
-    if probs.shape[1] == 1:
-        probs = torch.cat([1 - probs, probs], 1)
-    confidence, labels = probs.max(1)
+    confidence, labels = of_all_classes(probs).max(1)
     return confidence, labels
 
 
@@ -109,9 +117,7 @@ def reweigh(probs: Tensor, weights: Tensor) -> Tensor:
         tensor([0.2500, 0.7500])
     """
     binary = probs.shape[1] == 1
-    probs = probs.float()
-    if binary:
-        probs = torch.cat([1 - probs, probs], 1)
+    probs = of_all_classes(probs.float())
     same_shape(probs, weights, "`probs` and `weights`", "(N, max(K, 2), H, W)")
     weighed = probs * weights
     weighed = weighed / weighed.sum(1, keepdim=True).clamp(min=torch.finfo(weighed.dtype).tiny)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gmix import functional as G
 from gmix.data import Batch
+from gmix.functional.masks import of_all_classes
 from gmix.modes import eval_mode
 from gmix.network import GuidedMixNet
 
@@ -75,7 +76,5 @@ def _pixels(net: GuidedMixNet, batches: Iterable[Batch]) -> Iterator[Tensor]:
     for batch in batches:
         x, valid = batch.x_unlabeled, batch.valid_unlabeled
         assert x is not None and valid is not None
-        probs = G.probabilities(net(x))
-        if net.classes == 1:
-            probs = torch.cat([1 - probs, probs], 1)
+        probs = of_all_classes(G.probabilities(net(x)))
         yield probs.permute(0, 2, 3, 1)[valid]
