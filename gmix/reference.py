@@ -191,7 +191,7 @@ class LabeledReference(HoldsFrozenEncoder):
 
     @torch.no_grad()
     def measure(self) -> float:
-        r"""How far the evidence can be trusted: the $s$ under which it is most likely about known pixels.
+        r"""Measure how far the evidence can be trusted: the $s$ under which it is most likely about known pixels.
 
         Each remembered position asks all others but those of its own image. With every class weighing the same,
         whatever its size, $s$ maximises the mean of $\log(r_y^s / \sum_k r_k^s)$ over chance, less one standard

@@ -185,7 +185,7 @@ def draw_sheet(
 def pseudo_masks(
     config: TrainConfig, data: Data, labeled: list[Sample], scenes: list[Sample]
 ) -> Tensor:
-    """What the GuidedMix of a finished run makes of `scenes`, with labeled scenes at hand."""
+    """Make the pseudo masks of `scenes` as the GuidedMix of a finished run does."""
     checkpoint = list_checkpoints(Path(str(config.out)))[-1]
     session = look_back(config, checkpoint, data, torch.device("cpu"))
     method: GuidedMix = session.state.method.eval()

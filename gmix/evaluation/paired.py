@@ -77,6 +77,6 @@ def paired_gain(first: Tensor, second: Tensor, *, resamples: int = 2000, seed: i
 
 
 def _miou(found: Tensor) -> Tensor:
-    """mIoU over the classes that occur: `(B, 3, K)` -> `(B,)`."""
+    """Average IoU over the classes that occur: `(B, 3, K)` -> `(B,)`."""
     right, true, predicted = found.unbind(-2)
     return (right / (true + predicted - right)).nanmean(-1)  # 0 / 0 of a class that does not occur

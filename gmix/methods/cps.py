@@ -83,6 +83,6 @@ class CPS(Method):
 
 
 def start_of(student: GuidedMixNet) -> nn.ModuleList:
-    """What both students begin with: all but the decoder and the head."""
+    """Collect what both students begin with: all but the decoder and the head."""
     parts: tuple[nn.Module | None, ...] = (student.model.encoder, student.mitrans)
     return nn.ModuleList(part for part in parts if part is not None)

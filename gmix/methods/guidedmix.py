@@ -78,8 +78,8 @@ class GuidedMix(Method):
 
     | step | `variant="default"` | `variant="paper"` |
     |---|---|---|
-    | 1, 4 | an EMA teacher, in eval mode | the network itself, in train mode |
-    | 3 to 5 | left out: the direct prediction is better | $\lambda \le 0.5$, subtracts the partner's prediction |
+    | 4 | an EMA teacher, in eval mode | the network itself, in train mode |
+    | 1 to 3, 5 | left out: the direct prediction is better | $\lambda \le 0.5$, subtracts the partner's prediction |
     | 6 | yes, as far as labeled images say it can be trusted | no |
     | 7 | strongly changed; and as it is, half of its feature channels dropped | the image as it is |
     | 8 | cross-entropy of pixels that are 95 % sure | squared error; $L_{cla}$, $L_{dec}$ |
@@ -233,12 +233,10 @@ class GuidedMix(Method):
         return losses
 
     def _student_views(self, step: Step) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What the student sees, the image as it is first if it does; the pseudo masks, and where these are valid."""
-        # What else the guidance holds is three times as large as the pseudo masks.
-        partners, *_, pseudo = self.guide(
-            step.x_labeled, step.y_labeled, step.x_unlabeled, step.generator
-        )
-        del _
+        """Make the images that the student sees, their pseudo masks, and where these are valid."""
+        guidance = self.guide(step.x_labeled, step.y_labeled, step.x_unlabeled, step.generator)
+        partners, pseudo = guidance.partners, guidance.pseudo
+        del guidance  # what else it holds is three times as large as the pseudo masks
         x, valid = step.x_unlabeled, step.valid
         if self.paste is not None:
             assert partners is not None  # who pastes has partners
@@ -304,7 +302,7 @@ class GuidedMix(Method):
         x_unlabeled: Tensor,
         generator: torch.Generator | None,
     ) -> tuple[Partners, Tensor, Mix | None]:
-        """Partners, the direct prediction, and the mix where `direct` leaves it a weight."""
+        """Find partners, predict directly, and mix where `direct` leaves that a weight."""
         n, size = len(x_labeled), (x_labeled.shape[2], x_labeled.shape[3])
         features = predictor.encode(torch.cat([x_labeled, x_unlabeled]))
         key, query = predictor.pool(features).tensor_split([n])

@@ -27,7 +27,7 @@ Variant = Literal["default", "paper"]
 
 
 class GuidedMixParts(TypedDict, total=False):
-    """What can be exchanged in `GuidedMix`: a part, a mapping of its options, or None to go without it.
+    """List what can be exchanged in `GuidedMix`: a part, a mapping of its options, or None to go without it.
 
     Options that are not said stay as the variant has them, whether the others come in a mapping or in a part. A
     selector may be given by its name.

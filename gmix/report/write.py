@@ -147,7 +147,7 @@ def build_page(groups: Sequence[Group], config: ReportConfig) -> Page:
 
 
 def lambda_chart(method: GuidedMix) -> Chart:
-    """How much of a labeled partner the mixes of a run have."""
+    """Draw how much of a labeled partner the mixes of a run have."""
     lambdas = draw_lambdas(method).numpy()
     return Chart(
         "Mixing weight λ",
