@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from gmix import LogitAdjustment
+from gmix.builders.data import build_data
+from gmix.config.options import parse_size
+from gmix.config.train_config import TrainConfig
+from gmix.config.yamlfile import read_yaml
 from gmix.data import eval_transform
 from gmix.evaluation import evaluate
-from gmix.training.build import build_data
-from gmix.training.config import TrainConfig
-from gmix.training.options import parse_size
-from gmix.training.saved import load_model
-from gmix.training.yamlfile import read_yaml
+from gmix.runs.saved import load_model
 
 
 class TakenOff(nn.Module):

@@ -13,9 +13,9 @@ import time
 import torch
 from step_cost import build, in_turns
 
+from gmix.config.options import parse_size
 from gmix.methods import Method
-from gmix.training.options import parse_size
-from gmix.training.precision import mixed_precision
+from gmix.runtime.precision import mixed_precision
 
 
 def main() -> None:

@@ -30,6 +30,9 @@ from torchvision import transforms as v1
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from gmix.builders.data import build_data, build_stream
+from gmix.config.options import parse_size
+from gmix.config.train_config import TrainConfig
 from gmix.data import (
     Classes,
     ColorJitter,
@@ -39,9 +42,6 @@ from gmix.data import (
     find_images,
     train_transform,
 )
-from gmix.training.build import build_data, build_stream
-from gmix.training.config import TrainConfig
-from gmix.training.options import parse_size
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLASSES, HEIGHT, WIDTH = 21, 375, 500

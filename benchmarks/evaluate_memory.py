@@ -17,12 +17,12 @@ import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from gmix.config.commands import EvaluateConfig
+from gmix.config.options import parse_size
 from gmix.data import Classes, Sample, eval_transform
+from gmix.deploy.evaluate import build_predict
 from gmix.evaluation import evaluate
-from gmix.training.commands import EvaluateConfig
-from gmix.training.cost import peak_memory
-from gmix.training.options import parse_size
-from gmix.training.score import build_predict
+from gmix.runtime.device import peak_memory
 
 CPU = torch.device("cpu")
 CLASSES = 19

@@ -12,9 +12,9 @@ import torch
 from torch.nn import functional as F
 
 from gmix.data import find_images, read_image
-from gmix.export import export_model, load_onnx, load_program
-from gmix.predict import predict_image, predict_logits
-from gmix.training.saved import SavedModel
+from gmix.deploy.export import export_model, load_onnx, load_program
+from gmix.deploy.predict import predict_image, predict_logits
+from gmix.runs.saved import SavedModel
 
 
 def measure(model: str, folder: str, out: Path, images: int) -> None:

@@ -19,10 +19,11 @@ from probe import Probe, open_run
 from torch import Tensor
 
 from gmix import CutMix, LabeledReference, StrongColor
+from gmix.builders.data import AsTested, Data, build_stream
+from gmix.builders.network import build_net
 from gmix.data import Batch, eval_transform
 from gmix.methods import GuidedMix
-from gmix.network import GuidedMixNet
-from gmix.training.build import AsTested, Data, build_net, build_stream
+from gmix.nn.network import GuidedMixNet
 
 
 def main() -> None:

@@ -31,10 +31,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gmix.data import Classes, SegmentationDataset, eval_transform, find_images
+from gmix.deploy.predict import predict_folder
 from gmix.evaluation import evaluate
-from gmix.network import GuidedMixNet
-from gmix.predict import predict_folder
-from gmix.training.saved import SavedModel
+from gmix.nn.network import GuidedMixNet
+from gmix.runs.saved import SavedModel
 
 HEIGHT, WIDTH = 375, 500
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -98,7 +98,7 @@ def compare(run: Callable[[], Any], images: int, repeats: int) -> tuple[float, f
     for _ in range(repeats):
         own.append(images / seconds(run))
         with ExitStack() as stack:
-            for module in ("gmix.predict", "gmix.evaluation.scoring"):
+            for module in ("gmix.deploy.predict", "gmix.evaluation.scoring"):
                 stack.enter_context(patch(f"{module}.ahead", in_turns))
             plain.append(images / seconds(run))
     ratios = [a / b for a, b in zip(own, plain, strict=True)]

@@ -19,15 +19,15 @@ from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
 from gmix import StrongColor
+from gmix.builders.data import build_data, build_stream
+from gmix.config.options import parse_size
+from gmix.config.train_config import TrainConfig
+from gmix.config.yamlfile import read_yaml
 from gmix.data import Batch, eval_transform
 from gmix.evaluation import evaluate
-from gmix.training.build import build_data, build_stream
-from gmix.training.checkpoint import list_checkpoints
-from gmix.training.config import TrainConfig
+from gmix.runs.checkpoint import list_checkpoints
+from gmix.runs.saved import load_model
 from gmix.training.norm import unlabeled_views
-from gmix.training.options import parse_size
-from gmix.training.saved import load_model
-from gmix.training.yamlfile import read_yaml
 
 CPU = torch.device("cpu")
 

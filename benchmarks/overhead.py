@@ -20,13 +20,14 @@ from unittest.mock import patch
 
 import torch
 
+from gmix.builders.data import build_data, build_stream
+from gmix.builders.loading import Loader
+from gmix.builders.network import image_stats
+from gmix.config.train_config import TrainConfig
 from gmix.data import Batch
 from gmix.demo.run import LABELED, SIZE, UNLABELED, VALIDATION, demo_config
 from gmix.demo.scenes import Folders, write_scenes
-from gmix.training.build import build_data, build_stream, image_stats
-from gmix.training.config import TrainConfig
 from gmix.training.fit import fit
-from gmix.training.loading import Loader
 from gmix.training.nonfinite import Guard
 from gmix.training.session import fit_settings
 from gmix.training.state import Parts, build_parts

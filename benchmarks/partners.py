@@ -14,12 +14,13 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from gmix import FeatureBank, SimilarPairSelector
+from gmix.builders.data import build_data
+from gmix.builders.network import build_net, image_stats
+from gmix.config.options import parse_size
+from gmix.config.parser import parse
+from gmix.config.train_config import TrainConfig
 from gmix.data import eval_transform
-from gmix.network import GuidedMixNet
-from gmix.training.build import build_data, build_net, image_stats
-from gmix.training.config import TrainConfig
-from gmix.training.flags import parse
-from gmix.training.options import parse_size
+from gmix.nn.network import GuidedMixNet
 
 BATCH, DRAWS = 8, 10
 

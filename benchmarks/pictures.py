@@ -31,22 +31,22 @@ from torch import Tensor
 
 import gmix
 from gmix import functional as G
+from gmix.config.options import parse_size
+from gmix.config.train_config import TrainConfig
+from gmix.config.yamlfile import read_yaml
 from gmix.data import Classes
 from gmix.demo.scenes import NAMES, PALETTE, Folders
+from gmix.deploy.predict import predict_image
 from gmix.methods import CCT
 from gmix.methods.cct import disturb, object_map
 from gmix.methods.classmix import half_of_classes
 from gmix.methods.guidedmix import Guidance
-from gmix.mitrans import non_local
-from gmix.predict import predict_image
+from gmix.nn.mitrans import non_local
+from gmix.nn.weights import encoder_stats
 from gmix.report.sheet import colour_mask
-from gmix.training.checkpoint import list_checkpoints, load_checkpoint
-from gmix.training.config import TrainConfig
-from gmix.training.options import parse_size
-from gmix.training.saved import SavedModel, load_model
+from gmix.runs.checkpoint import list_checkpoints, load_checkpoint
+from gmix.runs.saved import SavedModel, load_model
 from gmix.training.state import build_parts
-from gmix.training.yamlfile import read_yaml
-from gmix.weights import encoder_stats
 
 CELL, GAP = 144, 6  # pixels
 INK, PALE, LINE, SECOND = "#1b1f24", "#6b7280", "#2563eb", "#d97706"

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gmix.config.files import training_files
+from gmix.config.options import parse_size
+from gmix.config.train_config import TrainConfig
+from gmix.config.yamlfile import read_yaml
 from gmix.data import SegmentationDataset, eval_transform, evenly_spaced, pair_masks
-from gmix.network import GuidedMixNet
-from gmix.training.config import TrainConfig
-from gmix.training.files import training_files
-from gmix.training.options import parse_size
-from gmix.training.saved import SavedModel, load_model
-from gmix.training.yamlfile import read_yaml
+from gmix.nn.network import GuidedMixNet
+from gmix.runs.saved import SavedModel, load_model
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from gmix import LabeledReference, RandomPairSelector, SimilarPairSelector
 from gmix import functional as G
+from gmix.builders.data import AsTested
+from gmix.builders.network import build_net
 from gmix.data import eval_transform
 from gmix.evaluation import ConfusionMatrix, predict_multiscale
-from gmix.training.build import AsTested, build_net
 from gmix.training.quality import summary
 
 # Of the default, one at a time.

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gmix.builders.method import build_method
+from gmix.builders.network import build_net
+from gmix.config.parser import parse
+from gmix.config.train_config import TrainConfig
 from gmix.data import Paths, ShardedImages
 from gmix.data.stream import shuffled
 from gmix.methods import METHODS, GuidedMix
-from gmix.training.build import build_net
-from gmix.training.config import TrainConfig
-from gmix.training.cost import count_first_step
-from gmix.training.flags import parse
-from gmix.training.methods import build_method
+from gmix.nn.passes import count_first_step
 from gmix.training.optim import build_optimizer
 from gmix.training.plan import human, tensors
 

@@ -22,13 +22,14 @@ from segmentation_models_pytorch.base import SegmentationModel
 from torch import Tensor, nn
 
 from gmix import LabeledReference, NonLocalBlock
+from gmix.builders.method import build_method
+from gmix.builders.network import build_net
+from gmix.config.options import parse_size
+from gmix.config.train_config import TrainConfig
 from gmix.methods import METHODS, Method
-from gmix.training.build import build_net
-from gmix.training.config import TrainConfig
-from gmix.training.cost import encoders, peak_memory
-from gmix.training.methods import build_method
-from gmix.training.options import parse_size
-from gmix.training.precision import mixed_precision
+from gmix.nn.passes import encoders
+from gmix.runtime.device import peak_memory
+from gmix.runtime.precision import mixed_precision
 
 CPU = torch.device("cpu")
 CLASSES = 21

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 import gmix
 from gmix.demo import compose_scenes, load_sources
-from gmix.weights import load_encoder_weights
+from gmix.nn.weights import load_encoder_weights
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 10
 MEAN, STD = 0.5, 0.5

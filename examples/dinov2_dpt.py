@@ -19,7 +19,7 @@ import torch
 import gmix
 from gmix.demo import compose_scenes, load_sources
 from gmix.evaluation import ConfusionMatrix
-from gmix.weights import encoder_stats
+from gmix.nn.weights import encoder_stats
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 3
 CLASSES, SIZE = 11, 64

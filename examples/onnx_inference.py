@@ -21,8 +21,8 @@ import gmix
 from gmix.data import Classes
 from gmix.demo import compose_scenes, load_sources
 from gmix.demo.scenes import NAMES
-from gmix.export import export_model
-from gmix.weights import load_encoder_weights
+from gmix.deploy.export import export_model
+from gmix.nn.weights import load_encoder_weights
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 15
 

@@ -22,7 +22,7 @@ import gmix
 from gmix.data import Sample, TwoStream, eval_transform, train_transform
 from gmix.demo import compose_scenes, load_sources
 from gmix.evaluation import ConfusionMatrix
-from gmix.weights import encoder_stats, load_encoder_weights
+from gmix.nn.weights import encoder_stats, load_encoder_weights
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 10
 CLASSES, ENCODER = 11, "tu-tf_efficientnet_lite0"

@@ -20,7 +20,7 @@ from torch import nn
 import gmix
 from gmix.demo import compose_scenes, load_sources
 from gmix.evaluation import eval_mode
-from gmix.weights import load_encoder_weights
+from gmix.nn.weights import load_encoder_weights
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 10
 CLASSES = 11

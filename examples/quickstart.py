@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import gmix
 from gmix.demo import compose_scenes, load_sources
 from gmix.evaluation import ConfusionMatrix
-from gmix.weights import load_encoder_weights
+from gmix.nn.weights import load_encoder_weights
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 15
 CLASSES = 11  # background and ten digits

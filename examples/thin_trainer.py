@@ -20,8 +20,8 @@ import gmix
 from gmix import data
 from gmix.demo.scenes import Folders, write_scenes
 from gmix.evaluation import evaluate
+from gmix.nn.weights import encoder_stats, load_encoder_weights
 from gmix.training.decide import decide_for_miou, unlabeled_pixels
-from gmix.weights import encoder_stats, load_encoder_weights
 
 ENCODER, SIZE = "tu-tf_efficientnet_lite0", (48, 48)
 NORM_BATCHES, DECIDING_BATCHES = 40, 10  # of unlabeled images, after the last step

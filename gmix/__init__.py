@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gmix import functional, methods, protocols
-    from gmix.adjustment import LogitAdjustment
-    from gmix.bank import ApproximateSearch, FeatureBank, Neighbors
-    from gmix.decoupler import SoftDecoupler
-    from gmix.losses import GuidedMixLoss
-    from gmix.mitrans import MITransBlock, NonLocalBlock
-    from gmix.mixer import LabeledUnlabeledMixer, Mixed
-    from gmix.network import GuidedMixNet
-    from gmix.pairing import RandomPairSelector, SimilarPairSelector
-    from gmix.paste import ClassPaste
-    from gmix.predict import predict_image
-    from gmix.pseudo import PseudoMask
-    from gmix.reference import LabeledReference
-    from gmix.teacher import EMATeacher
-    from gmix.training.saved import SavedModel
-    from gmix.unet import GuidedMixUnet
-    from gmix.views import CutMix, GaussianBlur, Pasted, StrongColor, StrongView
+    from gmix.deploy.predict import predict_image
+    from gmix.nn.adjustment import LogitAdjustment
+    from gmix.nn.bank import ApproximateSearch, FeatureBank, Neighbors
+    from gmix.nn.decoupler import SoftDecoupler
+    from gmix.nn.ema import EMATeacher
+    from gmix.nn.losses import GuidedMixLoss
+    from gmix.nn.mitrans import MITransBlock, NonLocalBlock
+    from gmix.nn.mixer import LabeledUnlabeledMixer, Mixed
+    from gmix.nn.network import GuidedMixNet
+    from gmix.nn.pairing import RandomPairSelector, SimilarPairSelector
+    from gmix.nn.paste import ClassPaste
+    from gmix.nn.pseudo import PseudoMask
+    from gmix.nn.reference import LabeledReference
+    from gmix.nn.unet import GuidedMixUnet
+    from gmix.nn.views import CutMix, GaussianBlur, Pasted, StrongColor, StrongView
+    from gmix.runs.saved import SavedModel
 
 __version__ = "0.1.0"
 
@@ -59,31 +59,31 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ApproximateSearch": "bank",
-    "ClassPaste": "paste",
-    "CutMix": "views",
-    "EMATeacher": "teacher",
-    "FeatureBank": "bank",
-    "GaussianBlur": "views",
-    "GuidedMixLoss": "losses",
-    "GuidedMixNet": "network",
-    "GuidedMixUnet": "unet",
-    "LabeledReference": "reference",
-    "LabeledUnlabeledMixer": "mixer",
-    "LogitAdjustment": "adjustment",
-    "MITransBlock": "mitrans",
-    "Mixed": "mixer",
-    "Neighbors": "bank",
-    "NonLocalBlock": "mitrans",
-    "Pasted": "views",
-    "PseudoMask": "pseudo",
-    "RandomPairSelector": "pairing",
-    "SavedModel": "training.saved",
-    "SimilarPairSelector": "pairing",
-    "SoftDecoupler": "decoupler",
-    "StrongColor": "views",
-    "StrongView": "views",
-    "predict_image": "predict",
+    "ApproximateSearch": "nn.bank",
+    "ClassPaste": "nn.paste",
+    "CutMix": "nn.views",
+    "EMATeacher": "nn.ema",
+    "FeatureBank": "nn.bank",
+    "GaussianBlur": "nn.views",
+    "GuidedMixLoss": "nn.losses",
+    "GuidedMixNet": "nn.network",
+    "GuidedMixUnet": "nn.unet",
+    "LabeledReference": "nn.reference",
+    "LabeledUnlabeledMixer": "nn.mixer",
+    "LogitAdjustment": "nn.adjustment",
+    "MITransBlock": "nn.mitrans",
+    "Mixed": "nn.mixer",
+    "Neighbors": "nn.bank",
+    "NonLocalBlock": "nn.mitrans",
+    "Pasted": "nn.views",
+    "PseudoMask": "nn.pseudo",
+    "RandomPairSelector": "nn.pairing",
+    "SavedModel": "runs.saved",
+    "SimilarPairSelector": "nn.pairing",
+    "SoftDecoupler": "nn.decoupler",
+    "StrongColor": "nn.views",
+    "StrongView": "nn.views",
+    "predict_image": "deploy.predict",
 }
 
 if not TYPE_CHECKING:  # they would take any name for a public one

@@ -2,6 +2,6 @@
 
 import sys
 
-from gmix.cli import main
+from gmix.cli.main import main
 
 sys.exit(main())

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from gmix.mixer import Mixed
-    from gmix.network import GuidedMixNet
-    from gmix.views import Pasted
+    from gmix.nn.mixer import Mixed
+    from gmix.nn.network import GuidedMixNet
+    from gmix.nn.views import Pasted
 
 __all__ = [
     "Augmentation",

@@ -28,7 +28,7 @@ from segmentation_models_pytorch.encoders import get_encoder
 from tiny_data import tiny_config, words, write_data, write_scene
 from true_layouts import voc
 
-from gmix.training.build import Data
+from gmix.builders.data import Data
 
 Words = list[str]
 

@@ -19,7 +19,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-PRELOADED = ["accelerate", "gmix.cli", "gmix.evaluation", "gmix.training.run", "huggingface_hub"]
+PRELOADED = [
+    "accelerate",
+    "gmix.cli.main",
+    "gmix.evaluation",
+    "gmix.training.train",
+    "huggingface_hub",
+]
 
 
 @cache

@@ -20,13 +20,13 @@ if __name__ == "__main__":  # branches are counted in what reads the input
     with atheris.instrument_imports(include=["gmix", "yaml"]):
         import yaml  # noqa: F401
 
-        import gmix.data
-        import gmix.training.flags  # noqa: F401
+        import gmix.config.parser  # noqa: F401
 
+from gmix.config.parser import parse
+from gmix.config.train_config import TrainConfig
+from gmix.config.yamlfile import parse_yaml
 from gmix.data import Classes, read_split
-from gmix.training.config import TrainConfig
-from gmix.training.flags import UsageError, parse
-from gmix.training.yamlfile import parse_yaml
+from gmix.errors import UsageError
 
 
 def split(data: bytes, folder: Path) -> None:

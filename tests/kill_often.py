@@ -21,9 +21,11 @@ from typing import Any, NoReturn
 import torch
 from tiny_data import tiny_config
 
-from gmix import whole
-from gmix.training import checkpoint, run, saved, state
-from gmix.training.config import TrainConfig
+from gmix.config.train_config import TrainConfig
+from gmix.runs import checkpoint, saved
+from gmix.runtime import atomic
+from gmix.training import state
+from gmix.training import train as run
 
 KINDS = {"call": 3, "write": 3, "save": 3, "clock": 1}
 
@@ -84,7 +86,7 @@ class Writes:
             (torch, "save", lambda state, file: (file.flush(), cut(file.name))),
             (Path, "write_text", lambda path, text, **rest: cut(path)),
             (shutil, "rmtree", None),
-            (whole, "_flush", None),
+            (atomic, "_flush", None),
             (Path, "rename", None),
             (Path, "replace", None),
         ):

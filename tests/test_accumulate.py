@@ -15,7 +15,8 @@ from tiny_nets import tiny_batch, tiny_net
 from torch import Tensor, nn
 
 from gmix import GuidedMixNet
-from gmix.cli import main
+from gmix.cli.main import main
+from gmix.config.train_config import CompareConfig, TrainConfig
 from gmix.data import Batch
 from gmix.methods import (
     GuidedMix,
@@ -23,10 +24,9 @@ from gmix.methods import (
     Method,
     Supervised,
 )
-from gmix.training.config import CompareConfig, TrainConfig
 from gmix.training.fit import FitSettings, fit
-from gmix.training.parts import PartStatistics
-from gmix.training.run import train
+from gmix.training.micro_batches import PartStatistics
+from gmix.training.train import train
 
 
 def without_norm(net: GuidedMixNet) -> GuidedMixNet:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from gmix import GuidedMixLoss, LogitAdjustment
 from gmix import functional as G
+from gmix.builders.method import build_method
+from gmix.config.train_config import TrainConfig
 from gmix.methods import GuidedMix, Supervised
-from gmix.training.config import TrainConfig
-from gmix.training.methods import build_method
 
 seeds = st.integers(0, 2**31 - 1)
 

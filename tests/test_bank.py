@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gmix
-import gmix.bank
+import gmix.nn.bank
 from gmix import ApproximateSearch, FeatureBank
 from gmix import functional as G
 
@@ -59,7 +59,7 @@ def test_the_bank_is_a_naive_loop_over_all_it_knows(
     bank.add(known, torch.zeros(len(known), dim))
     bank.add(known, keys[known])  # over what was there
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gmix.bank, "PAIRS", pairs)
+        patch.setattr(gmix.nn.bank, "PAIRS", pairs)
         found = bank.nearest(query, k, exclude)
     index, distance = naive(
         query, {int(j): keys[j] for j in known}, k, exclude.tolist() if excluding else None
@@ -70,7 +70,7 @@ def test_the_bank_is_a_naive_loop_over_all_it_knows(
 
 @pytest.mark.parametrize("pairs", [64, 2**23])
 def test_the_first_is_what_nearest_chooses(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gmix.bank, "PAIRS", pairs)
+    monkeypatch.setattr(gmix.nn.bank, "PAIRS", pairs)
     torch.manual_seed(0)
     # Far from 0 and close together, where a matrix product would cancel.
     keys, query = 100 + 1e-3 * torch.randn(50, 16), 100 + 1e-3 * torch.randn(7, 16)

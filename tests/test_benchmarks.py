@@ -18,10 +18,10 @@ import yaml
 from tiny_data import tiny_config, write_data, write_scene
 from tiny_nets import tiny_net
 
+from gmix.builders.method import build_method
+from gmix.config.train_config import TrainConfig
 from gmix.methods import Method
-from gmix.training.config import TrainConfig
-from gmix.training.methods import build_method
-from gmix.training.run import train
+from gmix.training.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -153,7 +153,7 @@ def test_the_bench_trains_scores_both_halves_and_goes_on(
 ) -> None:
     import bench
 
-    from gmix.cli import main
+    from gmix.cli.main import main
 
     write_data(tmp_path / "tiny", labeled=4, unlabeled=2, validation=2)
     own = tiny_config(Path("tiny"), Path("out"), steps=2)
@@ -215,7 +215,7 @@ def test_the_bench_trains_scores_both_halves_and_goes_on(
 def test_the_probe_scores_every_way_to_make_a_pseudo_mask(run_dir: Path) -> None:
     from gmix.data import SegmentationDataset, eval_transform, find_images
     from gmix.evaluation import evaluate
-    from gmix.training.saved import load_model
+    from gmix.runs.saved import load_model
 
     root = run_dir.parent
     table = rows(run("pseudo_masks.py", run_dir, "--truth", root / "truth", "--images", 4))
@@ -457,7 +457,7 @@ def test_imports_and_help(
 ) -> None:
     import imports
 
-    from gmix.cli import main
+    from gmix.cli.main import main
 
     def here(command: list[str], check: bool, stdout: int) -> None:
         """As the process does, but for its start and the imports."""

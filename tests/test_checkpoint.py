@@ -16,10 +16,9 @@ from safetensors.torch import load_file, save_file
 from tiny_data import tiny_config, write_data
 from torch import nn
 
-from gmix import whole
-from gmix.tensorfile import load_plain
-from gmix.training import checkpoint as module
-from gmix.training.checkpoint import (
+from gmix.errors import Interrupted
+from gmix.runs import checkpoint as module
+from gmix.runs.checkpoint import (
     Checkpoint,
     damage,
     list_checkpoints,
@@ -27,11 +26,12 @@ from gmix.training.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from gmix.training.fit import Report
-from gmix.training.interrupts import Interrupted
+from gmix.runs.results import Report
+from gmix.runtime import atomic
+from gmix.runtime.tensorfile import load_plain
 from gmix.training.optim import build_optimizer, fitting_state
-from gmix.training.run import train
 from gmix.training.state import Parts, build_parts, restore
+from gmix.training.train import train
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +193,7 @@ def test_a_kill_while_writing_leaves_the_last_good_one(
     with monkeypatch.context() as patch:
         target = {
             "save_file": (module, "save_file"),
-            "flush": (whole, "_flush"),
+            "flush": (atomic, "_flush"),
             "rename": (Path, "rename"),
         }[broken]
         patch.setattr(*target, die)

@@ -18,9 +18,8 @@ import yaml
 from PIL import Image
 from tiny_data import NAMES, tiny_config, words, write_data
 
-from gmix.cli import main
-from gmix.recipes import read_recipe, recipe_names
-from gmix.training.commands import (
+from gmix.cli.main import main
+from gmix.config.commands import (
     DemoConfig,
     EvaluateConfig,
     PredictConfig,
@@ -28,10 +27,12 @@ from gmix.training.commands import (
     SplitsAuditConfig,
     SplitsMakeConfig,
 )
-from gmix.training.config import TrainConfig
-from gmix.training.flags import UsageError, parse
-from gmix.training.options import flag
-from gmix.training.yamlfile import write_yaml
+from gmix.config.options import flag
+from gmix.config.parser import parse
+from gmix.config.recipes import read_recipe, recipe_names
+from gmix.config.train_config import TrainConfig
+from gmix.config.yamlfile import write_yaml
+from gmix.errors import UsageError
 
 Capture = pytest.CaptureFixture[str]
 
@@ -75,7 +76,7 @@ def complaint(capsys: Capture, argv: list[str], code: int = 1) -> str:
 def test_help_does_not_wait_for_torch(argv: list[str]) -> None:
     code = f"""
 import sys
-from gmix.cli import main
+from gmix.cli.main import main
 try:
     main({argv!r})
 except SystemExit as stop:
@@ -501,7 +502,7 @@ def test_a_stopped_training_is_no_failure(
             os.kill(os.getpid(), signals.pop())
         return False
 
-    monkeypatch.setattr("gmix.training.run.due", due)
+    monkeypatch.setattr("gmix.training.train.due", due)
     config = tiny_config(data, tmp_path / "out", method="supervised")
     assert main(["train", *words(config)]) == 0
     # It came after step 1 was found to be of no interest, so step 2 is the last.

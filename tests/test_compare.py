@@ -36,26 +36,27 @@ from torch import Tensor
 from true_layouts import WRITERS, write_list
 
 from gmix import functional as G
-from gmix.cli import main
+from gmix.builders.data import Data, build_data
+from gmix.cli.main import main
 from gmix.compare import Comparison
 from gmix.compare.board import LiveBoard, PlainBoard, how_far, print_table
 from gmix.compare.child import Child, is_finished
 from gmix.compare.plan import Run, plan
 from gmix.compare.run import fail, train_all
 from gmix.compare.table import classes_table, gain, gap_closed, scores_table
+from gmix.config.files import held_out_files, training_files
+from gmix.config.options import flag
+from gmix.config.train_config import CompareConfig, TrainConfig
+from gmix.config.yamlfile import write_yaml
 from gmix.data import eval_transform
 from gmix.methods import CPS, ClassMix, FixMatch, GuidedMix, Method, Supervised, UniMatch
-from gmix.own import RECORD
-from gmix.training import run as running
-from gmix.training.build import Data, build_data
-from gmix.training.config import CompareConfig, TrainConfig
-from gmix.training.cost import count_first_step, encoders, peak_memory
-from gmix.training.files import held_out_files, training_files
-from gmix.training.interrupts import Interrupts
-from gmix.training.options import flag
+from gmix.nn.passes import count_first_step, encoders
+from gmix.runtime.device import peak_memory
+from gmix.runtime.interrupts import Interrupts
+from gmix.runtime.own import RECORD
+from gmix.training import train as running
 from gmix.training.quality import judge_pseudo_masks
-from gmix.training.run import train
-from gmix.training.yamlfile import write_yaml
+from gmix.training.train import train
 
 TINY: dict[str, Any] = {
     "steps": 4,

@@ -17,10 +17,10 @@ from tiny_nets import tiny_batch, tiny_net
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from gmix.cli import main
+from gmix.cli.main import main
 from gmix.methods import Method
-from gmix.training.precision import mixed_precision
-from gmix.training.run import train
+from gmix.runtime.precision import mixed_precision
+from gmix.training.train import train
 
 Capture = pytest.CaptureFixture[str]
 

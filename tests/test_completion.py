@@ -9,12 +9,13 @@ from collections.abc import Callable
 
 import pytest
 
-from gmix import cli, cli_splits
-from gmix.completion import FLAGS, completion_script
+from gmix.cli.completion import FLAGS, completion_script
+from gmix.cli import main as cli
+from gmix.cli import splits as cli_splits
+from gmix.config.options import DATASETS
+from gmix.config.parser import parse
+from gmix.config.recipes import recipe_names
 from gmix.methods import METHODS
-from gmix.recipes import recipe_names
-from gmix.training.flags import parse
-from gmix.training.options import DATASETS
 
 Complete = Callable[[str], list[str]]
 

@@ -14,11 +14,12 @@ from tiny_nets import seeded, tiny_net
 from torch import Tensor
 
 from gmix import functional as G
+from gmix.builders.data import build_data, build_stream
+from gmix.builders.network import image_stats
 from gmix.data import Batch
-from gmix.training.build import build_data, build_stream, image_stats
+from gmix.runs.saved import load_model
 from gmix.training.decide import decide_for_miou, unlabeled_pixels
-from gmix.training.run import train
-from gmix.training.saved import load_model
+from gmix.training.train import train
 
 
 def random_probs(seed: int, pixels: int, classes: int) -> Tensor:

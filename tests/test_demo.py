@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gmix.config.train_config import TrainConfig
 from gmix.data import Classes, SegmentationDataset, find_images, pair_masks, read_image
 from gmix.demo import compose_scenes, load_sources, run_demo, write_scenes
 from gmix.demo.run import demo_config
 from gmix.demo.scenes import NAMES, PALETTE, Folders
-from gmix.training.config import TrainConfig
 
 SIZE = 48
 

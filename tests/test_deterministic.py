@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny_data import tiny_config, words, write_data
 
-from gmix.cli import main
-from gmix.training.deterministic import deterministic
+from gmix.cli.main import main
+from gmix.runtime.deterministic import deterministic
 
 
 def settings() -> tuple[object, ...]:

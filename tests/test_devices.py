@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import (
 
 import gmix
 from gmix.methods import GuidedMix, cps
-from gmix.views import GaussianBlur, StrongView
+from gmix.nn.views import GaussianBlur, StrongView
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*CUDA is not available"),

@@ -20,8 +20,8 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from tiny_nets import tiny_batch, tiny_net
 
 import gmix
-from gmix.methods import METHODS
-from gmix.training.commands import (
+from gmix.builders.method import build_method
+from gmix.config.commands import (
     DemoConfig,
     EvaluateConfig,
     ExportConfig,
@@ -31,11 +31,11 @@ from gmix.training.commands import (
     SplitsAuditConfig,
     SplitsMakeConfig,
 )
-from gmix.training.config import CompareConfig, TrainConfig
-from gmix.training.cost import count_first_step
-from gmix.training.flags import parse
-from gmix.training.methods import build_method
-from gmix.training.options import flag
+from gmix.config.options import flag
+from gmix.config.parser import parse
+from gmix.config.train_config import CompareConfig, TrainConfig
+from gmix.methods import METHODS
+from gmix.nn.passes import count_first_step
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gmix.cli import main
+from gmix.cli.main import main
 
 VOC = ["--classes", "7", "--label-map", "0:0,8:1,10:2,12:3,13:4,15:5,17:6"]
 NETWORK = ["--encoder", "tu-tf_efficientnet_lite0", "--encoder-weights", "lite0"]

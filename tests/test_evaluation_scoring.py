@@ -17,8 +17,10 @@ from tiny_data import NAMES, tiny_config, write_data
 from torch import Tensor, nn
 from torchvision import tv_tensors
 
-from gmix.cli import main
+from gmix.cli.main import main
+from gmix.config.commands import EvaluateConfig
 from gmix.data import Classes, Sample, eval_transform
+from gmix.deploy.evaluate import build_predict, score_model
 from gmix.evaluation import (
     ConfusionMatrix,
     IncomparableCenter,
@@ -27,10 +29,8 @@ from gmix.evaluation import (
     draw_confusion,
     evaluate,
 )
-from gmix.say import print_scores
-from gmix.training.commands import EvaluateConfig
-from gmix.training.run import train
-from gmix.training.score import build_predict, score_model
+from gmix.runtime.console import print_scores
+from gmix.training.train import train
 
 CLASSES = Classes.of(3)
 

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gmix
-from gmix.cli import main
+from gmix.cli.main import main
+from gmix.config.commands import ExportConfig
 from gmix.data import Classes, ImageFormat, find_images, read_image
-from gmix.export import (
+from gmix.deploy.export import (
     Deployable,
     Format,
     _AveragePool,
@@ -37,16 +38,15 @@ from gmix.export import (
     load_program,
     trace,
 )
-from gmix.network import GuidedMixNet
-from gmix.own import RECORD, write_own
-from gmix.predict import predict_image, predict_logits
-from gmix.say import explain
-from gmix.training.card import model_card
-from gmix.training.commands import ExportConfig
-from gmix.training.run import train
-from gmix.training.saved import SavedModel
-from gmix.unet import GuidedMixUnet
-from gmix.weights import load_encoder_weights
+from gmix.deploy.predict import predict_image, predict_logits
+from gmix.nn.network import GuidedMixNet
+from gmix.nn.unet import GuidedMixUnet
+from gmix.nn.weights import load_encoder_weights
+from gmix.runs.card import model_card
+from gmix.runs.saved import SavedModel
+from gmix.runtime.console import explain
+from gmix.runtime.own import RECORD, write_own
+from gmix.training.train import train
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 SIZES = [(1, 45, 61), (3, 100, 75)]  # batch, height, width: no stride divides them
@@ -112,7 +112,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported
         path = tmp_path_factory.mktemp("export") / "new" / ENDINGS[format]
         what = kind, resized, fixed, classes
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("gmix.export.trace", partial(traced, what))
+            patch.setattr("gmix.deploy.export.trace", partial(traced, what))
             difference = export_model(saved, path, format, fixed)
         return Exported(
             saved, path, load_onnx(path) if format == "onnx" else load_program(path), difference

@@ -13,8 +13,8 @@ from tiny_nets import seeded, tiny_batch, tiny_net
 from torch import nn
 
 from gmix import LabeledReference
-from gmix.frozen import checksum
 from gmix.methods import GuidedMix
+from gmix.nn.frozen import checksum
 
 
 def trained() -> GuidedMix:

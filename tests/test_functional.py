@@ -15,7 +15,7 @@ from torch import Tensor
 import gmix
 from gmix import functional as G
 from gmix.evaluation import ConfusionMatrix
-from gmix.reference import class_shares
+from gmix.nn.reference import class_shares
 
 seeds = st.integers(0, 2**31 - 1)
 

@@ -15,10 +15,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from gmix.config.parser import parse
+from gmix.config.train_config import TrainConfig
 from gmix.data import Classes, read_image, read_mask
 from gmix.data.shards import list_members
-from gmix.training.config import TrainConfig
-from gmix.training.flags import UsageError, parse
+from gmix.errors import UsageError
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from torch import nn
 
 import gmix
 from gmix import GuidedMixLoss, StrongColor
+from gmix.builders.method import build_method
+from gmix.config.train_config import TrainConfig
 from gmix.methods import FixMatch, GuidedMix, Supervised, UniMatch
-from gmix.training.config import TrainConfig
-from gmix.training.methods import build_method
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 

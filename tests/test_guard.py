@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from tiny_data import tiny_config, words, write_data
 from torch import Tensor
 
-from gmix.cli import main
+from gmix.cli.main import main
+from gmix.compare import guard
+from gmix.config.yamlfile import read_settings
 from gmix.evaluation import ConfusionMatrix, paired_gain, tallies
-from gmix.training import guard
-from gmix.training.yamlfile import read_settings
 
 
 def images(seed: int, count: int = 12, classes: int = 3, wrong: float = 0.3) -> list[Any]:

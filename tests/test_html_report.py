@@ -27,11 +27,12 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 from tiny_data import NAMES, tiny_config, words, write_data
 
-from gmix.cli import main
+from gmix.cli.main import main
 from gmix.compare.table import gain as compared
+from gmix.config.commands import ReportConfig
 from gmix.data import LAYOUTS, Classes, find_images, read_image, read_mask
+from gmix.deploy.predict import predict_image
 from gmix.methods import GuidedMix
-from gmix.predict import predict_image
 from gmix.report import try_report, write_report
 from gmix.report.cards import pair_card, palettes
 from gmix.report.charts import SERIES, Line, class_bars, confusion_chart, line_chart
@@ -50,9 +51,8 @@ from gmix.report.pictures import (
     photo,
 )
 from gmix.report.scenes import choose, look_at_even_scenes, look_at_scenes
-from gmix.training.commands import ReportConfig
-from gmix.training.run import train
-from gmix.training.saved import load_model
+from gmix.runs.saved import load_model
+from gmix.training.train import train
 
 CPU = torch.device("cpu")
 

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from tiny_data import tiny_config
 
 from gmix.compare.board import HowFar, how_far
-from gmix.infile import plain_file, read_json, read_plain
+from gmix.config.yamlfile import read_settings, write_yaml
 from gmix.report.collect import read_run
+from gmix.runs.results import Metrics
+from gmix.runtime.infile import plain_file, read_json, read_plain
 from gmix.training.replay import read_step, replay
-from gmix.training.results import Metrics
-from gmix.training.yamlfile import read_settings, write_yaml
 
 posix = pytest.mark.skipif(os.name != "posix", reason="Windows has no such files")
 

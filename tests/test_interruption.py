@@ -33,25 +33,28 @@ from tiny_nets import seeded, tiny_batch, tiny_net
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
-from gmix import whole
-from gmix.cli import main
+from gmix.builders.data import build_data, build_stream
+from gmix.cli.main import main
+from gmix.config.train_config import TrainConfig
+from gmix.config.yamlfile import write_yaml
 from gmix.data import Batch, Cached, ImageDataset, ShardedImages, find_shards
+from gmix.data.damaged import item_name
+from gmix.errors import NonFinite
 from gmix.methods import GuidedMix, Supervised
 from gmix.methods.method import Step
-from gmix.own import RECORD
+from gmix.runs.checkpoint import list_checkpoints
+from gmix.runs.reproduction import batch_names
+from gmix.runs.results import Report
+from gmix.runtime import atomic
+from gmix.runtime.interrupts import Interrupts, leave_to_parent
+from gmix.runtime.own import RECORD
 from gmix.training import validation
-from gmix.training.build import build_data, build_stream
-from gmix.training.checkpoint import list_checkpoints
-from gmix.training.config import TrainConfig
-from gmix.training.damaged import item_name
-from gmix.training.fit import Report, fit
-from gmix.training.interrupts import Interrupts, leave_to_parent
-from gmix.training.nonfinite import Guard, NonFinite, batch_names
+from gmix.training.fit import fit
+from gmix.training.nonfinite import Guard
 from gmix.training.optim import poly
 from gmix.training.replay import replay
-from gmix.training.run import train
 from gmix.training.state import find_checkpoint
-from gmix.training.yamlfile import write_yaml
+from gmix.training.train import train
 
 Capture = pytest.CaptureFixture[str]
 
@@ -145,7 +148,7 @@ def test_a_polite_stop_exits_with_0_and_says_how_to_go_on(
 
     config = tiny_config(data, tmp_path / "out", **QUICK, method="supervised")
     with monkeypatch.context() as patch:
-        patch.setattr("gmix.training.run.due", due)
+        patch.setattr("gmix.training.train.due", due)
         assert main(["train", *words(config)]) == 0
     said = capsys.readouterr().out.splitlines()[-1]
     line = (
@@ -215,7 +218,7 @@ def test_loader_processes_end_with_a_parent_that_forgot_them() -> None:
     """At its end it sends them a SIGTERM and waits."""
     program = """
 from torch.utils.data import DataLoader
-from gmix.training.interrupts import leave_to_parent
+from gmix.runtime.interrupts import leave_to_parent
 
 kept = iter(DataLoader(range(8), num_workers=1, worker_init_fn=leave_to_parent))
 next(kept)
@@ -307,13 +310,13 @@ def test_a_folder_that_is_read_only_is_found_out_before_any_work(
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path, error: BaseException) -> None:
     (tmp_path / "a.txt").write_text("before")
     expected = ValueError if isinstance(error, OSError) else type(error)
-    with pytest.raises(expected) as caught, whole.whole_file(tmp_path / "a.txt") as aside:
+    with pytest.raises(expected) as caught, atomic.whole_file(tmp_path / "a.txt") as aside:
         aside.write_text("half")
         raise error
     if expected is ValueError:
         assert str(caught.value) == f"cannot write {tmp_path / 'a.txt'}: full"
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "before")]
-    whole.write_whole(tmp_path / "a.txt", "after")
+    atomic.write_whole(tmp_path / "a.txt", "after")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "after")]
 
 
@@ -324,26 +327,26 @@ def test_a_write_protected_file_stays(tmp_path: Path, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:  # tests may run as root, who may write everything
         patch.setattr(os, "access", lambda path, mode: path != final)
         with pytest.raises(ValueError, match=r"cannot write \S+mine\.txt: Permission denied"):
-            whole.write_whole(final, "theirs")
+            atomic.write_whole(final, "theirs")
         assert final.read_text() == "mine"
         # But in a folder that takes no other file, one that may be written is.
         patch.setattr(os, "access", lambda path, mode: path != tmp_path)
         patch.setattr(Path, "replace", None)
-        whole.write_whole(final, "new")
+        atomic.write_whole(final, "new")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("mine.txt", "new")]
 
 
 def test_what_a_killed_process_left_of_a_file_is_written_over(tmp_path: Path) -> None:
     final = tmp_path / ("long" * 63)  # no name can be longer
-    with whole.whole_file(final) as aside:
+    with atomic.whole_file(final) as aside:
         aside.write_text("all")
     aside.write_text("half")  # as by a process that was killed
-    whole.write_whole(final, "again")
+    atomic.write_whole(final, "again")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(final.name, "again")]
 
 
 def test_a_file_that_cannot_be_read_is_not_one_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), whole.whole_file(tmp_path / "a.txt"):
+    with pytest.raises(FileNotFoundError), atomic.whole_file(tmp_path / "a.txt"):
         (tmp_path / "missing").read_text()
 
 
@@ -357,8 +360,8 @@ def test_a_file_is_on_the_disk_before_and_after_it_takes_its_place(
         what = "folder" if path == tmp_path else path.read_text()
         flushed.append((what, (tmp_path / "a.txt").exists()))
 
-    monkeypatch.setattr(whole, "_flush", note)
-    with whole.whole_file(tmp_path / "a.txt", flush=flush) as aside:
+    monkeypatch.setattr(atomic, "_flush", note)
+    with atomic.whole_file(tmp_path / "a.txt", flush=flush) as aside:
         aside.write_text("text")
     assert flushed == ([("text", False), ("folder", True)] if flush else [])
 
@@ -368,7 +371,7 @@ def test_a_folder_that_cannot_be_written_leaves_nothing_and_says_what_the_system
 ) -> None:
     with (
         pytest.raises(ValueError, match=r"cannot write \S+model: full$"),
-        whole.whole_folder(tmp_path / "model") as aside,
+        atomic.whole_folder(tmp_path / "model") as aside,
     ):
         (aside / "weights").write_text("half")
         try:
@@ -382,7 +385,7 @@ def test_what_an_earlier_removal_left_is_removed_too(tmp_path: Path) -> None:
     for name in ("old", ".old.gmix-gone"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
-    whole.remove_whole(tmp_path / "old")
+    atomic.remove_whole(tmp_path / "old")
     assert not list(tmp_path.iterdir())
 
 
@@ -390,15 +393,15 @@ def test_what_an_earlier_removal_left_is_removed_too(tmp_path: Path) -> None:
 def test_what_is_no_plain_file_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("target")
     for text in ("first", "second"):
-        whole.write_whole(tmp_path / "link", text)
+        atomic.write_whole(tmp_path / "link", text)
         assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == text
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-    whole.write_whole(tmp_path / "pipe", "text")
+    atomic.write_whole(tmp_path / "pipe", "text")
     assert os.read(reader, 9) == b"text"
     os.close(reader)
     with pytest.raises(ValueError, match=r"cannot write \S+: Is a directory"):
-        whole.write_whole(tmp_path, "text")
+        atomic.write_whole(tmp_path, "text")
 
 
 def test_a_folder_replaced_half_way_is_put_right(tmp_path: Path) -> None:
@@ -421,14 +424,14 @@ def test_a_folder_replaced_half_way_is_put_right(tmp_path: Path) -> None:
     put(".checkpoint-00000002.gmix-gone/state.pt", "")
     put(".results.json.gmix-part", "")
     put(".0123abcd.gmix-part.json", "")
-    whole.sweep(tmp_path)
+    atomic.sweep(tmp_path)
     assert content() == {**mine, "model/weights": "first"}
     # Killed after both: the second one stays, and what is not the library's with it.
     (tmp_path / "model").rename(tmp_path / ".model.gmix-old")
     put("model/weights", "second")
-    whole.sweep(tmp_path)
+    atomic.sweep(tmp_path)
     assert content() == {**mine, "model/weights": "second"}
-    with whole.whole_folder(tmp_path / "model") as aside:
+    with atomic.whole_folder(tmp_path / "model") as aside:
         (aside / "weights").write_text("third")
     assert content() == {**mine, "model/weights": "third"}
     assert not list(tmp_path.glob(".model*"))

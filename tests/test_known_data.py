@@ -12,13 +12,13 @@ import tifffile
 import torch
 from PIL import Image
 
-from gmix.cli import main
+from gmix.builders.data import build_data, find_data
+from gmix.cli.main import main
+from gmix.config.commands import EvaluateConfig
+from gmix.config.yamlfile import write_yaml
 from gmix.data import LAYOUTS, Classes, Finder, Layout, fit_binary, read_mask
-from gmix.training.build import build_data, find_data
-from gmix.training.commands import EvaluateConfig
-from gmix.training.saved import load_model
-from gmix.training.score import fit_masks, judged_on
-from gmix.training.yamlfile import write_yaml
+from gmix.deploy.evaluate import fit_masks, judged_on
+from gmix.runs.saved import load_model
 from tests.tiny_data import NAMES, tiny_config, words, write_data
 from tests.true_layouts import WRITERS
 
@@ -63,7 +63,7 @@ def test_a_label_map_keeps_the_data_set_s_colours_and_lists_are_read_once(
             made.append(root)
             super().__init__(layout, root)
 
-    monkeypatch.setattr("gmix.training.files.Finder", Counted)
+    monkeypatch.setattr("gmix.config.files.Finder", Counted)
     changes = {**NOTHING, "voc": str(root), "label_map": "0:0,1:15", "labels": 1, "held_out": 1}
     data = find_data(tiny_config(tmp_path, tmp_path / "run", **changes))
     assert data.classes.label_map == {0: 0, 1: 15} and data.held_out is not None

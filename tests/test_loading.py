@@ -28,17 +28,18 @@ from tiny_data import tiny_config, write_data
 from torch import Tensor
 from torchvision.transforms import v2
 
+from gmix.builders import loading
+from gmix.builders.data import build_data, build_stream
+from gmix.builders.loading import Loader, batch_bytes, pack, shortage
+from gmix.config.train_config import TrainConfig
 from gmix.data import TwoStream
-from gmix.training import loading
-from gmix.training.build import build_data, build_stream
-from gmix.training.checkpoint import list_checkpoints
-from gmix.training.config import TrainConfig
-from gmix.training.damaged import Readable, item_name, left_out
-from gmix.training.fit import Report
-from gmix.training.interrupts import Interrupted, Interrupts
-from gmix.training.loading import BatchError, Loader, batch_bytes, pack, shortage
-from gmix.training.processes import Joined
-from gmix.training.run import train
+from gmix.data.damaged import Readable, item_name, left_out
+from gmix.errors import BatchError, Interrupted
+from gmix.runs.checkpoint import list_checkpoints
+from gmix.runs.results import Report
+from gmix.runtime.distributed import Joined
+from gmix.runtime.interrupts import Interrupts
+from gmix.training.train import train
 
 CPU = torch.device("cpu")
 HALF = (0.5,) * 3
@@ -113,7 +114,7 @@ def test_what_is_short_is_said_before_the_start(
 SMALL_MEMORY = """
 import torch
 from gmix.training import loading
-from gmix.training.config import TrainConfig
+from gmix.config.train_config import TrainConfig
 from test_data_stream import build, same
 from gmix.data import train_transform
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from tiny_data import tiny_config, write_data
 
-from gmix.training.checkpoint import list_checkpoints
-from gmix.training.fit import Report
-from gmix.training.lock import NAME, locked, refuse_locked
-from gmix.training.run import train
+from gmix.runs.checkpoint import list_checkpoints
+from gmix.runs.results import Report
+from gmix.runtime.lock import NAME, locked, refuse_locked
 from gmix.training.state import build_parts
+from gmix.training.train import train
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the other processes are forks")
 

@@ -18,14 +18,14 @@ from tiny_nets import Labeled, seeded, tiny_batch, tiny_net
 from torch import Tensor, nn
 
 from gmix import GuidedMixNet, GuidedMixUnet
+from gmix.builders.method import build_method
+from gmix.config.train_config import TrainConfig
 from gmix.methods import CCT, CPS, GuidedMix, Method, Supervised
 from gmix.methods import cct as cct_file
 from gmix.methods.cct import DECODERS, adversarial, auxiliary_decoder, box_in, disturb
 from gmix.methods.classmix import half_of_classes
-from gmix.mitrans import NonLocalBlock, PixelShuffleBlock
-from gmix.training.config import TrainConfig
-from gmix.training.methods import build_method
-from gmix.views import Pasted
+from gmix.nn.mitrans import NonLocalBlock, PixelShuffleBlock
+from gmix.nn.views import Pasted
 
 seeds = st.integers(0, 2**31 - 1)
 

@@ -39,7 +39,7 @@ from gmix.methods import METHODS, Entry
 
 METHODS["mine"] = Entry("mine:Mirrored", "My Method", "mirror images")
 
-from gmix.cli import main
+from gmix.cli.main import main
 
 for words in json.loads(sys.argv[1]):
     assert main(words) == 0, words

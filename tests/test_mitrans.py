@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gmix.mitrans import MITransBlock, NonLocalBlock, PixelShuffleBlock, icnr_, non_local
+from gmix.nn.mitrans import MITransBlock, NonLocalBlock, PixelShuffleBlock, icnr_, non_local
 
 
 def naive_non_local(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
-from gmix.network import GuidedMixNet
-from gmix.sizes import windows
+from gmix.nn.network import GuidedMixNet
+from gmix.nn.sizes import windows
 
 SMALL_VIT = {
     "decoder_intermediate_channels": (8, 8, 8, 8),

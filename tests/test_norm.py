@@ -11,10 +11,10 @@ from tiny_nets import tiny_net
 from torch import Tensor, nn
 
 from gmix.data import Batch
+from gmix.nn.views import CutMix, StrongColor
 from gmix.training.fit import step_seed
 from gmix.training.norm import renew_statistics, unlabeled_views
-from gmix.training.run import train
-from gmix.views import CutMix, StrongColor
+from gmix.training.train import train
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from PIL import Image
 from test_predict import saved_model
 from tiny_data import tiny_config, words, write_data, write_scene
 
-from gmix.cli import main
-from gmix.own import RECORD, own_file, refuse_foreign, remember, write_own
-from gmix.predict import predict_folder
-from gmix.pseudo_label import pseudo_label_folder
+from gmix.cli.main import main
+from gmix.deploy.predict import predict_folder
+from gmix.deploy.pseudo_label import pseudo_label_folder
+from gmix.runtime.own import RECORD, own_file, refuse_foreign, remember, write_own
 from gmix.training.state import find_checkpoint
 
 FOREIGN = "was not written by gmix, or has been changed since: move it away"

@@ -12,8 +12,8 @@ from tiny_nets import seeded
 
 import gmix
 from gmix import functional as G
-from gmix.mixer import LabeledUnlabeledMixer
-from gmix.pairing import RandomPairSelector, SimilarPairSelector
+from gmix.nn.mixer import LabeledUnlabeledMixer
+from gmix.nn.pairing import RandomPairSelector, SimilarPairSelector
 
 seeds = st.integers(0, 2**31 - 1)
 

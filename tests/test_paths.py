@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from tiny_data import tiny_config, write_data
 from torchvision import tv_tensors
 
+from gmix.builders.data import build_data
+from gmix.config.files import training_files
 from gmix.data import (
     LAYOUTS,
     ImageDataset,
@@ -29,8 +31,6 @@ from gmix.data import (
     train_transform,
 )
 from gmix.data.stream import hashed
-from gmix.training.build import build_data
-from gmix.training.files import training_files
 
 names = st.text(st.characters(exclude_characters="/\\\0", exclude_categories=["Cs"]), min_size=1)
 some_paths = st.lists(st.lists(names, min_size=1, max_size=3).map(lambda parts: Path(*parts)))

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from tiny_data import tiny_config, words, write_data
 
-from gmix.cli import main
+from gmix.cli.main import main
 from gmix.methods import METHODS
+from gmix.runs.results import Report
 from gmix.training import plan as plan_file
 from gmix.training import session as session_file
-from gmix.training.fit import Report
 from gmix.training.plan import describe, human, plan
-from gmix.training.run import train
+from gmix.training.train import train
 
 
 @pytest.fixture(scope="module")

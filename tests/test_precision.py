@@ -9,10 +9,10 @@ from tiny_data import tiny_config, write_data
 from torch import nn
 from torch.nn import functional as F
 
-from gmix.training.config import TrainConfig
-from gmix.training.precision import computes_in_bfloat16, mixed_precision
-from gmix.training.run import train
+from gmix.config.train_config import TrainConfig
+from gmix.runtime.precision import computes_in_bfloat16, mixed_precision
 from gmix.training.session import fit_settings
+from gmix.training.train import train
 
 CPU = torch.device("cpu")
 

@@ -18,15 +18,15 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision import tv_tensors
 
-from gmix.cli import main
+from gmix.cli.main import main
 from gmix.data import Classes, Sample, eval_transform, read_image, to_rgb
+from gmix.deploy.predict import BAND, overlay, predict_folder, predict_image
+from gmix.deploy.pseudo_label import predict_sure
 from gmix.evaluation import Inference, count_pixels, predict_multiscale, sliding_bands
-from gmix.network import GuidedMixNet
-from gmix.own import RECORD
-from gmix.predict import BAND, overlay, predict_folder, predict_image
-from gmix.pseudo_label import predict_sure
-from gmix.training.saved import SavedModel, load_model
-from gmix.unet import GuidedMixUnet
+from gmix.nn.network import GuidedMixNet
+from gmix.nn.unet import GuidedMixUnet
+from gmix.runs.saved import SavedModel, load_model
+from gmix.runtime.own import RECORD
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 
@@ -186,7 +186,7 @@ def test_only_a_handful_of_images_are_there_at_a_time(
         counts.append(len(alive))
         return image
 
-    monkeypatch.setattr("gmix.predict.read_image", read)
+    monkeypatch.setattr("gmix.deploy.predict.read_image", read)
     paths = many(tmp_path / "images", 20)
     assert predict_folder(saved_model(), paths, tmp_path / "out", overlays=False) == []
     assert len(counts) == 20 and max(counts) <= 8 and not alive

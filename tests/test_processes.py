@@ -22,15 +22,15 @@ from tiny_nets import tiny_batch, tiny_net, unused_layers_net
 from torch import Tensor, distributed, multiprocessing
 
 from gmix import functional as G
-from gmix.cli import main
+from gmix.cli.main import main
+from gmix.config.yamlfile import write_yaml
 from gmix.data import Batch
 from gmix.methods import GuidedMix, Supervised
-from gmix.processes import gather
-from gmix.training.checkpoint import newest_checkpoint
+from gmix.runs.checkpoint import newest_checkpoint
+from gmix.runtime.collectives import gather
+from gmix.runtime.distributed import ALONE, Processes, start_processes
+from gmix.runtime.lock import locked
 from gmix.training.fit import FitSettings, fit
-from gmix.training.lock import locked
-from gmix.training.processes import ALONE, Processes, start_processes
-from gmix.training.yamlfile import write_yaml
 
 pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="torch without distributed")
 
@@ -326,7 +326,7 @@ def test_what_processes_cannot_share_is_refused(
 
 
 def test_a_batch_that_does_not_fit_the_processes_is_refused() -> None:
-    from gmix.training.run import refuse_uneven
+    from gmix.training.train import refuse_uneven
 
     many = Processes()
     many.count = 4

@@ -12,7 +12,7 @@ from tiny_nets import seeded
 from torch import Tensor
 
 from gmix import CutMix
-from gmix.pseudo import PseudoMask
+from gmix.nn.pseudo import PseudoMask
 
 seeds = st.integers(0, 2**31 - 1)
 kinds = st.sampled_from([1, 3])

@@ -19,20 +19,20 @@ from test_predict import saved_model
 from tiny_data import write_scene
 from torch.nn import functional as F
 
-from gmix.cli import main
+from gmix.cli.main import main
+from gmix.config.commands import PseudoLabelConfig
 from gmix.data import Classes, read_image
-from gmix.evaluation import most_likely, predict_sliding, sliding_bands
-from gmix.own import RECORD, write_own
-from gmix.predict import predict_logits, prepare
-from gmix.pseudo_label import (
+from gmix.deploy.predict import predict_logits, prepare
+from gmix.deploy.pseudo_label import (
     find_regions,
     predict_sure,
     pseudo_label_folder,
     run_lengths,
     sure_mask,
 )
-from gmix.training.commands import PseudoLabelConfig
-from gmix.training.saved import SavedModel
+from gmix.evaluation import most_likely, predict_sliding, sliding_bands
+from gmix.runs.saved import SavedModel
+from gmix.runtime.own import RECORD, write_own
 
 UNSURE = 255
 # Of pycocotools under numpy 2.

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from gmix.cli import main
-from gmix.recipes import read_recipe, recipe_names
-from gmix.training.config import CompareConfig, TrainConfig
-from gmix.training.flags import UsageError, parse
-from gmix.training.yamlfile import read_yaml
+from gmix.cli.main import main
+from gmix.config.parser import parse
+from gmix.config.recipes import read_recipe, recipe_names
+from gmix.config.train_config import CompareConfig, TrainConfig
+from gmix.config.yamlfile import read_yaml
+from gmix.errors import UsageError
 from tests.tiny_data import write_data
 from tests.true_layouts import WRITERS
 

@@ -9,8 +9,8 @@ from time import perf_counter
 import pytest
 from tiny_data import tiny_config, write_data
 
-from gmix.training.fit import Report
-from gmix.training.processes import Processes
+from gmix.runs.results import Report
+from gmix.runtime.distributed import Processes
 from gmix.training.recorder import Recorder
 from gmix.training.session import Session, open_session
 from gmix.training.validation import validate

@@ -15,7 +15,7 @@ from tiny_nets import AverageEncoder, seeded, tiny_batch, tiny_net
 from torch import Tensor, nn
 
 from gmix import LabeledReference
-from gmix.reference import class_shares, spread
+from gmix.nn.reference import class_shares, spread
 
 SIZE, CELL = 8, 2  # images of 8 x 8, features on a grid of 4 x 4
 

@@ -15,10 +15,10 @@ import yaml
 from bad_inputs import RUNS_CODE, Case, Payload, Place, all_cases, tables
 from tiny_data import tiny_config, words, write_data
 
-from gmix.cli import main
-from gmix.training.build import build_data
-from gmix.training.config import TrainConfig
-from gmix.training.flags import parse
+from gmix.builders.data import build_data
+from gmix.cli.main import main
+from gmix.config.parser import parse
+from gmix.config.train_config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 POSIX = os.name == "posix" and sys.platform != "darwin"  # macOS refuses names that are no UTF-8

@@ -11,12 +11,12 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 
+from gmix.builders.network import build_net
+from gmix.config.architecture import ARCHITECTURES, build_architecture, check_encoder
+from gmix.config.train_config import TrainConfig
 from gmix.data import RGB, Classes
-from gmix.network import GuidedMixNet
-from gmix.training.architecture import ARCHITECTURES, build_architecture, check_encoder
-from gmix.training.build import build_net
-from gmix.training.config import TrainConfig
-from gmix.training.saved import SavedModel, load_model
+from gmix.nn.network import GuidedMixNet
+from gmix.runs.saved import SavedModel, load_model
 
 TIMM = "tu-test_efficientnet"  # timm's own for tests
 

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from tiny_data import tiny_config, write_data
 
-from gmix.training.build import find_data
-from gmix.training.checkpoint import list_checkpoints
-from gmix.training.run import train
+from gmix.builders.data import find_data
+from gmix.runs.checkpoint import list_checkpoints
 from gmix.training.session import look_back, open_session
+from gmix.training.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")

@@ -14,7 +14,9 @@ from PIL import Image
 from test_data_stream import load, same
 from tiny_data import tiny_config, words, write_data
 
-from gmix.cli import main
+from gmix.builders.data import build_classes, build_data
+from gmix.cli.main import main
+from gmix.config.train_config import TrainConfig
 from gmix.data import (
     ImageDataset,
     SegmentationDataset,
@@ -27,8 +29,6 @@ from gmix.data import (
     write_index,
 )
 from gmix.data.shards import list_members, read_index
-from gmix.training.build import build_classes, build_data
-from gmix.training.config import TrainConfig
 
 
 @pytest.fixture(scope="module")

@@ -16,15 +16,15 @@ from markdown_it import MarkdownIt
 from test_predict import saved_model
 from tiny_data import tiny_config, words, write_data
 
-from gmix.cli import main
+from gmix.cli.main import main
 from gmix.compare.board import make_board, print_table
 from gmix.compare.table import Table
 from gmix.data import Classes
 from gmix.evaluation import ConfusionMatrix, draw_confusion
-from gmix.say import print_scores, say
-from gmix.shown import in_code, in_figure, in_markdown, printable
-from gmix.training.card import model_card
-from gmix.training.progress import make_progress
+from gmix.runs.card import model_card
+from gmix.runs.progress import make_progress
+from gmix.runtime.console import print_scores, say
+from gmix.runtime.shown import in_code, in_figure, in_markdown, printable
 
 HOSTILE = ["\x1b]0;owned\x07", "a|b", "<img src=x onerror=alert(1)>", "\u202egpj.exe", "`x` [y](z)"]
 MARKDOWN = MarkdownIt("gfm-like", {"linkify": False})

@@ -11,8 +11,8 @@ from tiny_data import tiny_config, words, write_data
 from torch import nn
 
 from gmix import GuidedMixNet, LabeledReference
-from gmix.cli import main
-from gmix.sizes import dry_run, refusal, windows
+from gmix.cli.main import main
+from gmix.nn.sizes import dry_run, refusal, windows
 
 # One of each family of timm's that fails at other sizes, and in how many ways: by assertions with and without
 # words, by tables of positions, by reshaping into windows.

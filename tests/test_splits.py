@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_data import NAMES, tiny_config, words, write_data, write_scene
 
-from gmix.cli import main
+from gmix.builders.data import build_data
+from gmix.cli.main import main
+from gmix.config.commands import SplitsAuditConfig, SplitsMakeConfig
 from gmix.data import Classes, Entry, find_images, read_split, write_split
 from gmix.splits import (
     audit_split,
@@ -30,8 +32,6 @@ from gmix.splits import (
     seeded_order,
     stratified_order,
 )
-from gmix.training.build import build_data
-from gmix.training.commands import SplitsAuditConfig, SplitsMakeConfig
 
 Capture = pytest.CaptureFixture[str]
 ANIMALS = {"classes": 7, "label_map": "0:0,8:1,10:2,12:3,13:4,15:5,17:6"}

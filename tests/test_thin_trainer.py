@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from gmix.demo.run import demo_config
 from gmix.demo.scenes import Folders, write_scenes
-from gmix.training.run import train
+from gmix.training.train import train
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "thin_trainer.py"
 

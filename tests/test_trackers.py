@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from tiny_data import tiny_config, write_data
 
-from gmix.cli import main
-from gmix.training.config import TrainConfig
-from gmix.training.trackers import open_trackers, scalars
-from gmix.training.yamlfile import write_yaml
+from gmix.cli.main import main
+from gmix.config.train_config import TrainConfig
+from gmix.config.yamlfile import write_yaml
+from gmix.runs.trackers import open_trackers, scalars
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 

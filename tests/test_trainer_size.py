@@ -23,11 +23,11 @@ def lines(first: ast.stmt, last: ast.stmt) -> int:
 
 
 def test_train_is_one_screen() -> None:
-    train = function("run.py", "train")
+    train = function("train.py", "train")
     assert lines(train, train) < 70
 
 
-@pytest.mark.parametrize(("file", "name"), [("fit.py", "fit"), ("run.py", "take_steps")])
+@pytest.mark.parametrize(("file", "name"), [("fit.py", "fit"), ("train.py", "take_steps")])
 def test_a_loop_is_one_screen_and_takes_few_arguments(file: str, name: str) -> None:
     loop = function(file, name)
     body = loop.body[1:]  # without its docstring

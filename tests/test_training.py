@@ -18,18 +18,19 @@ from tiny_data import NAMES, tiny_config, write_data, write_scene
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from gmix.builders.data import build_data, build_stream
+from gmix.config.files import training_files, validation_files
+from gmix.config.options import at_least, lookup, parse_range, parse_size, read_windows
+from gmix.config.train_config import TrainConfig
+from gmix.config.yamlfile import read_yaml, refuse_changes, write_yaml
 from gmix.data import Batch
-from gmix.training.build import build_data, build_stream
-from gmix.training.config import TrainConfig
-from gmix.training.device import prepare_device
-from gmix.training.files import training_files, validation_files
-from gmix.training.fit import Report, fit, mean_losses
+from gmix.runs.progress import LiveProgress, PlainProgress
+from gmix.runs.results import Report
+from gmix.runtime.device import prepare_device
+from gmix.training.fit import fit, mean_losses
 from gmix.training.optim import build_optimizer, poly, set_lr
-from gmix.training.options import at_least, lookup, parse_range, parse_size, read_windows
-from gmix.training.progress import LiveProgress, PlainProgress
-from gmix.training.run import train
 from gmix.training.state import build_parts
-from gmix.training.yamlfile import read_yaml, refuse_changes, write_yaml
+from gmix.training.train import train
 
 HALF = (0.5, 0.5, 0.5)
 

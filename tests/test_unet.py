@@ -9,9 +9,9 @@ from segmentation_models_pytorch.encoders import get_encoder
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gmix.mitrans import MITransBlock, NonLocalBlock, PixelShuffleBlock
-from gmix.network import GuidedMixNet
-from gmix.unet import GuidedMixUnet
+from gmix.nn.mitrans import MITransBlock, NonLocalBlock, PixelShuffleBlock
+from gmix.nn.network import GuidedMixNet
+from gmix.nn.unet import GuidedMixUnet
 
 
 def small(encoder: str = "resnet18", **settings: object) -> GuidedMixUnet:
@@ -80,7 +80,7 @@ def test_loading_never_asks_for_imagenet_weights(monkeypatch: pytest.MonkeyPatch
         encoder: nn.Module = get_encoder(name, weights=None, **settings)
         return encoder
 
-    monkeypatch.setattr("gmix.unet.get_encoder", without_hub)
+    monkeypatch.setattr("gmix.nn.unet.get_encoder", without_hub)
     model = GuidedMixUnet("resnet18", decoder_channels=(16, 16, 8, 8, 8), pyramid_channels=16)
     assert asked == ["imagenet"]
     assert model.config["encoder_weights"] is None

@@ -12,7 +12,7 @@ from tiny_nets import seeded
 from torch import Tensor
 
 from gmix import CutMix, StrongColor
-from gmix.views import GaussianBlur, StrongView, _turn_hue, drop_channels
+from gmix.nn.views import GaussianBlur, StrongView, _turn_hue, drop_channels
 
 seeds = st.integers(0, 2**31 - 1)
 

@@ -17,10 +17,10 @@ from tiny_data import tiny_config, words, write_data
 from torch import Tensor, nn
 
 import gmix
-from gmix.cli import main
-from gmix.training.checkpoint import contiguous
-from gmix.training.saved import load_model
-from gmix.weights import encoder_stats, lite_name, lite_weights_path, load_encoder_weights
+from gmix.cli.main import main
+from gmix.nn.weights import encoder_stats, lite_name, lite_weights_path, load_encoder_weights
+from gmix.runs.checkpoint import contiguous
+from gmix.runs.saved import load_model
 
 LITE0 = "tu-tf_efficientnet_lite0"
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gmix.training.config import TrainConfig
+from gmix.config.train_config import TrainConfig
 
 COLORS = {1: (220, 40, 40), 2: (40, 60, 220)}
 NAMES = ("background", "red", "blue")

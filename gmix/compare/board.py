@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from gmix.compare.plan import Run
 from gmix.compare.table import NOTHING, Record, Table, mean, of, points
-from gmix.infile import plain_file
-from gmix.say import say, show_anything
-from gmix.shown import printable
+from gmix.runtime.console import say, show_anything
+from gmix.runtime.infile import plain_file
+from gmix.runtime.shown import printable
 
 TAIL = 65536  # bytes of metrics.jsonl: the last reports and, most likely, a validation
 

@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 from gmix.compare.plan import Run
-from gmix.infile import read_json
-from gmix.training.lock import refuse_locked
-from gmix.training.yamlfile import read_settings, refuse_changes, write_yaml
+from gmix.config.yamlfile import read_settings, refuse_changes, write_yaml
+from gmix.runtime.infile import read_json
+from gmix.runtime.lock import refuse_locked
 
 
 class Child:

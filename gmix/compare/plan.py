@@ -6,11 +6,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from gmix.config.files import known_data
+from gmix.config.options import lookup
+from gmix.config.parser import missing
+from gmix.config.train_config import CompareConfig, TrainConfig
 from gmix.methods import METHODS
-from gmix.training.config import CompareConfig, TrainConfig
-from gmix.training.files import known_data
-from gmix.training.flags import missing
-from gmix.training.options import lookup
 
 BASELINE = "supervised"
 UPPER = "supervised-full"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from gmix.compare.plan import UPPER, Run, table_rows
 from gmix.compare.table import Record, Table, classes_table, scores_table
-from gmix.infile import read_json
-from gmix.own import write_own
-from gmix.shown import printable
-from gmix.training.config import CompareConfig
+from gmix.config.train_config import CompareConfig
+from gmix.runtime.infile import read_json
+from gmix.runtime.own import write_own
+from gmix.runtime.shown import printable
 
 
 @dataclass

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 
+from gmix.builders.data import find_data
 from gmix.compare.board import PlainBoard, make_board
 from gmix.compare.child import Child, is_finished
 from gmix.compare.plan import BASELINE, Run, plan
 from gmix.compare.results import Comparison, read_record
 from gmix.compare.table import points
-from gmix.own import refuse_foreign
-from gmix.training.build import find_data
-from gmix.training.config import CompareConfig
-from gmix.training.interrupts import Interrupted, Interrupts
+from gmix.config.train_config import CompareConfig
+from gmix.errors import Interrupted
+from gmix.runtime.interrupts import Interrupts
+from gmix.runtime.own import refuse_foreign
 
 PAUSE = 0.2  # seconds between two looks at the processes
 
@@ -34,7 +35,7 @@ def compare(config: CompareConfig) -> Comparison:
     Examples:
         >>> compare(CompareConfig(methods="unimatch"))
         Traceback (most recent call last):
-        gmix.training.flags.UsageError: --out DIR is missing: where everything is written
+        gmix.errors.UsageError: --out DIR is missing: where everything is written
     """
     runs = plan(config)
     comparison = Comparison(config, runs)

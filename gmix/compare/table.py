@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gmix.compare.plan import BASELINE, UPPER
-from gmix.shown import in_markdown
+from gmix.runtime.shown import in_markdown
 
 Record = dict[str, Any]  # one line of compare.jsonl
 NOTHING = "–"

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gmix.data.tiff import is_tiff, open_tiff, tiff_orientation
-from gmix.infile import plain_file
+from gmix.runtime.infile import plain_file
 
 Pixels = npt.NDArray[Any]
 

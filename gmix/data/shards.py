@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from gmix.data.files import IMAGE_SUFFIXES
 from gmix.data.images import RGB, ImageFormat, read_image
 from gmix.data.paths import Paths
-from gmix.whole import write_whole
+from gmix.runtime.atomic import write_whole
 
 Size = tuple[int, int]
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from gmix.data.paths import Paths
-from gmix.whole import write_whole
+from gmix.runtime.atomic import write_whole
 
 
 class Entry(NamedTuple):

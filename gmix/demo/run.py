@@ -9,21 +9,21 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from gmix.builders.data import Data, build_data
+from gmix.config.train_config import TrainConfig
 from gmix.data import Sample, eval_transform, to_rgb
 from gmix.demo.scenes import NAMES, PALETTE, Folders, write_scenes
+from gmix.deploy.predict import predict_image
 from gmix.methods import GuidedMix
-from gmix.own import own_file, refuse_foreign
-from gmix.predict import predict_image
 from gmix.report import try_report
 from gmix.report.sheet import picture_sheet
-from gmix.say import say
-from gmix.training.build import Data, build_data
-from gmix.training.checkpoint import list_checkpoints
-from gmix.training.config import TrainConfig
-from gmix.training.run import Result, train
-from gmix.training.saved import load_model
+from gmix.runs.checkpoint import list_checkpoints
+from gmix.runs.saved import load_model
+from gmix.runtime.console import say
+from gmix.runtime.own import own_file, refuse_foreign
 from gmix.training.session import look_back
 from gmix.training.state import find_checkpoint
+from gmix.training.train import Result, train
 
 LABELED, UNLABELED, VALIDATION = 48, 400, 80
 SIZE, SEEN = 96, 48  # pixels of a scene, and of what the networks see of it

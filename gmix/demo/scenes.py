@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from gmix.own import refuse_foreign, write_own
-from gmix.predict import make_own_folders, save_mask, save_picture
+from gmix.deploy.predict import make_own_folders, save_mask, save_picture
+from gmix.runtime.own import refuse_foreign, write_own
 
 NAMES = ("background", *(str(d) for d in range(10)))
 

@@ -21,7 +21,7 @@ from gmix.evaluation.scoring import (
     count_pixels,
     evaluate,
 )
-from gmix.modes import eval_mode
+from gmix.nn.modes import eval_mode
 
 __all__ = [
     "ConfusionMatrix",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from gmix.shown import in_figure
+from gmix.runtime.shown import in_figure
 
 INK, PALE = "#1b1f24", "#6b7280"
 NUMBERS = 30

@@ -15,7 +15,7 @@ from gmix.data.datasets import Sample
 from gmix.data.prefetch import ahead
 from gmix.evaluation.confusion import ConfusionMatrix, Scores
 from gmix.evaluation.inference import Predict, Size, class_map, fit
-from gmix.modes import eval_mode
+from gmix.nn.modes import eval_mode
 from gmix.protocols import LabeledDataset
 
 BATCH_SIZE = 8

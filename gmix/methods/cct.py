@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmix import functional as G
-from gmix.losses import check_unit_interval
 from gmix.methods.method import Method, Step
-from gmix.mitrans import icnr_
-from gmix.network import GuidedMixNet
+from gmix.nn.losses import check_unit_interval
+from gmix.nn.mitrans import icnr_
+from gmix.nn.network import GuidedMixNet
+from gmix.nn.views import drop_channels
 from gmix.protocols import SupervisedLoss
-from gmix.views import drop_channels
 
 __all__ = ["CCT"]
 

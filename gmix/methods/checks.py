@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from gmix.views import StrongColor
+from gmix.nn.views import StrongColor
 
 __all__ = ["check_images", "check_masks", "check_types", "check_unlabeled", "check_valid"]
 

@@ -7,11 +7,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from gmix.frozen import checksum
 from gmix.methods.method import Method, Step
-from gmix.network import GuidedMixNet
+from gmix.nn.frozen import checksum
+from gmix.nn.network import GuidedMixNet
+from gmix.nn.pseudo import PseudoMask
 from gmix.protocols import SupervisedLoss
-from gmix.pseudo import PseudoMask
 
 __all__ = ["CPS"]
 

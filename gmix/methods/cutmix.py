@@ -9,11 +9,11 @@ from torch import Tensor
 
 from gmix import functional as G
 from gmix.methods.method import Method, Step
-from gmix.network import GuidedMixNet
+from gmix.nn.ema import EMATeacher
+from gmix.nn.network import GuidedMixNet
+from gmix.nn.pseudo import PseudoMask
+from gmix.nn.views import CutMix, StrongColor
 from gmix.protocols import SupervisedLoss
-from gmix.pseudo import PseudoMask
-from gmix.teacher import EMATeacher
-from gmix.views import CutMix, StrongColor
 
 __all__ = ["CutMixSeg"]
 

@@ -12,8 +12,6 @@ from typing_extensions import Unpack
 
 from gmix import functional as G
 from gmix import protocols
-from gmix.given import Options
-from gmix.losses import check_unit_interval
 from gmix.methods.guidedmix_parts import (
     REQUIRED,
     VARIANTS,
@@ -23,12 +21,14 @@ from gmix.methods.guidedmix_parts import (
     make_parts,
 )
 from gmix.methods.method import Method, Step
-from gmix.modes import eval_mode
-from gmix.network import GuidedMixNet
-from gmix.processes import gather
-from gmix.reference import LabeledReference
-from gmix.teacher import EMATeacher
-from gmix.views import disturb
+from gmix.nn.ema import EMATeacher
+from gmix.nn.given import Options
+from gmix.nn.losses import check_unit_interval
+from gmix.nn.modes import eval_mode
+from gmix.nn.network import GuidedMixNet
+from gmix.nn.reference import LabeledReference
+from gmix.nn.views import disturb
+from gmix.runtime.collectives import gather
 
 __all__ = ["Guidance", "GuidedMix", "GuidedMixParts", "Mix", "Partners"]
 

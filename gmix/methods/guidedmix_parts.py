@@ -9,17 +9,17 @@ from typing import Any, Literal
 from typing_extensions import TypedDict
 
 from gmix import protocols
-from gmix.adjustment import LogitAdjustment
-from gmix.decoupler import SoftDecoupler
-from gmix.given import Options, make_part
-from gmix.losses import GuidedMixLoss
-from gmix.mixer import LabeledUnlabeledMixer
-from gmix.network import GuidedMixNet
-from gmix.pairing import RandomPairSelector, SimilarPairSelector
-from gmix.paste import ClassPaste
-from gmix.reference import LabeledReference
-from gmix.teacher import EMATeacher
-from gmix.views import CutMix, GaussianBlur, StrongColor
+from gmix.nn.adjustment import LogitAdjustment
+from gmix.nn.decoupler import SoftDecoupler
+from gmix.nn.ema import EMATeacher
+from gmix.nn.given import Options, make_part
+from gmix.nn.losses import GuidedMixLoss
+from gmix.nn.mixer import LabeledUnlabeledMixer
+from gmix.nn.network import GuidedMixNet
+from gmix.nn.pairing import RandomPairSelector, SimilarPairSelector
+from gmix.nn.paste import ClassPaste
+from gmix.nn.reference import LabeledReference
+from gmix.nn.views import CutMix, GaussianBlur, StrongColor
 
 __all__ = ["REQUIRED", "VARIANTS", "GuidedMixParts", "Variant", "check_criterion", "make_parts"]
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from gmix import functional as G
-from gmix.losses import check_unit_interval
 from gmix.methods.method import Method, Step
-from gmix.network import GuidedMixNet
+from gmix.nn.ema import EMATeacher
+from gmix.nn.losses import check_unit_interval
+from gmix.nn.network import GuidedMixNet
+from gmix.nn.views import StrongColor
 from gmix.protocols import SupervisedLoss
-from gmix.teacher import EMATeacher
-from gmix.views import StrongColor
 
 __all__ = ["MeanTeacher"]
 

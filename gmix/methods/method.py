@@ -11,7 +11,6 @@ from typing_extensions import Self
 
 from gmix import functional as G
 from gmix.functional.losses import check_progress
-from gmix.losses import check_unit_interval
 from gmix.methods.checks import (
     check_classes,
     check_images,
@@ -21,13 +20,14 @@ from gmix.methods.checks import (
     check_valid,
 )
 from gmix.methods.moved import weights_version
-from gmix.modes import eval_mode, freeze_statistics
-from gmix.network import GuidedMixNet
-from gmix.processes import refuse_wrapped_parts, warn_if_alone
+from gmix.nn.ema import EMATeacher
+from gmix.nn.losses import check_unit_interval
+from gmix.nn.modes import eval_mode, freeze_statistics
+from gmix.nn.network import GuidedMixNet
+from gmix.nn.states import ChecksState
+from gmix.nn.views import StrongColor
 from gmix.protocols import LabeledDataset, SupervisedLoss
-from gmix.states import ChecksState
-from gmix.teacher import EMATeacher
-from gmix.views import StrongColor
+from gmix.runtime.collectives import refuse_wrapped_parts, warn_if_alone
 
 NEEDED = ("encode", "decode", "classes")
 

@@ -6,10 +6,10 @@ from functools import partial
 
 from torch import Tensor
 
-from gmix.adjustment import LogitAdjustment
-from gmix.given import Options, optional_part
 from gmix.methods.method import Method, Step
-from gmix.network import GuidedMixNet
+from gmix.nn.adjustment import LogitAdjustment
+from gmix.nn.given import Options, optional_part
+from gmix.nn.network import GuidedMixNet
 from gmix.protocols import LogitAdjuster, SupervisedLoss
 
 __all__ = ["Supervised"]

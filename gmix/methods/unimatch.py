@@ -8,13 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gmix.given import Options, optional_part
 from gmix.methods.method import Method, Step
-from gmix.network import GuidedMixNet
+from gmix.nn.ema import EMATeacher
+from gmix.nn.given import Options, optional_part
+from gmix.nn.network import GuidedMixNet
+from gmix.nn.pseudo import PseudoMask
+from gmix.nn.views import StrongView, disturb
 from gmix.protocols import SupervisedLoss, Teacher
-from gmix.pseudo import PseudoMask
-from gmix.teacher import EMATeacher
-from gmix.views import StrongView, disturb
 
 __all__ = ["UniMatch"]
 

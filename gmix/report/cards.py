@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gmix import functional as G
 from gmix.data import Classes, to_rgb
-from gmix.pairing import SimilarPairSelector
+from gmix.nn.pairing import SimilarPairSelector
 from gmix.report.pairs import Replay
 from gmix.report.pictures import (
     BOTH,

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gmix.report.collect import Points
-from gmix.shown import in_figure
+from gmix.runtime.shown import in_figure
 
 # matplotlib knows no CSS: it draws in these colours, which are then exchanged for the page's own.
 INK, PALE, LINE, ACCENT, ON_ACCENT = "#010101", "#020202", "#030303", "#040404", "#050505"

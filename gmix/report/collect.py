@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from gmix.compare.table import mean, shared_means
-from gmix.infile import plain_file, read_json
+from gmix.config.train_config import TrainConfig
+from gmix.config.yamlfile import FREE_ON_RESUME, read_settings
 from gmix.methods import METHODS
-from gmix.training.config import TrainConfig
-from gmix.training.yamlfile import FREE_ON_RESUME, read_settings
+from gmix.runtime.infile import plain_file, read_json
 
 Points = list[tuple[int, float]]
 

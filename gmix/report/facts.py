@@ -8,8 +8,8 @@ from typing import Any
 
 from gmix import __version__
 from gmix.compare.table import Table, points
+from gmix.config.options import flag
 from gmix.report.collect import BASELINE, DEFAULTS, Group, RunRecord, compare_groups
-from gmix.training.options import flag
 
 
 @dataclass(frozen=True)

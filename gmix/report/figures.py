@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from PIL import Image
 
+from gmix.config.commands import ReportConfig
 from gmix.data import to_rgb
-from gmix.decoupler import SoftDecoupler
-from gmix.modes import eval_mode
-from gmix.own import own_file, refuse_foreign
+from gmix.nn.decoupler import SoftDecoupler
+from gmix.nn.modes import eval_mode
 from gmix.report.cards import most_likely, palettes
 from gmix.report.collect import Group, find_runs, group_runs, read_run
 from gmix.report.pairs import Replay, replay_last_batch
 from gmix.report.pictures import Color, Pixels
 from gmix.report.scenes import load_newest, look_at_even_scenes
 from gmix.report.sheet import INK, PALE, picture_sheet
-from gmix.training.commands import ReportConfig
-from gmix.training.device import prepare_device
-from gmix.whole import make_folder
+from gmix.runtime.atomic import make_folder
+from gmix.runtime.device import prepare_device
+from gmix.runtime.own import own_file, refuse_foreign
 
 NO_MIX = "this run mixes nothing; one with `direct` below 1 in --method-args does: here is"
 

@@ -10,7 +10,7 @@ from gmix import __version__
 from gmix.report.cards import WHY, Card, Key, PairCard
 from gmix.report.charts import Chart
 from gmix.report.facts import Facts
-from gmix.shown import printable
+from gmix.runtime.shown import printable
 
 
 @dataclass(frozen=True)

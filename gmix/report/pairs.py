@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 
 from gmix import functional as G
+from gmix.builders.data import find_data
+from gmix.builders.network import Stats
 from gmix.data import Classes
-from gmix.losses import GuidedMixLoss
+from gmix.deploy.evaluate import original_data
 from gmix.methods import GuidedMix
 from gmix.methods.guidedmix import Guidance
-from gmix.modes import eval_mode
-from gmix.pairing import RandomPairSelector
-from gmix.training.build import Stats, find_data
-from gmix.training.checkpoint import list_checkpoints
+from gmix.nn.losses import GuidedMixLoss
+from gmix.nn.modes import eval_mode
+from gmix.nn.pairing import RandomPairSelector
+from gmix.runs.checkpoint import list_checkpoints
+from gmix.runtime.precision import mixed_precision
 from gmix.training.fit import step_seed
-from gmix.training.precision import mixed_precision
-from gmix.training.score import original_data
 from gmix.training.session import look_back
 
 

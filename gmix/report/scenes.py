@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import torch
 
+from gmix.config.files import validation_files
 from gmix.data import Sample, SegmentationDataset, data_names, evenly_spaced, to_rgb
+from gmix.deploy.evaluate import fit_masks, original_data
+from gmix.deploy.predict import Pixels, predict_image
 from gmix.evaluation import ConfusionMatrix
-from gmix.predict import Pixels, predict_image
-from gmix.training.files import validation_files
-from gmix.training.saved import SavedModel
-from gmix.training.score import fit_masks, original_data
+from gmix.runs.saved import SavedModel
 
 # Images that are scored one by one to find the worst and the best: so many, and fewer of large ones.
 MOST, MOST_PIXELS = 64, 64 * 512 * 512

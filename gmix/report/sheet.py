@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gmix.shown import in_figure
+from gmix.runtime.shown import in_figure
 
 Colour = tuple[int, int, int]
 Pixels = npt.NDArray[Any]

@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from gmix.config.commands import ReportConfig
+from gmix.errors import one_line
 from gmix.methods import GuidedMix
-from gmix.own import refuse_foreign, write_own
 from gmix.report.cards import Card, Key, PairCard, change_keys, class_keys, pair_card, scene_card
 from gmix.report.charts import Chart, confusion_chart, histogram
 from gmix.report.collect import FOCUS, Group, find_runs, group_runs, read_run
@@ -18,11 +19,11 @@ from gmix.report.facts import Facts, gather_facts
 from gmix.report.page import Page, render
 from gmix.report.pairs import draw_lambdas, replay_last_batch
 from gmix.report.scenes import Scenes, load_newest, look_at_scenes
-from gmix.say import one_line, warn
-from gmix.training.commands import ReportConfig
-from gmix.training.device import prepare_device
-from gmix.training.saved import SavedModel
-from gmix.whole import make_folder
+from gmix.runs.saved import SavedModel
+from gmix.runtime.atomic import make_folder
+from gmix.runtime.console import warn
+from gmix.runtime.device import prepare_device
+from gmix.runtime.own import refuse_foreign, write_own
 
 T = TypeVar("T")
 PAIRS = 4

@@ -10,15 +10,15 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from gmix.builders.data import build_classes
 from gmix.compare.table import Table, number
+from gmix.config.commands import SplitsAuditConfig
+from gmix.config.files import known_layout
+from gmix.config.parser import missing
 from gmix.data import LAYOUTS, Classes, Entry, Layout, data_names, fingerprint
 from gmix.data.layouts import Finder
-from gmix.own import refuse_foreign, write_own
+from gmix.runtime.own import refuse_foreign, write_own
 from gmix.splits.pixels import class_pixels
-from gmix.training.build import build_classes
-from gmix.training.commands import SplitsAuditConfig
-from gmix.training.files import known_layout
-from gmix.training.flags import missing
 
 SHOWN = 3  # names in a note
 

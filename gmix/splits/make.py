@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gmix.builders.data import build_classes
+from gmix.config.commands import SplitsMakeConfig
+from gmix.config.files import all_files, known_data
+from gmix.config.parser import missing
+from gmix.config.train_config import TrainConfig
 from gmix.data import Classes, Entry, Paths, data_names
 from gmix.data.splits import format_split, refuse_to_change, whole_path
+from gmix.runtime.atomic import make_folder, write_whole
 from gmix.splits.order import label_counts, seeded_order, stratified_order
 from gmix.splits.pixels import class_pixels
-from gmix.training.build import build_classes
-from gmix.training.commands import SplitsMakeConfig
-from gmix.training.config import TrainConfig
-from gmix.training.files import all_files, known_data
-from gmix.training.flags import missing
-from gmix.whole import make_folder, write_whole
 
 # The flags that say where the data is; they mean what they mean to `gmix train`.
 SOURCES = (

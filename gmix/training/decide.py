@@ -11,8 +11,8 @@ from torch import Tensor
 from gmix import functional as G
 from gmix.data import Batch
 from gmix.functional.masks import of_all_classes
-from gmix.modes import eval_mode
-from gmix.network import GuidedMixNet
+from gmix.nn.modes import eval_mode
+from gmix.nn.network import GuidedMixNet
 
 __all__ = ["DECIDING", "decide_for_miou", "unlabeled_pixels"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,28 +13,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from gmix.data import Batch
 from gmix.data.stream import hashed
+from gmix.errors import NonFinite
 from gmix.methods import Method
-from gmix.training.nonfinite import Guard, NonFinite
+from gmix.runs.results import Report
+from gmix.runtime.distributed import ALONE, Processes
+from gmix.runtime.precision import mixed_precision
+from gmix.training.micro_batches import PartStatistics
+from gmix.training.nonfinite import Guard
 from gmix.training.optim import poly, set_lr
-from gmix.training.parts import PartStatistics
-from gmix.training.precision import mixed_precision
-from gmix.training.processes import ALONE, Processes
-
-
-class Report(NamedTuple):
-    """What happened since the last report."""
-
-    step: int  # steps done
-    steps: int  # since the last report
-    losses: dict[str, float]  # mean of every named loss
-    lr: float  # of the last group (decoder and heads) at the last step
-    seconds: float  # a step, waiting for data included
-    images: int  # a step, labeled and unlabeled
-
-    @property
-    def speed(self) -> float:
-        """Images a second."""
-        return self.images / self.seconds
 
 
 @dataclass(frozen=True)

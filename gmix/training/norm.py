@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
 from gmix.data import Batch
-from gmix.network import GuidedMixNet
+from gmix.nn.network import GuidedMixNet
+from gmix.nn.views import CutMix, StrongColor
 from gmix.training.fit import step_seed
-from gmix.views import CutMix, StrongColor
 
 __all__ = ["renew_statistics", "unlabeled_views"]
 

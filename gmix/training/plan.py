@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from gmix.training.build import describe_data
-from gmix.training.config import TrainConfig
-from gmix.training.cost import peak_memory
-from gmix.training.progress import clock
+from gmix.builders.data import describe_data
+from gmix.config.train_config import TrainConfig
+from gmix.runs.progress import clock
+from gmix.runtime.device import peak_memory
 from gmix.training.session import open_session
 from gmix.training.state import Parts
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gmix import functional as G
+from gmix.builders.data import Data
 from gmix.data import IGNORE, Sample
 from gmix.evaluation import ConfusionMatrix, eval_mode
 from gmix.methods import Method
-from gmix.training.build import Data
 from gmix.training.fit import step_seed
 
 AT_ONCE = 4  # whole images, beside a batch of labeled ones

@@ -8,29 +8,24 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 
-from gmix.say import complain, explain
-from gmix.training.build import describe_data, image_format
-from gmix.training.card import training_facts
-from gmix.training.checkpoint import remove_old
-from gmix.training.cost import peak_memory
-from gmix.training.fit import Report
-from gmix.training.lock import locked
-from gmix.training.nonfinite import (
-    NonFinite,
-    batch_names,
-    first_names,
-    refuse_spoiled,
-    save_reproduction,
-)
-from gmix.training.progress import PlainProgress, SilentProgress, make_progress
-from gmix.training.results import Metrics, write_results
-from gmix.training.saved import SavedModel
+from gmix.builders.data import describe_data, image_format
+from gmix.config.yamlfile import write_yaml
+from gmix.errors import NonFinite
+from gmix.runs.card import training_facts
+from gmix.runs.checkpoint import remove_old
+from gmix.runs.progress import PlainProgress, SilentProgress, make_progress
+from gmix.runs.reproduction import batch_names, first_names, save_reproduction
+from gmix.runs.results import Metrics, Report, write_results
+from gmix.runs.saved import SavedModel
+from gmix.runs.trackers import open_trackers
+from gmix.runtime.atomic import sweep, whole_folder
+from gmix.runtime.console import complain, explain
+from gmix.runtime.device import peak_memory
+from gmix.runtime.lock import locked
+from gmix.training.nonfinite import refuse_spoiled
 from gmix.training.session import Session
 from gmix.training.state import find_checkpoint
-from gmix.training.trackers import open_trackers
 from gmix.training.validation import Validation
-from gmix.training.yamlfile import write_yaml
-from gmix.whole import sweep, whole_folder
 
 __all__ = ["Recorder"]
 

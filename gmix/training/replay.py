@@ -8,16 +8,16 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from gmix.config.train_config import TrainConfig
+from gmix.config.yamlfile import read_settings
 from gmix.data import Batch
-from gmix.say import one_line
-from gmix.tensorfile import named_in_utf8
-from gmix.training.checkpoint import newest_checkpoint
-from gmix.training.compiled import compile_call
-from gmix.training.config import TrainConfig
+from gmix.errors import one_line
+from gmix.runs.checkpoint import newest_checkpoint
+from gmix.runtime.compiled import compile_call
+from gmix.runtime.tensorfile import named_in_utf8
+from gmix.runtime.typed import from_mapping
 from gmix.training.nonfinite import Guard
 from gmix.training.session import open_session
-from gmix.training.yamlfile import read_settings
-from gmix.typed import from_mapping
 
 
 def replay(folder: str | Path, device: str | None = None) -> dict[str, float]:

@@ -9,24 +9,26 @@ from typing import Any
 
 import torch
 
+from gmix.builders.data import AsTested, Data, build_data, build_stream
+from gmix.builders.loading import Loader
+from gmix.builders.method import refuse_few
+from gmix.builders.network import Stats, image_stats, layout
+from gmix.builders.sizes import check_sizes
+from gmix.config.options import parse_size
+from gmix.config.train_config import TrainConfig
 from gmix.data import Batch, TwoStream, eval_transform
-from gmix.network import GuidedMixNet
-from gmix.training.build import AsTested, Data, Stats, build_data, build_stream, image_stats
-from gmix.training.checkpoint import Checkpoint, load_checkpoint
-from gmix.training.compiled import compile_call
-from gmix.training.config import TrainConfig
-from gmix.training.cost import count_first_step, count_passes
+from gmix.nn.network import GuidedMixNet
+from gmix.nn.passes import count_first_step, count_passes
+from gmix.runs.checkpoint import Checkpoint, load_checkpoint
+from gmix.runs.results import Report
+from gmix.runtime.compiled import compile_call
+from gmix.runtime.device import prepare_device
+from gmix.runtime.distributed import ALONE, Processes
+from gmix.runtime.precision import computes_in_bfloat16
 from gmix.training.decide import DECIDING, decide_for_miou, unlabeled_pixels
-from gmix.training.device import layout, prepare_device
-from gmix.training.fit import FitSettings, Report, fit
-from gmix.training.loading import Loader
-from gmix.training.methods import refuse_few
+from gmix.training.fit import FitSettings, fit
 from gmix.training.nonfinite import Guard
 from gmix.training.norm import renew_statistics, unlabeled_views
-from gmix.training.options import parse_size
-from gmix.training.precision import computes_in_bfloat16
-from gmix.training.processes import ALONE, Processes
-from gmix.training.sizes import check_sizes
 from gmix.training.state import Parts, build_parts, restore
 
 __all__ = ["Session", "fit_settings", "look_back", "open_session"]

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from gmix.network import GuidedMixNet
-from gmix.own import refuse_foreign
-from gmix.training.build import build_net
-from gmix.training.checkpoint import (
+from gmix.builders.method import build_method
+from gmix.builders.network import build_net, layout
+from gmix.config.train_config import TrainConfig
+from gmix.config.yamlfile import refuse_changes
+from gmix.nn.network import GuidedMixNet
+from gmix.runs.checkpoint import (
     Checkpoint,
     list_checkpoints,
     load_weights,
@@ -21,13 +23,10 @@ from gmix.training.checkpoint import (
     read_state,
     save_checkpoint,
 )
-from gmix.training.config import TrainConfig
-from gmix.training.device import layout
-from gmix.training.methods import build_method
+from gmix.runs.results import Tally
+from gmix.runtime.own import refuse_foreign
+from gmix.runtime.typed import from_mapping
 from gmix.training.optim import build_optimizer, fitting_state
-from gmix.training.results import Tally
-from gmix.training.yamlfile import refuse_changes
-from gmix.typed import from_mapping
 
 # What a training writes, and others may have written before it. Anything else in these folders stays.
 WRITTEN = (

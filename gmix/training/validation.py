@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from gmix.data import eval_transform
 from gmix.evaluation import Scores, add_other_processes, count_pixels
 from gmix.evaluation.scoring import BATCH_SIZE
-from gmix.network import GuidedMixNet
+from gmix.nn.network import GuidedMixNet
 from gmix.training.quality import judge_pseudo_masks
 from gmix.training.session import Session
 

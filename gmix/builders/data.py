@@ -1,0 +1,314 @@
+"""From flags to data sets, batches and network; bad input ends here, in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, Subset
+from torchvision import tv_tensors
+
+from gmix.builders.network import Stats
+from gmix.builders.notes import Seen, absent, clipped, dark, strays, turned
+from gmix.config.files import (
+    all_files,
+    held_out_files,
+    known_finder,
+    known_layout,
+    refuse_judged,
+    training_files,
+    validation_files,
+)
+from gmix.config.options import parse_size
+from gmix.config.train_config import TrainConfig
+from gmix.data import (
+    IGNORE,
+    Cached,
+    Classes,
+    ColorJitter,
+    ImageDataset,
+    ImageFormat,
+    Sample,
+    SegmentationDataset,
+    ShardedImages,
+    TwoStream,
+    compare_palettes,
+    data_names,
+    find_shards,
+    fingerprint,
+    fit_binary,
+    train_transform,
+)
+from gmix.data.damaged import Readable, left_out
+from gmix.protocols import MapDataset
+
+
+@dataclass(frozen=True)
+class Data:
+    """What one run trains and is judged on."""
+
+    classes: Classes
+    labeled: MapDataset[Sample]
+    unlabeled: MapDataset[tv_tensors.Image] | None
+    validation: MapDataset[Sample] | None
+    counts: dict[str, int]
+    held_out: MapDataset[Sample] | None = None  # unlabeled images with masks, never trained on
+    split: str = ""  # a hash of which images are used for what
+    notes: tuple[str, ...] = ()  # what a person should know of the data, but need not be an error
+    tested: frozenset[tuple[int, int]] = frozenset()  # sizes of the validation images
+    left_out: tuple[
+        str, ...
+    ] = ()  # names of images that cannot be read, as `--skip-damaged` allows
+
+
+def build_data(config: TrainConfig) -> Data:
+    """Find all files and read every labeled and validation image once.
+
+    Raises:
+        ValueError: if something is missing or does not fit, naming the file.
+    """
+    data = find_data(config)
+    read = [name for name in ("labeled", "validation") if getattr(data, name) is not None]
+    pairs = {name: getattr(data, name) for name in read}  # which know their files
+    if config.skip_damaged:
+        data = without_damaged(data, config)
+    if config.cache:
+        cached: dict[str, Any] = {
+            name: Cached(getattr(data, name))
+            for name in ("labeled", "unlabeled", "validation", "held_out")
+            if getattr(data, name) is not None
+        }
+        data = replace(data, **cached)
+    elif data.held_out is not None:
+        read_once(data.held_out)
+    seen = {name: read_once(getattr(data, name)) for name in read}
+    for name, found in seen.items():
+        if found.ids <= {IGNORE}:
+            raise ValueError(
+                f"no {name} mask has a pixel of any class, from {pairs[name].masks[0]} on all is ignored: "
+                "is the label map (--label-map) the one of these masks?"
+            )
+    notes = [note for name in read for note in absent(name, data.classes, seen[name].ids)]
+    images = [path for name in read for path in pairs[name].images]
+    notes += clipped(images, image_format(config)), dark(config, [*seen.values()])
+    notes.append(turned(config, images))
+    tested = seen["validation"].sizes if "validation" in seen else frozenset()
+    return replace(data, notes=(*data.notes, *filter(None, notes)), tested=tested)
+
+
+def without_damaged(data: Data, config: TrainConfig) -> Data:
+    """Leave out what cannot be read (`--skip-damaged`), and say so; unlabeled images are looked at with `--cache`.
+
+    In training, the next image takes the place of such a one; nothing is judged on it.
+
+    Raises:
+        ValueError: if there is too much of it.
+    """
+    found = {
+        name: Readable[Any](dataset, config.skip_damaged)
+        for name in ("labeled", "unlabeled", "validation", "held_out")
+        if (dataset := getattr(data, name)) is not None
+    }
+    for name, dataset in found.items():
+        if name != "unlabeled" or config.cache:
+            dataset.read_once()
+    reasons = left_out(found.values())
+    if len(reasons) > config.skip_damaged:
+        raise ValueError(
+            f"{[*reasons.values()][-1]}; {len(reasons)} images cannot be read, --skip-damaged is {config.skip_damaged}"
+        )
+    kept: dict[str, Any] = {
+        name: Subset(dataset.dataset, [i for i in range(len(dataset)) if i not in dataset.left_out])
+        for name, dataset in found.items()
+        if name in ("validation", "held_out") and dataset.left_out
+    }
+    counts = {**data.counts, **{name: len(dataset) for name, dataset in kept.items()}}
+    notes = tuple(f"left out: {reason}" for reason in reasons.values())
+    served: dict[str, Any] = {n: found[n] for n in ("labeled", "unlabeled") if n in found}
+    return replace(
+        data, **served, **kept, counts=counts, left_out=tuple(reasons), notes=(*data.notes, *notes)
+    )
+
+
+def find_data(config: TrainConfig) -> Data:
+    """Find all files; none is read yet but those that say what the masks hold.
+
+    Raises:
+        ValueError: if something is missing, naming it.
+    """
+    size = None if config.size is None else parse_size(config.size)
+    finder = known_finder(config)  # one for all lists: it may know a million files by now
+    if config.download and finder is None:
+        raise ValueError(
+            "--download fetches known data sets: add --dataset NAME and --data ROOT, or leave it out"
+        )
+    found = all_files(config, finder)
+    (images, masks), unlabeled = training_files(config, found)
+    validation = validation_files(config, finder)
+    format = image_format(config)
+    if validation is not None:
+        # Never learn from what the run is judged on, not even without masks.
+        refuse_judged(images, validation[0])
+        unlabeled = unlabeled.without(validation[0])
+    held_out = held_out_files(config, unlabeled, found)
+    del finder, found
+    read = [*masks, *(mask for pairs in (validation, held_out) if pairs for mask in pairs[1])]
+    classes = build_classes(config, read)
+    turn = config.mask_orientation == "stored"
+    shards = [] if config.unlabeled_shards is None else find_shards(config.unlabeled_shards)
+    # Before supervised training leaves the unlabeled ones aside: it is compared on the same split.
+    groups = (images, unlabeled, [] if validation is None else validation[0])
+    root = config.voc or config.data
+    names = [data_names(group, root) for group in groups]
+    split = fingerprint(names[0], [*names[1], *data_names(shards)], names[2])
+    pools: list[Dataset[tv_tensors.Image]] = []
+    if config.batch_unlabeled > 0:  # also for supervised training, which is finished with them
+        if unlabeled:
+            pools.append(ImageDataset(unlabeled, size, format))
+        if shards:
+            pools.append(ShardedImages(shards, size, format))
+        if not pools and config.learns_unlabeled:
+            raise ValueError(
+                f"the method {config.method} needs unlabeled images, found none: give --unlabeled DIR "
+                "or --unlabeled-list, keep fewer masks with --labels N, or use --method supervised"
+            )
+    unlabeled_set: Any = None
+    validation_set: MapDataset[Sample] | None = None
+    held_out_set: MapDataset[Sample] | None = None
+    if pools:
+        unlabeled_set = pools[0] if len(pools) == 1 else ConcatDataset(pools)
+    if validation is not None:
+        validation_set = SegmentationDataset(*validation, classes, format=format, turn_masks=turn)
+    if held_out is not None:
+        held_out_set = SegmentationDataset(*held_out, classes, size, format, turn)
+    counts = {
+        "labeled": len(images),
+        "unlabeled": 0 if unlabeled_set is None else len(unlabeled_set),
+        "validation": 0 if validation is None else len(validation[0]),
+    }
+    if held_out is not None:
+        counts["held_out"] = len(held_out[0])
+    labeled_set = SegmentationDataset(images, masks, classes, size, format, turn)
+    return Data(
+        classes,
+        labeled_set,
+        unlabeled_set,
+        validation_set,
+        counts,
+        held_out_set,
+        split,
+        (*strays(config), *compare_palettes(read)),
+    )
+
+
+def build_classes(config: Any, masks: Sequence[Path]) -> Classes:
+    """The classes the flags name, or those of the known data set; what the masks hold decides details.
+
+    Args:
+        config: anything with `classes`, `label_map` and `dataset`.
+        masks: those that will be read.
+
+    Raises:
+        ValueError: if they are missing or cannot be understood.
+    """
+    layout = known_layout(config)
+    if config.classes is None:
+        if layout is None:
+            raise ValueError(
+                "--classes is missing: a number of classes, or a file with a name per line"
+            )
+        own = layout.classes(masks)
+        if config.label_map is None:
+            return own
+        return replace(Classes.of(own.names, config.label_map), colors=own.colors)
+    return fit_binary(Classes.of(config.classes, config.label_map), masks)
+
+
+def image_format(config: TrainConfig) -> ImageFormat:
+    """What images are read as."""
+    return ImageFormat(config.channels, config.value_span())
+
+
+class AsTested:
+    """A labeled data set as the network is tested on it: normalised, not augmented; read image by image."""
+
+    def __init__(self, dataset: Any, transform: Callable[..., Any]) -> None:
+        self.dataset = dataset
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, mask = self.transform(*self.dataset[index])
+        return image.as_subclass(Tensor), mask.as_subclass(Tensor).long()
+
+
+def read_once(dataset: Any) -> Seen:
+    """Read every item, so that a bad file ends the run now and not after an hour."""
+
+    def look(index: int) -> tuple[npt.NDArray[np.bool_], float, tuple[int, int]]:
+        # By numpy: torch would start threads of its own in each of these.
+        image, mask = (part.numpy() for part in dataset[index])
+        counts: npt.NDArray[np.bool_] = np.bincount(mask.ravel()) > 0
+        most = 255.0 if image.dtype == np.uint8 else float(image.max())
+        return counts, most, image.shape[1:]
+
+    ids: set[int] = set()
+    sizes: set[tuple[int, int]] = set()
+    brightest = 0.0
+    with ThreadPool(4) as pool:
+        for present, most, size in pool.imap(look, range(len(dataset))):
+            ids.update(present.nonzero()[0].tolist())
+            sizes.add(size)
+            brightest = max(brightest, most)
+    return Seen(ids, brightest, frozenset(sizes))
+
+
+def build_stream(
+    config: TrainConfig, data: Data, mean: Stats, std: Stats, *, finishing: bool = False
+) -> TwoStream:
+    """The batches of a run: a pure function of (seed, t).
+
+    Args:
+        config: The run's flags.
+        data: Its images.
+        mean: Of the images, per channel.
+        std: Of the images, per channel.
+        finishing: With unlabeled images also where the method does not learn from them.
+    """
+    j = config.jitter
+    transform = train_transform(
+        crop=config.crop_size(),
+        scale=config.scale_range(),
+        rotate=config.rotate,
+        jitter=ColorJitter(0.3 * j, 0.3 * j, 0.3 * j, 0.05 * j) if j > 0 else None,
+        mean=mean,
+        std=std,
+    )
+    return TwoStream(
+        data.labeled,
+        data.unlabeled if finishing or config.learns_unlabeled else None,
+        config.batch_labeled,
+        config.batch_unlabeled,
+        transform,
+        transform,
+        config.seed,
+    )
+
+
+def describe_data(data: Data) -> str:
+    """One line for the log.
+
+    Examples:
+        >>> describe_data(Data(Classes.of(7), [], None, None, {"labeled": 5, "unlabeled": 9}))
+        '7 classes, images: 5 labeled, 9 unlabeled'
+    """
+    counts = [f"{number} {name.replace('_', ' ')}" for name, number in data.counts.items()]
+    return f"{data.classes.num_classes} classes, images: {', '.join(counts)}"

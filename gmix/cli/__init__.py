@@ -1,0 +1,1 @@
+"""The command line: words on the screen, and nothing else."""

@@ -1,0 +1,106 @@
+"""Which networks words can name: flags, YAML and the `config.json` of a model reach SMP and timm through here.
+
+timm builds whatever it is told: some names ask a hub, some arguments name a file that old releases unpickle.
+Only what shapes a network gets through.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import timm
+
+from gmix.config.options import lookup
+from gmix.nn.unet import GuidedMixUnet
+
+ARCHITECTURES = {**smp.MODEL_ARCHITECTURES_MAPPING, "guidedmixunet": GuidedMixUnet}
+
+# What SMP and timm take beside an architecture's own arguments, and only shapes it.
+FURTHER = (
+    *("img_size", "patch_size", "window_size", "dynamic_img_size", "dynamic_img_pad"),
+    *("strict_img_size", "output_stride", "drop_rate", "drop_path_rate", "drop_block_rate"),
+    *("proj_drop_rate", "attn_drop_rate", "pos_drop_rate", "patch_drop_rate", "init_values"),
+    *("class_token", "reg_tokens", "no_embed_class", "qk_norm", "decoder_use_batchnorm"),
+)
+LARGEST = 16384  # of the numbers: channels, pixels
+
+
+def find_architecture(name: str, what: str = "--arch") -> Any:
+    """The class of that name, in any case.
+
+    Raises:
+        ValueError: if there is none; calls the name `what`.
+    """
+    return lookup(name, ARCHITECTURES, what)
+
+
+def build_architecture(architecture: Any, arguments: Mapping[str, Any]) -> Any:
+    """Build an SMP model of a class.
+
+    Args:
+        architecture: what `find_architecture` found.
+        arguments: its own, and those of `FURTHER`.
+
+    Raises:
+        ValueError: if the encoder or an argument is none that is known here.
+        Exception: whatever SMP and timm raise on values that do not fit.
+    """
+    check_encoder(arguments.get("encoder_name", "resnet34"))
+    own = inspect.signature(architecture.__init__).parameters.values()
+    known = [item.name for item in own if item.kind is item.POSITIONAL_OR_KEYWORD][1:]
+    if any(item.kind is item.VAR_KEYWORD for item in own):
+        known += FURTHER
+    for key, value in arguments.items():
+        if key not in known:
+            raise ValueError(
+                f"{key} is no argument that gmix hands on: choose among {', '.join(known)}"
+            )
+        _check_value(key, value)
+    return architecture(**arguments)
+
+
+def check_encoder(name: Any) -> None:
+    """Refuse what is no encoder of SMP's or timm's own.
+
+    Raises:
+        ValueError: if it is not; another's weights are given as a file.
+
+    Examples:
+        >>> check_encoder("tu-convnext_tiny.fb_in22k")
+        >>> check_encoder("tu-hf-hub:someone/model")
+        Traceback (most recent call last):
+        ValueError: the encoder tu-hf-hub:someone/model is unknown: ...
+    """
+    known = isinstance(name, str) and name in smp.encoders.encoders
+    if isinstance(name, str) and (match := re.fullmatch(r"(?:tu|timm)-([\w.]+)", name)):
+        # SMP itself turns some `timm-` names into `tu-` and `tu-tf_` ones.
+        known = known or timm.is_model(match[1]) or timm.is_model(f"tf_{match[1]}")
+    if not known:
+        raise ValueError(
+            f"the encoder {str(name)[:100]} is unknown: choose one of segmentation-models-pytorch, or tu- "
+            "and the name of a timm model (weights from elsewhere: --encoder-weights FILE)"
+        )
+
+
+def _check_value(key: str, value: Any) -> None:
+    """Refuse what is no plain value of a reasonable size."""
+    if isinstance(value, Mapping):
+        plain = len(value) <= 16 and all(isinstance(name, str) for name in value)
+        inside = list(value.values())
+    elif isinstance(value, list | tuple):
+        plain, inside = len(value) <= 64, list(value)
+    elif isinstance(value, int | float):
+        plain, inside = abs(value) <= LARGEST, []  # nan is not
+    else:
+        plain, inside = value is None or (isinstance(value, str) and len(value) <= 200), []
+    if not plain:
+        raise ValueError(
+            f"{key} must be words, or numbers of at most {LARGEST}, or short lists of them, "
+            f"got {str(value)[:60]}"
+        )
+    for part in inside:
+        _check_value(key, part)

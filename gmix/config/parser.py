@@ -1,0 +1,264 @@
+"""From a dataclass of options to a command's flags, help text and YAML keys."""
+
+from __future__ import annotations
+
+import re
+from argparse import Action, BooleanOptionalAction, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import Field, fields
+from types import NoneType
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+from gmix.config.options import flag, suggest
+from gmix.config.recipes import read_recipe
+from gmix.config.yamlfile import parse_yaml, read_yaml, refuse_odd_number
+from gmix.errors import UsageError
+
+C = TypeVar("C")
+
+
+def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: str = "") -> C:
+    """Read flags into a dataclass.
+
+    `--config FILE` holds the same flags, and so does a recipe. What is given here wins over the file, and the file
+    over the recipe.
+
+    Args:
+        kind: dataclass whose fields were made by `gmix.config.options.option`.
+        prog: the command, for its help text.
+        about: one sentence.
+        words: the flags.
+        epilog: printed below the help text.
+
+    Raises:
+        UsageError: if a flag is unknown or a value is of the wrong type.
+        SystemExit: after `--help`.
+
+    Examples:
+        >>> from gmix.config.train_config import TrainConfig
+        >>> parse(TrainConfig, "gmix train", "", ["--steps", "7", "--batch-labeled", "2"]).steps
+        7
+        >>> parse(TrainConfig, "gmix train", "", ["--steps", "many"])
+        Traceback (most recent call last):
+        gmix.errors.UsageError: --steps expects a whole number, got many
+    """
+    hints, refused = hints_of(kind), refused_by(kind)
+    parser = build_parser(kind, prog, about, epilog)
+    spelled = spelled_values(words, hints)
+    given = read(parser.parse_args, words)
+    settings = settings_of_files(given, hints, refused)
+    if settings:
+        checked = read(parser.parse_object, deepcopy(settings))  # which changes what it is given
+        parser.set_defaults({name: checked[name] for name in settings})
+        given = read(parser.parse_args, words)
+        spelled = settings | spelled
+    given |= {
+        name: value
+        for name, value in spelled.items()
+        if hints[name] == dict[str, Any] and not any(w.startswith(f"{flag(name)}.") for w in words)
+    }
+    del given["config"]
+    return kind(**given)
+
+
+def hints_of(kind: type[Any]) -> dict[str, Any]:
+    """Return the type of each flag of a command."""
+    types = get_type_hints(kind)
+    return {item.name: types[item.name] for item in fields(kind) if item.init}
+
+
+def refused_by(kind: type[Any]) -> dict[str, Field[Any]]:
+    """Return the flags that a command does without, which others have."""
+    return {item.name: item for item in fields(kind) if not item.init}
+
+
+def build_parser(kind: type[Any], prog: str, about: str, epilog: str) -> Any:
+    """Build the parser of a command; its arguments are those of `parse`."""
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+    hints, refused, defaults = hints_of(kind), refused_by(kind), kind()
+
+    class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+        """One line a flag: what it is and its default."""
+
+        def __init__(self, prog: str, *args: Any, **rest: Any) -> None:
+            super().__init__(prog, max_help_position=32, width=118)  # type: ignore[no-untyped-call]
+
+        def _get_help_string(self, action: Action) -> str:
+            shown = isinstance(action.default, (str, int, float)) and action.dest in hints
+            if not shown or isinstance(action.default, bool):
+                return action.help or ""
+            return f"{action.help}  [{action.default}]"
+
+        def _format_action_invocation(self, action: Action) -> str:
+            if isinstance(action, BooleanOptionalAction):
+                return action.option_strings[1 if action.default else 0]
+            return super()._format_action_invocation(action)
+
+    class Parser(ArgumentParser):  # type: ignore[misc, unused-ignore]
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            raise UsageError(plain(message, hints, refused))
+
+    parser = Parser(
+        prog=prog,
+        usage=f"{prog} [flags]",
+        description=about,
+        epilog=epilog,
+        formatter_class=Formatter,
+        allow_abbrev=False,
+    )
+    common = parser.add_argument_group("any of these flags can be a line of a YAML file")
+    common.add_argument("--config", metavar="FILE", help="read flags from FILE, e.g. `steps: 100`")
+    groups: dict[str, Any] = {}
+    for item in fields(kind):
+        if item.name not in hints:
+            continue
+        title = item.metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        how: dict[str, Any] = {"type": hints[item.name], "metavar": item.metadata["metavar"]}
+        if hints[item.name] is bool:
+            how = {"action": BooleanOptionalAction}
+        default, text = getattr(defaults, item.name), item.metadata["help"]
+        groups[title].add_argument(flag(item.name), default=default, help=text, **how)
+    return parser
+
+
+def read(method: Callable[[Any], Any], what: Any) -> dict[str, Any]:
+    """Let a parser read something.
+
+    Raises:
+        UsageError: if it cannot.
+    """
+    try:
+        found: dict[str, Any] = method(what).as_dict()
+    except UsageError:
+        raise
+    except Exception as error:  # PyYAML raises nearly anything on values like "!!int ''"
+        raise UsageError(f"a value cannot be read: {type(error).__name__}: {error}") from None
+    return found
+
+
+def spelled_values(words: Sequence[str], hints: dict[str, Any]) -> dict[str, Any]:
+    """Return the mappings among the flags as they are written, with text in quotes as text.
+
+    Raises:
+        UsageError: if a value looks like something else than the parser takes it for.
+    """
+    spelled: dict[str, Any] = {}
+    for before, word in zip(["", *words], words, strict=False):
+        name, _, text = word.partition("=") if word.startswith("--") else (before, "", word)
+        spelled |= read_value(name, text, hints)
+    return spelled
+
+
+def settings_of_files(
+    given: dict[str, Any], hints: dict[str, Any], refused: dict[str, Field[Any]]
+) -> dict[str, Any]:
+    """Read the settings of `--config FILE` and of the recipe, in which the file wins.
+
+    Args:
+        given: the flags.
+        hints: the types of all flags.
+        refused: those the command does without.
+
+    Raises:
+        UsageError: if a key is unknown, or a value cannot be its.
+    """
+    settings = {} if given["config"] is None else read_yaml(given["config"])
+    recipe = given.get("recipe") or settings.get("recipe")
+    if recipe is not None:
+        settings = {**read_recipe(str(recipe)), **settings}
+    source = given["config"] or f"the recipe {recipe}"
+    for name, item in refused.items():  # the file of another command may say the obvious
+        if name in settings and settings.pop(name) != item.default:
+            raise UsageError(f"{source}: {misplaced(item)}")
+    for name, value in settings.items():
+        if name not in hints:
+            raise UsageError(f"{source}: unknown key {name}{suggest(name, list(hints))}")
+        if value is None and NoneType not in get_args(hints[name]):
+            wanted = expected(hints[name])
+            raise UsageError(f"{source}: {flag(name)} expects {wanted}, got nothing")
+        if isinstance(value, str):
+            read_value(flag(name), value, hints)
+    return settings
+
+
+def read_value(name: str, text: str, hints: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a value that the parser reads as something else than it looks like.
+
+    Args:
+        name: the flag, or `--method-args.KEY`.
+        text: its value.
+        hints: the types of all flags.
+
+    Returns:
+        The flag's name and value, if that is a mapping; else nothing.
+
+    Raises:
+        ValueError: if it is such a value.
+    """
+    top, _, key = name.removeprefix("--").replace("-", "_").partition(".")
+    hint = str(hints.get(top))
+    if "dict" in hint and not key:
+        if text.lstrip().startswith(("{", "[")) or ": " in text:
+            return {top: parse_yaml(text, name)}  # which is stricter than the parser
+    elif "int" in hint or "float" in hint or key:
+        try:
+            refuse_odd_number(text, name)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    return {}
+
+
+def misplaced(item: Field[Any]) -> str:
+    """Why a command does without a flag."""
+    return f"{flag(item.name)} has no place here: {item.metadata['help']}"
+
+
+def plain(message: str, hints: dict[str, Any], refused: dict[str, Field[Any]]) -> str:
+    """An error message of the parser, in the words of this library."""
+    found = re.match(r'(?:Validation failed: )?\s*Parser key "(\w+)', message)
+    if found and found[1] in hints:
+        value = message.rsplit("alue: ", 1)[-1].strip()
+        return f"{flag(found[1])} expects {expected(hints[found[1]])}, got {value}"
+    unknown = re.search(r"(?i)unrecognized arguments: ([^\s=]+)", message)
+    if unknown:
+        for item in refused.values():
+            if unknown[1] == flag(item.name):
+                return misplaced(item)
+        return f"unknown flag {unknown[1]}{suggest(unknown[1], [flag(name) for name in hints])}"
+    return " ".join(message.split())
+
+
+def expected(hint: Any) -> str:
+    """A type, as a person says it.
+
+    Examples:
+        >>> expected(int | None), expected(Literal["adamw", "sgd"])
+        ('a whole number', 'adamw or sgd')
+    """
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    if get_origin(hint) is Literal:
+        return " or ".join(get_args(hint))
+    if get_origin(hint) is dict or hint is dict:
+        return "a mapping such as {name: value}"
+    if get_origin(hint) is list:
+        return "a list such as [1, 2]"
+    if hint in names:
+        return names[hint]
+    return " or ".join(expected(part) for part in get_args(hint) if part is not NoneType)
+
+
+def missing(config: Any, *names: str) -> UsageError:
+    """What to say if one of these flags was not given.
+
+    Examples:
+        >>> from gmix.config.train_config import TrainConfig
+        >>> missing(TrainConfig(), "out")
+        UsageError('--out DIR is missing: where everything is written')
+    """
+    name = next(name for name in names if getattr(config, name) is None)
+    said = type(config).__dataclass_fields__[name].metadata
+    return UsageError(f"{flag(name)} {said['metavar']} is missing: {said['help']}")

@@ -1,0 +1,1 @@
+"""What is done with a finished model: evaluate, predict, pseudo-label, export. Needs no trainer."""

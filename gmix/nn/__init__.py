@@ -1,0 +1,1 @@
+"""The building blocks, one file each: mixer, selectors, MITrans, decoupler, views, teacher, network."""

@@ -1,0 +1,349 @@
+"""What the labeled images say about a pixel of another image: guidance across images."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gmix import functional as G
+from gmix.functional.shapes import refuse_ignored_class
+from gmix.nn.frozen import HoldsFrozenEncoder
+from gmix.nn.given import remember_given
+from gmix.nn.sizes import fixed_size, refusal, windows
+from gmix.protocols import LabeledDataset
+
+__all__ = ["LabeledReference"]
+
+
+class LabeledReference(HoldsFrozenEncoder):
+    r"""Weigh predictions by what labeled pixels with similar features are, as far as that is known to be true.
+
+    A memory keeps features $f_j$ of the labeled images with the classes $y_j$ of their **true** masks. For a
+    feature $f$ of another image, attention over the memory gives the classes of similar labeled pixels, and
+    dividing by how common each class is turns them into a likelihood. Bayes' rule with the network as prior weighs
+    its prediction:
+
+    $$a = \mathrm{softmax}_j(\cos(f, f_j) / T)\,y_j, \qquad r_k = a_k / \pi_k + \epsilon \propto p(f \mid k),
+      \qquad P'_k \propto P_k \, r_k^{\,s}$$
+
+    Dividing by $\pi$ keeps frequent classes from crowding out rare ones.
+
+    **The strength $s$ is measured, not set** ([`measure`][gmix.LabeledReference.measure]): each labeled image asks the
+    memory while its own features are masked, and $s$ is what makes the evidence about its known classes an honest
+    likelihood. Where the features tell nothing, $s$ is 0 and the reference is silent.
+
+    Learn the guided mask as hard labels of sure pixels. A soft target would count the same evidence again at every
+    step, since the network has already learned from it: after n steps only $r^{ns}$ is left of the prediction,
+    coarse as the features are. A hard label takes nothing further once it is learned.
+
+    The features come from a frozen copy of the encoder *as it is when this module is built*: a pretrained
+    encoder knows how alike two animals are long before a network trained on a few masks does, and frozen features
+    never go stale in the memory. A saved state has a checksum in its place: who loads it builds the same first. It is
+    the non-local block's idea (Eq. 4) with keys and values from other images, and values that are known to be right.
+
+    Its maps are coarse, so it sees small images enlarged; but one that takes images of a single size sees them at that
+    size where timm says which (`strict_img_size`), and as they are where timm says only that (`fixed_input_size`).
+    Of each labeled image it keeps rare classes more often than by chance, a position with the weight
+    $\sum_k v_k / \sqrt{n_k}$ ($v_k$: the class's share of the position, $n_k$: of the image): the few positions a sign
+    has say more than one more piece of road.
+
+    Args:
+        encoder: An SMP encoder (`net.model.encoder`): images to feature maps, deepest last. Deep-copied and frozen.
+            Its last two maps are used, at the resolution of the finer one. Images are resized to its stride, and to
+            whole windows where it has such (MaxViT).
+        classes: Number of logit channels K; 1 is binary.
+        capacity: Number of labeled feature positions the memory holds.
+        positions: At most this many positions per labeled image are kept.
+        shorter_side: The encoder sees images enlarged to this many pixels on their shorter side, at most to twice
+            their size; above 0. Larger ones stay as they are.
+        temperature: $T$, above 0.
+        strength: $s$, at least 0; None measures it.
+        floor: $\epsilon$, above 0: no class is ever ruled out.
+
+    Shape:
+        - `remember` takes pairs of an image `(C, H, W)` and its mask `(H, W)`
+        - `forward(probs (N, K, H, W), x (N, C, H, W))`: `(N, K, H, W)` guided probabilities, float32; as they are
+          until something is remembered
+
+    Raises:
+        ValueError: Options out of range, an encoder that does not say what its maps are, or shapes that do not fit.
+
+    Examples:
+        >>> import segmentation_models_pytorch as smp
+        >>> _ = torch.manual_seed(0)
+        >>> encoder = smp.Unet("resnet18", encoder_weights=None).encoder
+        >>> reference = LabeledReference(encoder, classes=2)
+        >>> x, y = torch.randn(3, 3, 64, 64), torch.randint(2, (3, 64, 64))
+        >>> reference.remember(list(zip(x, y)))
+        >>> guided = reference(torch.full((1, 2, 64, 64), 0.5), torch.randn(1, 3, 64, 64))
+        >>> guided.shape, bool((guided.sum(1) - 1).abs().max() < 1e-6)
+        (torch.Size([1, 2, 64, 64]), True)
+        >>> reference.trust.item()  # noise tells nothing
+        0.0
+    """
+
+    __call__: Callable[..., Tensor]
+
+    @remember_given
+    def __init__(
+        self,
+        encoder: nn.Module,
+        classes: int,
+        *,
+        capacity: int = 4096,
+        positions: int = 64,
+        shorter_side: int = 160,
+        temperature: float = 0.03,
+        strength: float | None = None,
+        floor: float = 0.01,
+    ) -> None:
+        super().__init__()
+        if min(capacity, positions, shorter_side) < 1 or min(temperature, floor) <= 0:
+            raise ValueError(
+                "`capacity`, `positions`, `shorter_side`, `temperature` and `floor` must be above 0, "
+                f"got {capacity}, {positions}, {shorter_side}, {temperature} and {floor}"
+            )
+        if strength is not None and strength < 0:
+            raise ValueError(
+                f"`strength` must be at least 0, or None to measure it, got {strength}"
+            )
+        channels = getattr(encoder, "out_channels", None)
+        if not (isinstance(channels, Sequence) and len(channels) > 1):
+            raise ValueError(
+                "`encoder` must declare the `out_channels` of two maps or more, as SMP's do "
+                f"(`net.model.encoder`), got {type(encoder).__name__} with {channels}"
+            )
+        copied: Any = copy.deepcopy(encoder).requires_grad_(False)
+        self.encoder = copied
+        self.classes = classes
+        self.capacity = capacity
+        self.positions = positions
+        self._only_size, fixed = fixed_size(encoder)
+        self.shorter_side = 1 if fixed else shorter_side
+        self.temperature = temperature
+        self.strength = strength
+        self.floor = floor
+        self._stride = int(getattr(encoder, "output_stride", 1)) * windows(encoder)
+        self._widths = [int(width) for width in channels[-2:]]
+        self.keys: Tensor
+        self.values: Tensor
+        self.owners: Tensor
+        self.trust: Tensor
+        self.register_buffer("keys", torch.zeros(capacity, sum(self._widths)))
+        # Per position, the share of each class; all zero marks an empty slot.
+        self.register_buffer("values", torch.zeros(capacity, max(classes, 2)))
+        self.register_buffer("owners", torch.full((capacity,), -1))  # whose image it is
+        self.register_buffer("trust", torch.zeros(()))  # the strength in use
+        self.eval()
+
+    @torch.no_grad()
+    def remember(self, labeled: LabeledDataset, *, ignore_index: int = 255) -> None:
+        """Remember the labeled images, in place of what was remembered before, and measure how far to trust them.
+
+        Call it once before training, with images as they are tested: normalised, not augmented. Of more images than
+        the memory has room for, every n-th is taken. Where several processes train together, each remembers all.
+
+        Args:
+            labeled: A list or data set of pairs, an image `(C, H, W)` and its mask `(H, W)`.
+            ignore_index: Mask value without a class.
+        """
+        each = max(
+            min(self.positions, self.capacity // max(len(labeled), 1)), min(16, self.capacity)
+        )
+        keys, values, owners = [], [], []
+        for owner in evenly(len(labeled), self.capacity // each):
+            x, y = labeled[owner]
+            if y.shape != x.shape[1:]:
+                raise ValueError(
+                    "a mask must have shape (H, W) for an image (C, H, W), "
+                    f"got {tuple(y.shape)} and {tuple(x.shape)}"
+                )
+            x, y = x.to(self.keys.device)[None], y.to(self.keys.device)[None]
+            features = self._features(x)
+            grid = (features.shape[2], features.shape[3])
+            shares = class_shares(y, self.values.shape[1], grid, ignore_index)
+            value = shares.flatten(2).transpose(1, 2)
+            kept = torch.unique(spread(value, each)[0])
+            kept = kept[value[0, kept].sum(1) > 0]
+            keys.append(features.flatten(2)[0].T[kept])
+            values.append(value[0, kept])
+            owners.append(torch.full((len(kept),), owner, device=x.device))
+        for memory, new, empty in (
+            (self.keys, keys, 0),
+            (self.values, values, 0),
+            (self.owners, owners, -1),
+        ):
+            memory.fill_(empty)
+            if new:
+                memory[: sum(map(len, new))] = torch.cat(new)
+        self.trust.fill_(self.measure() if self.strength is None else self.strength)
+
+    @property
+    def remembers(self) -> bool:
+        """Tell whether there is anything in the memory."""
+        return bool((self.owners >= 0).any())
+
+    @torch.no_grad()
+    def measure(self) -> float:
+        r"""Measure how far the evidence can be trusted: the $s$ under which it is most likely about known pixels.
+
+        Each remembered position asks all others but those of its own image. With every class weighing the same,
+        whatever its size, $s$ maximises the mean of $\log(r_y^s / \sum_k r_k^s)$ over chance, less one standard
+        error over the images: evidence that may be luck is none.
+
+        Returns:
+            $s$ in [0, 2]; 0 with fewer than two images.
+        """
+        filled = self.owners >= 0
+        owners, values = self.owners[filled], self.values[filled]
+        known = values.sum(0) > 0
+        images = torch.unique(owners)
+        if len(images) < 2:
+            return 0.0
+        evidence = (self._ratio(self.keys[filled], owners) + self.floor).log()[:, known]
+        # A class is one, whatever its size; of it, each image has what it holds of it.
+        weight = values[:, known] / values[:, known].sum(0) / known.sum()
+        chance = -math.log(int(known.sum()))
+        best, strength = 0.0, 0.0
+        for s in torch.arange(0.05, 2.05, 0.05).tolist():
+            gain = (weight * ((s * evidence).log_softmax(1) - chance)).sum(1)
+            by_image = gain.new_zeros(int(images.max()) + 1).index_add_(0, owners, gain)[images]
+            error = by_image.std() * len(images) ** 0.5
+            if float(by_image.sum() - error) > best:
+                best, strength = float(by_image.sum() - error), s
+        return strength
+
+    @torch.no_grad()
+    def likelihood(self, x: Tensor) -> Tensor:
+        """$r_k$ of images `(N, C, H, W)`: `(N, max(K, 2), h, w)` on the grid of the features."""
+        features = self._features(x)
+        n, _, h, w = features.shape
+        ratio = self._ratio(features.flatten(2).transpose(1, 2).flatten(0, 1))
+        return ratio.view(n, h, w, -1).permute(0, 3, 1, 2)
+
+    def forward(self, probs: Tensor, x: Tensor) -> Tensor:
+        if probs.shape[0] != x.shape[0] or probs.shape[2:] != x.shape[2:]:
+            raise ValueError(
+                "`probs` (N, K, H, W) and `x` (N, C, H, W) must belong to the same images, "
+                f"got {tuple(probs.shape)} and {tuple(x.shape)}"
+            )
+        ratio = F.interpolate(self.likelihood(x), size=x.shape[2:], mode="bilinear") + self.floor
+        return G.reweigh(probs, (ratio / ratio.amax(1, keepdim=True)) ** self.trust)
+
+    def train(self, mode: bool = True) -> LabeledReference:
+        """A frozen encoder never trains, whatever its owner does."""
+        return super().train(False)
+
+    def _ratio(self, queries: Tensor, owners: Tensor | None = None) -> Tensor:
+        r"""Compute $a_k / \pi_k$ of features `(Q, D)`: `(Q, max(K, 2))`; those of their own image are not asked."""
+        with torch.autocast(queries.device.type, enabled=False):
+            filled = self.owners >= 0
+            share = filled.float() / filled.sum().clamp(min=1)
+            centre = share @ self.keys
+            split = self._normalise(queries, centre)
+            keys = self._normalise(self.keys, centre)
+            scale = 1 / (self.temperature * len(keys))
+            # A large negative number rather than -inf: with nothing remembered the softmax stays finite.
+            similarity = torch.where(filled, 0.0, -1e4)
+            if owners is not None:
+                similarity = torch.where(owners[:, None] == self.owners, -1e4, similarity)
+            # Written out: with so few, so long vectors a fused attention takes longer.
+            for query, key in zip(split, keys, strict=True):
+                similarity = torch.addmm(similarity, query, key.T, alpha=scale)
+            classes = similarity.softmax(1) @ self.values
+            classes = classes / classes.sum(1, keepdim=True).clamp(min=1e-6)
+            frequency = self.values.sum(0) / self.values.sum().clamp(min=1e-6)
+            # A class never seen says nothing: ratio 1.
+            return torch.where(frequency > 0, classes / frequency.clamp(min=1e-3), 1.0)
+
+    def _features(self, x: Tensor) -> Tensor:
+        # In whole numbers: rounding must not cost a row of the grid.
+        height, width, stride = x.shape[2], x.shape[3], self._stride
+        shorter = min(height, width)
+        side = max(shorter, min(self.shorter_side, 2 * shorter))
+        size = self._only_size or tuple(
+            -(-length * side // (shorter * stride)) * stride for length in (height, width)
+        )
+        if size != (height, width):
+            x = F.interpolate(x, size=size, mode="bilinear")
+        try:
+            maps = self.encoder(x)
+        except (AssertionError, RuntimeError) as error:  # how timm's encoders refuse a size
+            reason = refusal(self.encoder, error, x)
+            if reason is None:
+                raise
+            raise ValueError(
+                f"the reference's encoder cannot take images of {size[0]} x {size[1]}: {reason}, or the method with "
+                "`reference=None`"
+            ) from error
+        if isinstance(maps, tuple):  # a vision transformer's comes with its prefix tokens
+            maps = maps[0]
+        finer, deepest = maps[-2:]
+        deepest = F.interpolate(deepest, size=finer.shape[-2:], mode="bilinear")
+        return torch.cat([finer, deepest], 1).float()
+
+    def _normalise(self, features: Tensor, centre: Tensor) -> list[Tensor]:
+        """Centre, then bring each of the two maps to the same length: both have a say."""
+        parts: tuple[Tensor, ...] = torch.split(features - centre, self._widths, dim=-1)
+        return [F.normalize(part, dim=-1) for part in parts]
+
+    def extra_repr(self) -> str:
+        return (
+            f"capacity={self.capacity}, temperature={self.temperature}, "
+            f"strength={self.strength}, floor={self.floor}"
+        )
+
+
+def evenly(length: int, most: int) -> list[int]:
+    """Choose up to `most` of `length` positions, evenly spaced.
+
+    Examples:
+        >>> evenly(3, 5), evenly(10, 4)
+        ([0, 1, 2], [0, 2, 5, 7])
+    """
+    number = min(length, most)
+    return [i * length // number for i in range(number)]
+
+
+def class_shares(y: Tensor, classes: int, size: tuple[int, int], ignore_index: int = 255) -> Tensor:
+    """The share of each class in each cell of a grid: `(N, H, W)` -> `(N, classes, *size)`.
+
+    Values outside of the classes count for none.
+
+    Examples:
+        >>> class_shares(torch.tensor([[[0, 1], [255, 1]]]), classes=2, size=(1, 1)).flatten()
+        tensor([0.2500, 0.5000])
+    """
+    refuse_ignored_class(classes, ignore_index)
+    y = torch.where(y == ignore_index, -1, y)
+    each = torch.arange(classes, device=y.device)[:, None, None]
+    # Image by image: all at once would fill memory, and class by class makes a large graph to compile.
+    return torch.stack([F.adaptive_avg_pool2d((mask == each).float(), size) for mask in y])
+
+
+def spread(shares: Tensor, keep: int) -> Tensor:
+    """Which positions of each image to keep: `(N, P, K)` class shares -> `(N, min(keep, P))` indices, rising.
+
+    All of them if there are no more. Else systematic sampling, at even steps along the running sum of the weights
+    $\\sum_k v_k / \\sqrt{n_k}$: a position that holds most of a rare class may come twice, one without a class comes
+    where there is nothing else.
+
+    Examples:
+        >>> shares = torch.tensor([[[1.0, 0.0]] * 9 + [[0.0, 1.0]]])  # one of ten positions is class 1
+        >>> spread(shares, 4)
+        tensor([[1, 4, 7, 9]])
+    """
+    n, positions, _ = shares.shape
+    if keep >= positions:
+        return torch.arange(positions, device=shares.device).expand(n, positions)
+    count = shares.sum(1, keepdim=True).clamp(min=1e-6)
+    weight = (shares / count.sqrt()).sum(2) + 1e-6
+    total = weight.cumsum(1)
+    steps = (torch.arange(keep, device=shares.device) + 0.5) / keep
+    return torch.searchsorted(total, steps * total[:, -1:]).clamp(max=positions - 1)

@@ -1,0 +1,106 @@
+"""Which sizes of images an encoder takes, and what to say of others."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers.halo_attn import HaloAttn
+from timm.layers.non_local_attn import BilinearAttnTransform
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from gmix.nn.modes import eval_mode
+
+__all__ = ["dry_run", "fixed_size", "refusal", "windows"]
+
+REBUILT = "`img_size=...` (some: `dynamic_img_size=True`)"
+
+# How torch says that a table of positions, or a grid of windows, is of another size.
+_OTHER_SIZE = re.compile(r"must match the size of tensor|is invalid for input of size|broadcast")
+
+
+def windows(encoder: nn.Module) -> int:
+    """How many positions of the deepest map are the least that all windows of an encoder divide (MaxViT's: 7).
+
+    Examples:
+        >>> windows(nn.Conv2d(3, 8, 3))
+        1
+    """
+    sizes: list[Any] = [getattr(module, "partition_size", ()) for module in encoder.modules()]
+    blocks = [m for m in encoder.modules() if isinstance(m, HaloAttn | BilinearAttnTransform)]
+    return math.lcm(
+        *(int(length) for size in sizes for length in size),
+        *(int(block.block_size) for block in blocks),
+    )
+
+
+def fixed_size(encoder: nn.Module) -> tuple[tuple[int, int] | None, bool]:
+    """The one size of images that an encoder takes, if timm tells it, and whether there is one at all.
+
+    Examples:
+        >>> fixed_size(nn.Conv2d(3, 8, 3))
+        (None, False)
+    """
+    strict = [module for module in encoder.modules() if hasattr(module, "strict_img_size")]
+    if strict:
+        sizes: list[Any] = [module.img_size for module in strict if module.strict_img_size]
+        size = next(filter(None, sizes), None)
+        return size, size is not None
+    return None, bool(_settings(encoder).get("fixed_input_size", False))
+
+
+def refusal(encoder: nn.Module, error: Exception, images: Tensor) -> str | None:
+    """Say that an encoder cannot take images of this size, and which it takes.
+
+    Args:
+        encoder: An SMP encoder.
+        error: What it raised.
+        images: What it was given, `(N, C, H, W)`.
+
+    Returns:
+        The end of a sentence; None if the error is about something else.
+    """
+    only, fixed = fixed_size(encoder)
+    if not isinstance(error, AssertionError) and not (fixed and _OTHER_SIZE.search(str(error))):
+        return None
+    usual = tuple(_settings(encoder).get("input_size", ()))[1:]
+    only = only or (usual if usual and _takes(encoder, images, usual) else None)
+    if only is not None:
+        takes = f"it takes {only[0]} x {only[1]}"
+    else:
+        takes = "it takes the size it was built for" if fixed else _one_sentence(error)
+    return f"{takes}; resize the images, or build the model with {REBUILT}"
+
+
+def dry_run(module: nn.Module, shape: Sequence[int]) -> None:
+    """Send images of a shape through a module and compute nothing: shapes are all that tensors on `meta` have.
+
+    Examples:
+        >>> dry_run(nn.Conv2d(3, 8, 3), (1, 3, 10**6, 10**6))
+    """
+    state = (*module.named_parameters(), *module.named_buffers())
+    hollow = {name: torch.empty_like(tensor, device="meta") for name, tensor in state}
+    with eval_mode(module), torch.no_grad():
+        functional_call(module, hollow, torch.empty(*shape, device="meta"))
+
+
+def _settings(encoder: nn.Module) -> dict[str, Any]:
+    """What timm says of an encoder; nothing of others."""
+    settings: Any = getattr(getattr(encoder, "model", None), "pretrained_cfg", None)
+    return settings or {}
+
+
+def _takes(encoder: nn.Module, images: Tensor, size: tuple[int, ...]) -> bool:
+    try:
+        dry_run(encoder, (1, images.shape[1], *size))
+    except Exception:  # of timm and torch, for any reason
+        return False
+    return True
+
+
+def _one_sentence(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or "it refuses them"

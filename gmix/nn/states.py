@@ -1,0 +1,76 @@
+"""Whether a saved state fits a module, told in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from gmix.nn.frozen import HoldsFrozenEncoder
+
+__all__ = ["ChecksState", "check_state"]
+
+
+class ChecksState(nn.Module):
+    """Refuses a state that does not fit before anything of it is loaded."""
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load a state as ever; one that does not fit is refused in one sentence, and nothing has changed."""
+        if strict:
+            check_state(self, state_dict)
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Reached through a parent as well. Whether names may be missing, only torch's own loading knows there.
+        own = self.state_dict()
+        if differ := other_shapes(own, state_dict, prefix):
+            raise RuntimeError(_sentence(self, differ, len(own)))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Refuse a state of other names or shapes, before anything is loaded; torch prints a line for each of them.
+
+    Raises:
+        RuntimeError: As torch does, with the first that differs and how many there are.
+
+    Examples:
+        >>> check_state(nn.Linear(2, 3), nn.Linear(2, 4).state_dict())
+        Traceback (most recent call last):
+        RuntimeError: the state is of another Linear: weight is (4, 2) in it and (3, 2) here, 2 entries differ ...
+    """
+    own = module.state_dict()
+    differ = other_shapes(own, state)
+    differ += [f"{name} is missing from it" for name in own if name not in state]
+    differ += [f"{name} is unknown here" for name in state if name not in own]
+    differ += [
+        fault
+        for prefix, part in module.named_modules(prefix="")
+        if isinstance(part, HoldsFrozenEncoder)
+        and (fault := part.state_fault(state, prefix + "." if prefix else "")) is not None
+    ]
+    if differ:
+        raise RuntimeError(_sentence(module, differ, len(own)))
+
+
+def other_shapes(own: Mapping[str, Any], state: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Say which entries of a state, behind a prefix of its names, have another shape than one's own."""
+    return [
+        f"{prefix}{name} is {tuple(found.shape)} in it and {tuple(value.shape)} here"
+        for name, value in own.items()
+        if isinstance(value, Tensor)
+        and isinstance(found := state.get(f"{prefix}{name}"), Tensor)
+        and found.shape != value.shape
+    ]
+
+
+def _sentence(module: nn.Module, differ: list[str], count: int) -> str:
+    return (
+        f"the state is of another {type(module).__name__}: {differ[0]}, {len(differ)} entries differ of "
+        f"{count}; build it with the classes, encoder and parts it was saved with"
+    )

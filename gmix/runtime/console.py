@@ -1,0 +1,145 @@
+"""What the command line says: results, errors and where they come from, each in plain words."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from gmix.runtime.shown import printable
+
+# Signs of our own that older terminals do not have.
+_PLAIN = {"–": "-", "−": "-", "…": "...", "·": "-", "λ": "lambda"}
+
+
+def say(*lines: object) -> None:
+    """Print lines that may hold names of files and classes: a terminal obeys none, and none is more than it can show.
+
+    Examples:
+        >>> say("see runs/\\x1b[31m", 3)
+        see runs/\\x1b[31m
+        3
+    """
+    show_anything()
+    for line in lines:
+        print(printable(str(line)), flush=True)
+
+
+def warn(text: str) -> None:
+    """Say on stderr, in one line, what is to be known of a result."""
+    show_anything()
+    print("gmix: warning:", printable(" ".join(text.split())), file=sys.stderr)
+
+
+def show_anything() -> None:
+    """Let stdout and stderr write what their encoding lacks in other signs, where they would raise."""
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="gmix-plain")
+
+
+def _in_plain_signs(error: Any) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(char) or ascii(char)[1:-1] for char in lacking), error.end
+
+
+codecs.register_error("gmix-plain", _in_plain_signs)
+
+
+def print_scores(scores: dict[str, object]) -> None:
+    """A small table: IoU and Dice by class, then their means.
+
+    Examples:
+        >>> print_scores({
+        ...     "miou": 0.5, "iou": {"cat": 0.5, "cow": None}, "pixel_accuracy": 0.75,
+        ...     "mean_dice": 2 / 3, "dice": {"cat": 2 / 3, "cow": None},
+        ... })
+                         IoU   Dice
+        cat             50.0   66.7
+        cow            does not occur
+        mIoU            50.0
+        mean Dice              66.7
+        pixel accuracy  75.0
+    """
+    iou, dice = scores["iou"], scores["dice"]
+    assert isinstance(iou, dict) and isinstance(dice, dict)
+    names = {name: printable(name) for name in iou}
+    width = max(map(len, (*names.values(), "pixel accuracy")))
+    say(f"{'':{width}} {'IoU':>5}  {'Dice':>5}")
+    for name, value in iou.items():
+        absent = "does not occur"
+        both = absent if value is None else f"{100 * value:5.1f}  {100 * dice[name]:5.1f}"
+        say(f"{names[name]:{width}} {both}")
+    for name, key, column in (
+        ("mIoU", "miou", 0),
+        ("mean Dice", "mean_dice", 7),
+        ("pixel accuracy", "pixel_accuracy", 0),
+    ):
+        value = scores[key]
+        shown = f"{100 * value:5.1f}" if isinstance(value, float) else "no pixels"
+        say(f"{name:{width}} {'':{column}}{shown}")
+
+
+def explain(error: Exception) -> str:
+    """One line for an error, whatever raised it.
+
+    Examples:
+        >>> explain(ValueError("two\\nlines"))
+        'two lines'
+        >>> explain(ModuleNotFoundError("No module named 'rich'", name="rich"))
+        'the package rich is missing: run `pip install "gmix[train]"`'
+        >>> len(explain(RuntimeError("what a compiler says " * 1000))) < 600
+        True
+    """
+    text = str(error)
+    if isinstance(error, ModuleNotFoundError):
+        extras = {"sklearn": "demo", "webdataset": "shards"}
+        extras |= dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export")
+        extra = extras.get(error.name or "", "train")
+        return f'the package {error.name} is missing: run `pip install "gmix[{extra}]"`'
+    if text.startswith("Caught ") and "Original Traceback" in text:  # from a loader process
+        text = text.rstrip().rsplit("\n", 1)[-1].partition(": ")[2] or text
+    elif not isinstance(error, (ValueError, TypeError, ImportError, OSError, ArithmeticError)):
+        # A compiler's may be as long as a book.
+        text = f"{type(error).__name__}: {textwrap.shorten(text, 500)} (--debug shows where)"
+    return " ".join(text.split())
+
+
+def describe_failures(reasons: dict[str, str], runs: int) -> str:
+    """Which runs failed and why, in one line.
+
+    Examples:
+        >>> describe_failures({"cps-0": "no mask", "cps-1": "no mask", "cct-0": "no image"}, 9)
+        '3 of 9 runs failed: cps-0, cps-1: no mask; cct-0: no image'
+    """
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(name)
+    parts = [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]
+    return f"{len(reasons)} of {runs} runs failed: {'; '.join(parts)}"
+
+
+def left_out(reasons: Sequence[str], images: int) -> int:
+    """The exit code of a command that left some images out, after saying which and why."""
+    if not reasons:
+        return 0
+    return complain(f"{len(reasons)} of {images} images were left out: {'; '.join(reasons)}", 1)
+
+
+def speaks() -> bool:
+    """Whether this process prints results: of several that a launcher started, the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def complain(text: str, code: int) -> int:
+    """Say on stderr, in one line, why there is no result."""
+    line = " ".join(text.split())  # a file name may hold line ends, and codes that a terminal obeys
+    name = "gmix:" if speaks() else f"gmix, process {os.environ['RANK']}:"
+    show_anything()
+    print(name, printable(line), file=sys.stderr)
+    return code

@@ -1,0 +1,126 @@
+"""Rooms import one way: each only from those below it, and none in a circle."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# From the ground floor up. What a room holds is the first line of its `__init__.py`, and in docs/house.md.
+ROOMS = (
+    *("errors", "runtime", "functional", "protocols", "nn", "data", "evaluation", "methods"),
+    *("config", "builders", "runs", "deploy", "training"),
+    *("compare", "splits", "report", "demo", "cli"),
+)
+# These name the types of rooms above them for type checkers only.
+NAMES_TYPES = ("gmix", "gmix.protocols")
+
+
+def modules() -> dict[str, str]:
+    """The source of every module."""
+    found = {}
+    for path in sorted((ROOT / "gmix").rglob("*.py")):
+        words = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(words[:-1] if words[-1] == "__init__" else words)] = path.read_text("utf-8")
+    return found
+
+
+MODULES = modules()
+
+
+def imported(name: str, known: dict[str, str], *, types: bool = True) -> Iterator[str]:
+    """The modules of gmix that a module imports, anywhere in it, with or without those for types only."""
+    tree = ast.parse(known[name])
+    skipped: set[ast.AST] = set()
+    if not types or name in NAMES_TYPES:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                skipped.update(ast.walk(node))
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "gmix")
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: imports are absolute"
+            module = node.module or ""
+            if module.split(".")[0] == "gmix":
+                names = [f"{module}.{alias.name}" for alias in node.names]
+                yield from (full if full in known else module for full in names)
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else "gmix"
+
+
+def upward(known: dict[str, str]) -> list[str]:
+    """Imports that go to a room above."""
+    wrong = []
+    for name in known:
+        for other in imported(name, known):
+            here, there = room(name), room(other)
+            if "gmix" in (here, there) or here == "__main__":
+                continue  # `gmix` itself is the door: it holds a version, and names
+            if ROOMS.index(there) > ROOMS.index(here):
+                wrong.append(f"{name} imports {other}")
+    return wrong
+
+
+def circle(known: dict[str, str]) -> list[str]:
+    """Modules that import each other when they run, if there are such."""
+    graph = {name: set(imported(name, known, types=False)) - {name} for name in known}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_every_module_is_in_a_room() -> None:
+    assert {room(name) for name in MODULES} == {*ROOMS, "gmix", "__main__"}
+
+
+def test_no_room_imports_from_one_above() -> None:
+    assert upward(MODULES) == []
+
+
+def test_no_modules_import_each_other() -> None:
+    assert circle(MODULES) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("gmix.functional.masks", "from gmix.nn.views import CutMix"),
+        ("gmix.deploy.predict", "import gmix.training.fit"),
+        ("gmix.data.images", "from gmix import cli"),
+        ("gmix.nn.mixer", "def late():\n    from gmix.methods.cps import CPS"),
+        ("gmix.runs.card", "if TYPE_CHECKING:\n    from gmix.training.session import Session"),
+    ],
+)
+def test_a_wrong_import_is_found(module: str, line: str) -> None:
+    (wrong,) = upward({**MODULES, module: f"{MODULES[module]}\n{line}\n"})
+    assert wrong.startswith(f"{module} imports gmix.")
+
+
+def test_a_circle_is_found() -> None:
+    changed = f"{MODULES['gmix.data.classes']}\nfrom gmix.data.masks import read_mask\n"
+    assert {"gmix.data.classes", "gmix.data.masks"} <= {
+        *circle({**MODULES, "gmix.data.classes": changed})
+    }
+
+
+def test_every_room_says_what_it_holds() -> None:
+    for name in ROOMS:
+        said = ast.get_docstring(ast.parse(MODULES[f"gmix.{name}"]))
+        assert said and len(said.splitlines()[0]) > 20, name
+
+
+def test_the_trainer_is_thin() -> None:
+    lines = [source.count("\n") for name, source in MODULES.items() if room(name) == "training"]
+    assert sum(lines) <= 2000
