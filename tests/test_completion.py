@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
-from gmix.cli.completion import FLAGS, completion_script
 from gmix.cli import main as cli
 from gmix.cli import splits as cli_splits
+from gmix.cli.completion import FLAGS, completion_script
 from gmix.config.options import DATASETS
 from gmix.config.parser import parse
 from gmix.config.recipes import recipe_names
