@@ -30,7 +30,7 @@ from gmix.demo.scenes import Folders, write_scenes
 from gmix.training.fit import fit
 from gmix.training.nonfinite import Guard
 from gmix.training.session import fit_settings
-from gmix.training.state import Parts, build_parts
+from gmix.training.state import TrainingState, build_state
 
 CPU = torch.device("cpu")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
@@ -74,14 +74,14 @@ def main() -> None:
             print(f"| {config.method} | {1000 * total / steps:.1f} | {cells} |", flush=True)
 
 
-def prepare(config: TrainConfig) -> tuple[Parts, Any]:
+def prepare(config: TrainConfig) -> tuple[TrainingState, Any]:
     """A method at its first step, and its batches."""
     data = build_data(config)
     stream = build_stream(config, data, *image_stats(config))
-    return build_parts(config, data.classes.channels, CPU), stream
+    return build_state(config, data.classes.channels, CPU), stream
 
 
-def by_hand(parts: Parts, batches: Iterable[Batch], config: TrainConfig) -> Iterator[None]:
+def by_hand(parts: TrainingState, batches: Iterable[Batch], config: TrainConfig) -> Iterator[None]:
     """A loop with the same calls; hands over after each step."""
     method, optimizer = parts.method.train(), parts.optimizer
     generator = torch.Generator()
@@ -112,7 +112,7 @@ def compare(config: TrainConfig, args: argparse.Namespace) -> tuple[float, float
     prepared = [prepare(config) for _ in range(3)]
     batches = [prepared[0][1][step] for step in range(args.block)]
 
-    def fitted(parts: Parts, guard: Guard | None) -> Callable[[], Any]:
+    def fitted(parts: TrainingState, guard: Guard | None) -> Callable[[], Any]:
         reports = fit(
             parts.method,
             cycle(batches),
@@ -167,8 +167,8 @@ def profile(config: TrainConfig, args: argparse.Namespace) -> dict[str, float]:
 
     method, optimizer = parts.method, parts.optimizer
     calls = [(method, "forward", "method"), (optimizer, "step", "optimizer")]
-    if hasattr(method, "begin"):
-        calls.append((method, "begin", "method"))
+    if hasattr(method, "on_step_start"):
+        calls.append((method, "on_step_start", "method"))
     reports = fit(
         method,
         loaded(),

@@ -46,7 +46,7 @@ from gmix.nn.weights import encoder_stats
 from gmix.report.sheet import colour_mask
 from gmix.runs.checkpoint import list_checkpoints, load_checkpoint
 from gmix.runs.saved import SavedModel, load_model
-from gmix.training.state import build_parts
+from gmix.training.state import build_state
 
 CELL, GAP = 144, 6  # pixels
 INK, PALE, LINE, SECOND = "#1b1f24", "#6b7280", "#2563eb", "#d97706"
@@ -86,7 +86,7 @@ def open_demo(run: Path, scenes: int = 8) -> Demo:
     config = TrainConfig(**read_yaml(run / "guidedmix" / "config.yaml"))
     channels = Classes.of(folders.classes).channels
     mixing = replace(config, method_args={**config.method_args, "direct": 0.5})
-    method = build_parts(mixing, channels, torch.device("cpu")).method.eval()
+    method = build_state(mixing, channels, torch.device("cpu")).method.eval()
     checkpoint = list_checkpoints(run / "guidedmix")[-1]
     load_checkpoint(checkpoint.path, {"method": method})
     assert isinstance(method, gmix.methods.GuidedMix)

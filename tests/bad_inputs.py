@@ -1345,9 +1345,9 @@ group(
         "--method guidedmix learns from unlabeled images: --batch-unlabeled must be at least 1, got 0 …",
     ),
     Case(
-        "one labeled image in each part of a step, where pairs are taken apart",
+        "one labeled image in each micro-batch, where pairs are taken apart",
         flags("--accumulate", 2, method="guidedmix", variant="paper"),
-        "the decoupling loss of --method guidedmix needs two labeled images in each part of a step …: "
+        "the decoupling loss of --method guidedmix needs two labeled images in each micro-batch …: "
         "--batch-labeled must be at least 4, got 2",
     ),
     Case(

@@ -1,4 +1,4 @@
-"""A step in parts is the step: the same gradients, one move of the teacher, less memory."""
+"""A step in micro-batches is the step: the same gradients, one move of the teacher, less memory."""
 
 import copy
 import json
@@ -25,7 +25,7 @@ from gmix.methods import (
     Supervised,
 )
 from gmix.training.fit import FitSettings, fit
-from gmix.training.micro_batches import PartStatistics
+from gmix.training.micro_batches import MicroBatchStatistics
 from gmix.training.train import train
 
 
@@ -97,11 +97,11 @@ def test_statistics_are_the_mean_over_parts_that_all_begin_where_the_step_did() 
     norm, parts = nn.BatchNorm1d(2), torch.randn(3, 8, 2)
     norm(torch.randn(8, 2))  # a step before
     alone = [copy.deepcopy(norm) for _ in parts]
-    statistics = PartStatistics(norm, len(parts))
+    statistics = MicroBatchStatistics(norm, len(parts))
     for part, layer in zip(parts, alone, strict=True):
         layer(part)
         norm(part)
-        statistics.end_part()
+        statistics.end_micro_batch()
     statistics.end_step(list)
     for name in ("running_mean", "running_var"):
         expected = torch.stack([getattr(layer, name) for layer in alone]).mean(0)
@@ -110,8 +110,8 @@ def test_statistics_are_the_mean_over_parts_that_all_begin_where_the_step_did() 
 
 
 def test_a_norm_without_statistics_has_none_to_keep() -> None:
-    statistics = PartStatistics(nn.BatchNorm1d(2, track_running_stats=False), 2)
-    statistics.end_part()
+    statistics = MicroBatchStatistics(nn.BatchNorm1d(2, track_running_stats=False), 2)
+    statistics.end_micro_batch()
     statistics.end_step(list)
     assert statistics.running == statistics.counts == []
 

@@ -30,7 +30,7 @@ from gmix.runs.results import Report
 from gmix.runtime import atomic
 from gmix.runtime.tensorfile import load_plain
 from gmix.training.optim import build_optimizer, fitting_state
-from gmix.training.state import Parts, build_parts, restore
+from gmix.training.state import TrainingState, build_state, restore
 from gmix.training.train import train
 
 
@@ -240,13 +240,13 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def untouched(data: Path, finished: Path) -> Parts:
+def untouched(data: Path, finished: Path) -> TrainingState:
     """What a training starts with; no test that asks for it may change it."""
     config = tiny_config(data, finished, method="supervised", ema=0.9)
-    return build_parts(config, 3, torch.device("cpu"))
+    return build_state(config, 3, torch.device("cpu"))
 
 
-def assert_refused(parts: Parts, path: Path, why: str) -> None:
+def assert_refused(parts: TrainingState, path: Path, why: str) -> None:
     """The last checkpoint of a copied run does not fit, and nothing has moved."""
     (checkpoint,) = list_checkpoints(path)
     before = copy.deepcopy((parts.method.state_dict(), parts.optimizer.state_dict(), parts.tally))
@@ -324,7 +324,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_state_that_does_not_fit_moves_nothing(
-    finished: Path, untouched: Parts, tmp_path: Path, name: str
+    finished: Path, untouched: TrainingState, tmp_path: Path, name: str
 ) -> None:
     shutil.copytree(finished, tmp_path / "run")
     change, why = BROKEN[name]
@@ -335,11 +335,11 @@ def test_a_state_that_does_not_fit_moves_nothing(
     assert_refused(untouched, tmp_path / "run", why)
 
 
-def copied(data: Path, finished: Path, tmp_path: Path) -> tuple[Any, Parts, Checkpoint]:
+def copied(data: Path, finished: Path, tmp_path: Path) -> tuple[Any, TrainingState, Checkpoint]:
     """The finished run's settings, its parts as they start, and its last checkpoint."""
     shutil.copytree(finished, tmp_path / "run")
     config = tiny_config(data, tmp_path / "run", method="supervised", steps=2, ema=0.9, resume=True)
-    parts = build_parts(config, 3, torch.device("cpu"))
+    parts = build_state(config, 3, torch.device("cpu"))
     return config, parts, list_checkpoints(tmp_path / "run")[-1]
 
 
@@ -394,7 +394,7 @@ def test_the_state_of_each_optimizer_fits_itself(name: Literal["sgd", "adamw"]) 
     ids=["missing", "more", "shapes", "types"],
 )
 def test_weights_that_do_not_fit_move_nothing(
-    finished: Path, untouched: Parts, tmp_path: Path, change: Any, why: str
+    finished: Path, untouched: TrainingState, tmp_path: Path, change: Any, why: str
 ) -> None:
     """The average's are the last to be loaded; the others' must not have moved by then."""
     shutil.copytree(finished, tmp_path / "run")

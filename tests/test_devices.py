@@ -184,7 +184,7 @@ def test_no_step_waits_for_the_gpu_or_mixes_devices(
         method = METHODS[name](tiny_net(classes, mitrans=True))
         # The one wait is in the first step, which looks at the batch and at the weights.
         method.masks_seen = method.images_seen = True
-        method.begun_at = -1
+        method.step_started_at = -1
         y = masks(2)
         valid = torch.rand(5, SIZE, SIZE) < 0.9
         x_l, x_u = images(), images(5)

@@ -29,7 +29,7 @@ def work(rank: int, folder: str) -> None:
     )
     found: dict[str, Any] = {
         "alone": words_of(Supervised(tiny_net()), rank),
-        "begun": words_of(Supervised(tiny_net()), rank, begun=True),
+        "begun": words_of(Supervised(tiny_net()), rank, step_started=True),
         "uneven": uneven(rank),
         "refused": [refusal(rank, make) for make in WRONG],
     }

@@ -22,8 +22,8 @@ from gmix.config.commands import EvaluateConfig
 from gmix.data import Classes, Sample, eval_transform
 from gmix.deploy.evaluate import build_predict, score_model
 from gmix.evaluation import (
+    CenterCrop,
     ConfusionMatrix,
-    IncomparableCenter,
     add_other_processes,
     count_pixels,
     draw_confusion,
@@ -152,7 +152,7 @@ def test_one_process_alone_adds_nothing() -> None:
 @pytest.mark.parametrize("size", [(4, 5), (5, 4), (20, 3), (20, 20)])
 def test_the_centre_is_cut_as_the_fields_code_does(size: tuple[int, int]) -> None:
     data = items(3)
-    centers = IncomparableCenter(data, size)
+    centers = CenterCrop(data, size)
     assert len(centers) == 3
     for (image, mask), (seen, counted) in zip(data, centers, strict=True):  # type: ignore[call-overload]
         top, left = max(0, (mask.shape[0] - size[0]) // 2), max(0, (mask.shape[1] - size[1]) // 2)

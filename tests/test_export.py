@@ -284,7 +284,7 @@ def test_average_pooling_against_torch(bins: tuple[int, int], size: tuple[int, i
 
 # --- without gmix ----------------------------------------------------------------------------
 
-ALONE = """
+SINGLE_PROCESS = """
 import sys
 sys.modules["gmix"] = None  # importing it fails
 import numpy as np, torch
@@ -313,7 +313,9 @@ def test_no_gmix_is_needed(tmp_path: Path, exported: Callable[..., Exported]) ->
         expected[format] = expected_logits(made.saved, images)
     np.save(tmp_path / "images.npy", images.numpy())
     np.save(tmp_path / "stats.npy", [MEAN, STD])
-    subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", SINGLE_PROCESS], cwd=tmp_path, check=True, capture_output=True
+    )
     for way, logits in expected.items():
         assert np.abs(np.load(tmp_path / f"{way}.npy") - logits.numpy()).max() < 1e-4, way
 

@@ -152,6 +152,6 @@ def test_what_cannot_be_guarded_is_refused_before_the_training(
     out = tmp_path / "out"
     config = tiny_config(data, out, **{"method": "fixmatch", "guard": True, **changes})
     with pytest.raises(ValueError, match=sentence):
-        guard.refuse_unguarded(config)
+        guard.check_guard(config)
     assert main(["train", *words(config)]) == 1
     assert not out.exists()

@@ -310,13 +310,13 @@ def test_a_folder_that_is_read_only_is_found_out_before_any_work(
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path, error: BaseException) -> None:
     (tmp_path / "a.txt").write_text("before")
     expected = ValueError if isinstance(error, OSError) else type(error)
-    with pytest.raises(expected) as caught, atomic.whole_file(tmp_path / "a.txt") as aside:
+    with pytest.raises(expected) as caught, atomic.atomic_write(tmp_path / "a.txt") as aside:
         aside.write_text("half")
         raise error
     if expected is ValueError:
         assert str(caught.value) == f"cannot write {tmp_path / 'a.txt'}: full"
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "before")]
-    atomic.write_whole(tmp_path / "a.txt", "after")
+    atomic.atomic_write_text(tmp_path / "a.txt", "after")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "after")]
 
 
@@ -327,26 +327,26 @@ def test_a_write_protected_file_stays(tmp_path: Path, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:  # tests may run as root, who may write everything
         patch.setattr(os, "access", lambda path, mode: path != final)
         with pytest.raises(ValueError, match=r"cannot write \S+mine\.txt: Permission denied"):
-            atomic.write_whole(final, "theirs")
+            atomic.atomic_write_text(final, "theirs")
         assert final.read_text() == "mine"
         # But in a folder that takes no other file, one that may be written is.
         patch.setattr(os, "access", lambda path, mode: path != tmp_path)
         patch.setattr(Path, "replace", None)
-        atomic.write_whole(final, "new")
+        atomic.atomic_write_text(final, "new")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("mine.txt", "new")]
 
 
 def test_what_a_killed_process_left_of_a_file_is_written_over(tmp_path: Path) -> None:
     final = tmp_path / ("long" * 63)  # no name can be longer
-    with atomic.whole_file(final) as aside:
+    with atomic.atomic_write(final) as aside:
         aside.write_text("all")
     aside.write_text("half")  # as by a process that was killed
-    atomic.write_whole(final, "again")
+    atomic.atomic_write_text(final, "again")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(final.name, "again")]
 
 
 def test_a_file_that_cannot_be_read_is_not_one_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), atomic.whole_file(tmp_path / "a.txt"):
+    with pytest.raises(FileNotFoundError), atomic.atomic_write(tmp_path / "a.txt"):
         (tmp_path / "missing").read_text()
 
 
@@ -361,7 +361,7 @@ def test_a_file_is_on_the_disk_before_and_after_it_takes_its_place(
         flushed.append((what, (tmp_path / "a.txt").exists()))
 
     monkeypatch.setattr(atomic, "_flush", note)
-    with atomic.whole_file(tmp_path / "a.txt", flush=flush) as aside:
+    with atomic.atomic_write(tmp_path / "a.txt", flush=flush) as aside:
         aside.write_text("text")
     assert flushed == ([("text", False), ("folder", True)] if flush else [])
 
@@ -371,7 +371,7 @@ def test_a_folder_that_cannot_be_written_leaves_nothing_and_says_what_the_system
 ) -> None:
     with (
         pytest.raises(ValueError, match=r"cannot write \S+model: full$"),
-        atomic.whole_folder(tmp_path / "model") as aside,
+        atomic.atomic_folder(tmp_path / "model") as aside,
     ):
         (aside / "weights").write_text("half")
         try:
@@ -385,7 +385,7 @@ def test_what_an_earlier_removal_left_is_removed_too(tmp_path: Path) -> None:
     for name in ("old", ".old.gmix-gone"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
-    atomic.remove_whole(tmp_path / "old")
+    atomic.remove_folder(tmp_path / "old")
     assert not list(tmp_path.iterdir())
 
 
@@ -393,15 +393,15 @@ def test_what_an_earlier_removal_left_is_removed_too(tmp_path: Path) -> None:
 def test_what_is_no_plain_file_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("target")
     for text in ("first", "second"):
-        atomic.write_whole(tmp_path / "link", text)
+        atomic.atomic_write_text(tmp_path / "link", text)
         assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == text
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-    atomic.write_whole(tmp_path / "pipe", "text")
+    atomic.atomic_write_text(tmp_path / "pipe", "text")
     assert os.read(reader, 9) == b"text"
     os.close(reader)
     with pytest.raises(ValueError, match=r"cannot write \S+: Is a directory"):
-        atomic.write_whole(tmp_path, "text")
+        atomic.atomic_write_text(tmp_path, "text")
 
 
 def test_a_folder_replaced_half_way_is_put_right(tmp_path: Path) -> None:
@@ -424,14 +424,14 @@ def test_a_folder_replaced_half_way_is_put_right(tmp_path: Path) -> None:
     put(".checkpoint-00000002.gmix-gone/state.pt", "")
     put(".results.json.gmix-part", "")
     put(".0123abcd.gmix-part.json", "")
-    atomic.sweep(tmp_path)
+    atomic.remove_stale(tmp_path)
     assert content() == {**mine, "model/weights": "first"}
     # Killed after both: the second one stays, and what is not the library's with it.
     (tmp_path / "model").rename(tmp_path / ".model.gmix-old")
     put("model/weights", "second")
-    atomic.sweep(tmp_path)
+    atomic.remove_stale(tmp_path)
     assert content() == {**mine, "model/weights": "second"}
-    with atomic.whole_folder(tmp_path / "model") as aside:
+    with atomic.atomic_folder(tmp_path / "model") as aside:
         (aside / "weights").write_text("third")
     assert content() == {**mine, "model/weights": "third"}
     assert not list(tmp_path.glob(".model*"))

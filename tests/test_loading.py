@@ -37,7 +37,7 @@ from gmix.data.damaged import Readable, item_name, left_out
 from gmix.errors import BatchError, Interrupted
 from gmix.runs.checkpoint import list_checkpoints
 from gmix.runs.results import Report
-from gmix.runtime.distributed import Joined
+from gmix.runtime.distributed import DistributedProcesses
 from gmix.runtime.interrupts import Interrupts
 from gmix.training.train import train
 
@@ -90,7 +90,7 @@ def test_the_size_of_a_batch_is_known_before_it_is_made(shared: Path, parts: int
     for changes in ({"method": "fixmatch"}, {"method": "supervised", "channels": 1}):
         config = tiny_config(shared, shared, **changes, crop="24x40")
         stats = (0.5,) * config.channels
-        stream = build_stream(config, build_data(config), stats, stats).share(0, parts)
+        stream = build_stream(config, build_data(config), stats, stats).shard(0, parts)
         packed = pack(stream[0], shared=False)
         assert batch_bytes(config, stream) == sum(t.nbytes for t in packed if t is not None)
 
@@ -380,8 +380,8 @@ def test_whoever_looks_on_and_fails_costs_no_step(
 
 
 def test_what_fails_in_one_process_fails_in_all() -> None:
-    def joined(others: bool) -> Joined:
-        processes = Joined.__new__(Joined)
+    def joined(others: bool) -> DistributedProcesses:
+        processes = DistributedProcesses.__new__(DistributedProcesses)
         processes.any = lambda failed: failed or others  # type: ignore[method-assign]
         return processes
 

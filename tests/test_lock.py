@@ -16,8 +16,8 @@ from tiny_data import tiny_config, write_data
 
 from gmix.runs.checkpoint import list_checkpoints
 from gmix.runs.results import Report
-from gmix.runtime.lock import NAME, locked, refuse_locked
-from gmix.training.state import build_parts
+from gmix.runtime.lock import NAME, check_unlocked, locked
+from gmix.training.state import build_state
 from gmix.training.train import train
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the other processes are forks")
@@ -92,9 +92,9 @@ def test_a_run_that_began_meanwhile_is_not_overwritten(
     def slowly(*args: object) -> object:
         monkeypatch.undo()
         train(config)
-        return build_parts(*args)
+        return build_state(*args)
 
-    monkeypatch.setattr("gmix.training.session.build_parts", slowly)
+    monkeypatch.setattr("gmix.training.session.build_state", slowly)
     with pytest.raises(ValueError, match="already holds a run"):
         train(config)
 
@@ -109,12 +109,12 @@ def test_a_killed_process_keeps_nobody_out(tmp_path: Path) -> None:
 
     with locked_by_another(tmp_path, start_loader):
         loaders.append(int(os.read(reader, 100)))
-        for refused in (refuse_locked, lambda folder: locked(folder).__enter__()):
+        for refused in (check_unlocked, lambda folder: locked(folder).__enter__()):
             with pytest.raises(ValueError, match="another process is training in"):
                 refused(tmp_path)
     try:
         assert (tmp_path / NAME).exists()
-        refuse_locked(tmp_path)
+        check_unlocked(tmp_path)
         with locked(tmp_path):
             pass
     finally:
@@ -148,7 +148,7 @@ def test_a_drive_without_locks_can_be_trained_on(
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr("fcntl.lockf", none)
-    refuse_locked(tmp_path)
+    check_unlocked(tmp_path)
     assert not list(tmp_path.iterdir())  # who only looks makes nothing
     with locked(tmp_path):
         pass

@@ -52,7 +52,7 @@ def test_masks_of_any_integer_type_give_the_same_step(name: str, convert: Any) -
 def test_a_memory_gets_converted_masks_as_well() -> None:
     x_l, y, _ = batch_of()
     for method in (GuidedMix(tiny_net(), adjustment={}), Supervised(tiny_net(), adjustment={})):
-        method.begin(x_l, y[:, None].byte())
+        method.on_step_start(x_l, y[:, None].byte())
         pixels = method.adjustment.pixels
         assert pixels.tolist() == [int((y == k).sum()) for k in range(3)]
 
@@ -264,7 +264,7 @@ def test_weights_loaded_after_the_method_was_made_reach_the_teacher() -> None:
         method.net.load_state_dict(source.state_dict())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            method.begin(*batch_of()[:2])
+            method.on_step_start(*batch_of()[:2])
         for own, loaded in zip(method.teacher.net.parameters(), source.parameters(), strict=True):
             assert torch.equal(own, loaded), name
 
@@ -291,13 +291,13 @@ def test_weights_loaded_after_the_method_was_made_reach_the_second_student() -> 
 def test_a_second_student_keeps_its_own_weights() -> None:
     given, resumed, trained = CPS(tiny_net()), CPS(tiny_net(seed=3)), CPS(tiny_net())
     given.other.model.encoder.load_state_dict(tiny_net(seed=9).model.encoder.state_dict())
-    trained.begin(*batch_of()[:2])
+    trained.on_step_start(*batch_of()[:2])
     with torch.no_grad():
         next(trained.other.model.encoder.parameters()).add_(1)
     resumed.load_state_dict(trained.state_dict())
     for method in (given, resumed):
         before = {name: value.clone() for name, value in method.other.state_dict().items()}
-        method.begin(*batch_of()[:2])
+        method.on_step_start(*batch_of()[:2])
         after = method.other.state_dict()
         assert all(torch.equal(value, after[name]) for name, value in before.items())
 
@@ -508,18 +508,18 @@ def test_a_scaler_that_skips_a_step_moves_no_teacher() -> None:
 def test_begin_moves_it_always_and_counts_as_the_steps_begin() -> None:
     """What the trainer of gmix calls, once a step, skipped steps included."""
     method = MeanTeacher(tiny_net())
-    method.begin(*batch_of()[:2])
-    method.begin(*batch_of()[:2])
+    method.on_step_start(*batch_of()[:2])
+    method.on_step_start(*batch_of()[:2])
     assert method.teacher.step == 2
-    method(*batch_of(), progress=0.5, begun=True)
-    method(*batch_of(), progress=0.5)  # who forgets `begun` moves no teacher twice
+    method(*batch_of(), progress=0.5, step_started=True)
+    method(*batch_of(), progress=0.5)  # who forgets `step_started` moves no teacher twice
     assert method.teacher.step == 2
 
 
 def test_cct_has_no_teacher_and_no_memory() -> None:
     method = CCT(tiny_net())
     before = {key: value.clone() for key, value in method.state_dict().items()}
-    method.begin(*batch_of()[:2])
+    method.on_step_start(*batch_of()[:2])
     assert all(torch.equal(before[key], value) for key, value in method.state_dict().items())
 
 

@@ -808,7 +808,7 @@ def test_masks_that_cannot_be_learned_are_refused_before_anything_has_changed(na
             method(x_l, bad, x_u)
         assert "\n" not in str(refused.value)
         with pytest.raises(ValueError, match=r"^`y_labeled` must"):
-            method.begin(x_l, bad)
+            method.on_step_start(x_l, bad)
     for images in (x_l[:0], x_l[0]):
         with pytest.raises(ValueError, match=r"^`x_labeled` must be one image or more, shape"):
             method(images, y[:0], x_u)

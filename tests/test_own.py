@@ -14,7 +14,7 @@ from tiny_data import tiny_config, words, write_data, write_scene
 from gmix.cli.main import main
 from gmix.deploy.predict import predict_folder
 from gmix.deploy.pseudo_label import pseudo_label_folder
-from gmix.runtime.own import RECORD, own_file, refuse_foreign, remember, write_own
+from gmix.runtime.own import RECORD, check_own, own_file, remember, write_own
 from gmix.training.state import find_checkpoint
 
 FOREIGN = "was not written by gmix, or has been changed since: move it away"
@@ -138,9 +138,9 @@ def test_a_process_killed_between_record_and_file_leaves_neither_behind(tmp_path
         remember(aside, path)
         raise KeyboardInterrupt
     assert not path.exists()
-    refuse_foreign([path])
+    check_own([path])
     write_own(path, "new")
-    refuse_foreign([path])
+    check_own([path])
 
 
 def test_files_written_by_many_threads_are_all_known(tmp_path: Path) -> None:
@@ -153,18 +153,18 @@ def test_files_written_by_many_threads_are_all_known(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    refuse_foreign(paths)
+    check_own(paths)
     assert len((tmp_path / RECORD).read_text().splitlines()) == 200
 
 
 def test_nothing_is_lost_with_empty_files_and_pipes(tmp_path: Path) -> None:
     (tmp_path / "made-by-mktemp").touch()
-    refuse_foreign([tmp_path / "made-by-mktemp", tmp_path / "none", tmp_path, Path("/dev/null")])
+    check_own([tmp_path / "made-by-mktemp", tmp_path / "none", tmp_path, Path("/dev/null")])
     mine = tmp_path / "mine"
     mine.write_text("mine")
     (tmp_path / "link").symlink_to(mine)
     with pytest.raises(ValueError, match=f"link {FOREIGN}"):
-        refuse_foreign([tmp_path / "link"])
+        check_own([tmp_path / "link"])
     write_own(tmp_path / "link", "new")  # asked to all the same: still nobody's but its owner's
     with pytest.raises(ValueError, match=f"mine {FOREIGN}"):
-        refuse_foreign([mine])
+        check_own([mine])

@@ -28,7 +28,7 @@ from gmix.data import Batch
 from gmix.methods import GuidedMix, Supervised
 from gmix.runs.checkpoint import newest_checkpoint
 from gmix.runtime.collectives import gather
-from gmix.runtime.distributed import ALONE, Processes, start_processes
+from gmix.runtime.distributed import SINGLE_PROCESS, Processes, start_processes
 from gmix.runtime.lock import locked
 from gmix.training.fit import FitSettings, fit
 
@@ -135,13 +135,13 @@ def test_two_processes_are_one_that_goes_through_two_parts(
 ) -> None:
     """Losses, weights, statistics, teachers and memories, in both of them."""
     assert_alike(found[0][name], found[1][name], 0.0)
-    alone = after(name, ALONE, 2)
+    alone = after(name, SINGLE_PROCESS, 2)
     assert_alike(found[0][name], alone, 1e-5)
     assert alone[1][0]["total"] != alone[1][-1]["total"]
 
 
 def test_two_parts_in_each_of_two_processes_are_four_in_one(found: list[dict[str, Any]]) -> None:
-    assert_alike(found[0]["four parts"], after("guidedmix", ALONE, 4), 1e-5)
+    assert_alike(found[0]["four parts"], after("guidedmix", SINGLE_PROCESS, 4), 1e-5)
 
 
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="FSDP's ignored_params are of torch 2.7")
@@ -179,7 +179,7 @@ def test_partners_are_found_in_other_processes(found: list[dict[str, Any]]) -> N
 def test_a_step_has_as_many_parts_as_all_can_share() -> None:
     four = Processes()
     four.count = 4
-    assert [four.parts(accumulate) for accumulate in (1, 2, 3, 4, 6)] == [4, 4, 12, 4, 12]
+    assert [four.micro_batches(accumulate) for accumulate in (1, 2, 3, 4, 6)] == [4, 4, 12, 4, 12]
 
 
 @pytest.mark.parametrize("length", [0, 1, 5, 16, 17])
@@ -189,7 +189,7 @@ def test_every_place_has_one_process(length: int, block: int) -> None:
     for rank in range(3):
         one = Processes()
         one.rank, one.count = rank, 3
-        shares.append(one.share(length, block))
+        shares.append(one.shard(length, block))
     assert [place for share in shares for place in share] == list(range(length))
     assert all(share.start % block == 0 for share in shares if len(share))
 
@@ -218,7 +218,7 @@ def test_two_processes_train_and_one_goes_on(
     write_yaml(tiny_config(data, tmp_path / "two", **settings), flags)
     ran = together("train", "--config", str(flags))
     assert ran.codes == [0, 0], ran.err
-    assert "2 processes share the 2 parts of a step" in ran.out
+    assert "2 processes share the 2 micro-batches of a step" in ran.out
     assert ran.out.count("best mIoU") == ran.out.count("step 6/6") == 1
     assert "find_unused_parameters" not in ran.err  # what torch warns of where all are used
     config = str(tmp_path / "two" / "config.yaml")  # which says in how many parts
@@ -326,11 +326,11 @@ def test_what_processes_cannot_share_is_refused(
 
 
 def test_a_batch_that_does_not_fit_the_processes_is_refused() -> None:
-    from gmix.training.train import refuse_uneven
+    from gmix.training.train import check_divisible
 
     many = Processes()
     many.count = 4
     config = tiny_config(Path("data"), Path("out"), batch_labeled=4, batch_unlabeled=6)
     with pytest.raises(ValueError, match="must be multiples of 4"):
-        refuse_uneven(config, many)
-    refuse_uneven(tiny_config(Path(), Path(), batch_labeled=4, batch_unlabeled=8), many)
+        check_divisible(config, many)
+    check_divisible(tiny_config(Path(), Path(), batch_labeled=4, batch_unlabeled=8), many)

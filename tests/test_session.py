@@ -88,7 +88,8 @@ def test_a_training_is_put_together_in_one_place() -> None:
         path.name
         for path in (ROOT / "gmix").rglob("*.py")
         if re.search(
-            r"(?<!def )\b(build_parts|build_method|fit_settings|refuse_few)\(", path.read_text()
+            r"(?<!def )\b(build_state|build_method|fit_settings|check_batch_sizes)\(",
+            path.read_text(),
         )
     }
     assert callers <= {"session.py", "state.py", "pairs.py"}

@@ -20,16 +20,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gmix.builders.data import build_data, build_stream
 from gmix.config.files import training_files, validation_files
-from gmix.config.options import at_least, lookup, parse_range, parse_size, read_windows
+from gmix.config.options import check_range, lookup, parse_range, parse_size, read_windows
 from gmix.config.train_config import TrainConfig
-from gmix.config.yamlfile import read_yaml, refuse_changes, write_yaml
+from gmix.config.yamlfile import check_unchanged, read_yaml, write_yaml
 from gmix.data import Batch
 from gmix.runs.progress import LiveProgress, PlainProgress
 from gmix.runs.results import Report
 from gmix.runtime.device import prepare_device
 from gmix.training.fit import fit, mean_losses
 from gmix.training.optim import build_optimizer, poly, set_lr
-from gmix.training.state import build_parts
+from gmix.training.state import build_state
 from gmix.training.train import train
 
 HALF = (0.5, 0.5, 0.5)
@@ -52,17 +52,17 @@ def test_configuration_survives_yaml(tmp_path: Path) -> None:
 def test_a_tuple_given_in_python_is_no_change_on_resume(tmp_path: Path) -> None:
     config = TrainConfig(model_args={"decoder_channels": (64, 32)}, label_map={0: 0, 8: 1})
     write_yaml(config, tmp_path / "config.yaml")
-    refuse_changes(config, tmp_path / "config.yaml")
+    check_unchanged(config, tmp_path / "config.yaml")
     config.model_args = {"decoder_channels": (64, 16)}
     with pytest.raises(ValueError, match=r"--model-args .*\[64, 32\].*, now .*\[64, 16\]"):
-        refuse_changes(config, tmp_path / "config.yaml")
+        check_unchanged(config, tmp_path / "config.yaml")
 
 
 def test_why_more_processes_cannot_go_on_is_said(tmp_path: Path) -> None:
     write_yaml(TrainConfig(accumulate=2), tmp_path / "config.yaml")
     reason = r"--accumulate 2, now --accumulate is 4 \(a step has a part or more for each process\)"
     with pytest.raises(ValueError, match=reason):
-        refuse_changes(TrainConfig(accumulate=4), tmp_path / "config.yaml")
+        check_unchanged(TrainConfig(accumulate=4), tmp_path / "config.yaml")
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000))
@@ -103,9 +103,9 @@ def test_names_are_looked_up_whatever_their_case() -> None:
 
 
 def test_the_largest_number_is_one_that_int32_holds() -> None:
-    at_least("seed", 2**31 - 1, 0)
+    check_range("seed", 2**31 - 1, 0)
     with pytest.raises(ValueError, match="--seed must be at most 2147483647, got 2147483648"):
-        at_least("seed", 2**31, 0)
+        check_range("seed", 2**31, 0)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_encoder_learns_more_slowly_and_a_teacher_not_at_all() -> None:
 def test_both_students_encoders_learn_more_slowly(data: Path, tmp_path: Path) -> None:
     rules = {"lr": 0.5, "encoder_lr": 0.25, "weight_decay": 0.0625}
     config = tiny_config(data, tmp_path / "out", method="cps", **rules)
-    parts = build_parts(config, 3, torch.device("cpu"))
+    parts = build_state(config, 3, torch.device("cpu"))
     rates = {id(p): g["lr"] for g in parts.optimizer.param_groups for p in g["params"]}
     for net in (parts.method.net, parts.method.other):
         assert {rates[id(p)] for p in net.model.encoder.parameters()} == {0.5 * 0.25}
@@ -301,7 +301,7 @@ class Regression(nn.Module):
         self.spoil_at = spoil_at
         self.calls: list[dict[str, Any]] = []
 
-    def begin(self, x: Tensor, y: Tensor) -> None:
+    def on_step_start(self, x: Tensor, y: Tensor) -> None:
         self.calls.append({})
 
     def forward(self, x: Tensor, y: Tensor, u: Tensor | None = None, **rest: Any) -> Any:
@@ -364,7 +364,7 @@ def test_the_average_moves_after_each_step() -> None:
 
 def test_with_ema_the_average_is_deployed_statistics_and_all(data: Path, tmp_path: Path) -> None:
     config = tiny_config(data, tmp_path / "out", method="supervised", ema=0.75)
-    parts = build_parts(config, 3, torch.device("cpu"))
+    parts = build_state(config, 3, torch.device("cpu"))
     assert parts.average is not None and parts.deployed is parts.average.module
     for value in (1.0, 3.0):  # the first is copied
         with torch.no_grad():
@@ -377,7 +377,7 @@ def test_with_ema_the_average_is_deployed_statistics_and_all(data: Path, tmp_pat
     for name, tensor in state.items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(tensor, torch.full_like(tensor, 0.75 * 1 + 0.25 * 3)), name
-    plain = build_parts(replace(config, ema=None), 3, torch.device("cpu"))
+    plain = build_state(replace(config, ema=None), 3, torch.device("cpu"))
     assert plain.deployed is plain.method.net
 
 

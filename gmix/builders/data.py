@@ -18,10 +18,10 @@ from gmix.builders.network import Stats
 from gmix.builders.notes import Seen, absent, clipped, dark, strays, turned
 from gmix.config.files import (
     all_files,
+    check_disjoint,
     held_out_files,
     known_finder,
     known_layout,
-    refuse_judged,
     training_files,
     validation_files,
 )
@@ -154,7 +154,7 @@ def find_data(config: TrainConfig) -> Data:
     format = image_format(config)
     if validation is not None:
         # Never learn from what the run is judged on, not even without masks.
-        refuse_judged(images, validation[0])
+        check_disjoint(images, validation[0])
         unlabeled = unlabeled.without(validation[0])
     held_out = held_out_files(config, unlabeled, found)
     del finder, found

@@ -255,7 +255,7 @@ def batch_bytes(config: TrainConfig, stream: TwoStream) -> int:
     """
     height, width = config.crop_size()
     unlabeled = 0 if stream.unlabeled is None else stream.batch_unlabeled
-    images = (stream.batch_labeled + unlabeled) // stream.parts
+    images = (stream.batch_labeled + unlabeled) // stream.shard_count
     return images * height * width * (4 * config.channels + 1)
 
 

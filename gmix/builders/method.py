@@ -36,8 +36,8 @@ def build_method(config: TrainConfig, net: GuidedMixNet) -> Method:
     return method
 
 
-def refuse_few(config: TrainConfig, method: Method, parts: int) -> None:
-    """Make sure that a method finds the images it needs in each part of a step.
+def check_batch_sizes(config: TrainConfig, method: Method, micro_batches: int) -> None:
+    """Make sure that a method finds the images it needs in each micro-batch.
 
     Raises:
         ValueError: if it does not.
@@ -48,8 +48,9 @@ def refuse_few(config: TrainConfig, method: Method, parts: int) -> None:
             "got 0 (--method supervised needs none)"
         )
     pairs = isinstance(method, GuidedMix) and method.criterion.decoupling > 0
-    if pairs and config.batch_labeled < 2 * parts:
+    if pairs and config.batch_labeled < 2 * micro_batches:
         raise ValueError(
-            f"the decoupling loss of --method {config.method} needs two labeled images in each part of a step "
-            f"(--accumulate, processes): --batch-labeled must be at least {2 * parts}, got {config.batch_labeled}"
+            f"the decoupling loss of --method {config.method} needs two labeled images in each micro-batch "
+            "(--accumulate, processes): "
+            f"--batch-labeled must be at least {2 * micro_batches}, got {config.batch_labeled}"
         )

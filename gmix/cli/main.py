@@ -25,14 +25,14 @@ from gmix.config.parser import missing, parse
 from gmix.config.train_config import CompareConfig, TrainConfig
 from gmix.errors import Interrupted, UsageError
 from gmix.runtime.console import (
-    complain,
     describe_failures,
     explain,
+    is_main_process,
     left_out,
+    print_error,
     print_scores,
     say,
     show_anything,
-    speaks,
     warn,
 )
 
@@ -106,23 +106,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = COMMANDS.get(words[0])
     if command is None:
         hint = suggest(words[0], list(COMMANDS))
-        return complain(f"unknown command {words[0]}{hint} (see `gmix --help`)", 2)
+        return print_error(f"unknown command {words[0]}{hint} (see `gmix --help`)", 2)
     if os.environ.get("WORLD_SIZE", "1") != "1" and words[0] not in ("train", "evaluate"):
-        return complain(f"gmix {words[0]} is for one process: start it without a launcher", 2)
+        return print_error(f"gmix {words[0]} is for one process: start it without a launcher", 2)
     try:
         return command(words[1:])
     except Interrupted as stopped:
-        if speaks():
+        if is_main_process():
             say(stopped)
         return 0
     except KeyboardInterrupt:
-        return complain("stopped", 130)
+        return print_error("stopped", 130)
     except Exception as error:
         if debug:
             raise
         if isinstance(error, UsageError):
-            return complain(f"{error} (see `gmix {words[0]} --help`)", 2)
-        return complain(explain(error), 1)
+            return print_error(f"{error} (see `gmix {words[0]} --help`)", 2)
+        return print_error(explain(error), 1)
 
 
 def train(words: Sequence[str]) -> int:
@@ -130,20 +130,20 @@ def train(words: Sequence[str]) -> int:
     about = "Train a segmentation model on a few masks and many images."
     config = parse(TrainConfig, "gmix train", about, words, TRAIN_EXAMPLES)
     if config.dry_run:
-        if not speaks():
+        if not is_main_process():
             return 0
         from gmix.training.plan import describe, plan
 
         say(*describe(plan(config)))
         return 0
-    from gmix.compare.guard import guard, refuse_unguarded
+    from gmix.compare.guard import check_guard, guard
     from gmix.training.train import train as run
 
     if config.guard:
-        refuse_unguarded(config)
+        check_guard(config)
     result = run(config)
     helped = guard(config) if config.guard else ""
-    if not speaks():
+    if not is_main_process():
         return 0
     if result.scores is not None:
         print_scores(result.scores.to_dict(result.names))
@@ -173,7 +173,7 @@ def compare(words: Sequence[str]) -> int:
             finished = [run.folder for run in found.runs if run.name in found.done]
             announce_report(finished, config, Path(str(config.out)) / "report.html")
     if found.failures:
-        return complain(describe_failures(found.failures, len(found.runs)), 1)
+        return print_error(describe_failures(found.failures, len(found.runs)), 1)
     return 0
 
 
@@ -213,7 +213,7 @@ def evaluate(words: Sequence[str]) -> int:
     from gmix.deploy.evaluate import score_model
 
     found = score_model(config)
-    if not speaks():
+    if not is_main_process():
         return 0
     print_scores(found)
     if config.incomparable_center is not None:

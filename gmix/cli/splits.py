@@ -11,7 +11,7 @@ from gmix.config.commands import SplitsAuditConfig, SplitsMakeConfig
 from gmix.config.options import suggest
 from gmix.config.parser import parse
 from gmix.errors import UsageError
-from gmix.runtime.console import complain, say
+from gmix.runtime.console import print_error, say
 
 SPLITS_HELP = """\
 usage: gmix splits COMMAND [flags]
@@ -84,7 +84,7 @@ def audit(words: Sequence[str]) -> int:
     say("", *found.notes)
     if found.leaks:
         leaks = [f"{len(names)} {name}" for name, names in found.leaks.items()]
-        return complain(f"images to be judged on are trained on: {', '.join(leaks)}", 1)
+        return print_error(f"images to be judged on are trained on: {', '.join(leaks)}", 1)
     return 0
 
 

@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 from gmix.compare.plan import Run
-from gmix.config.yamlfile import read_settings, refuse_changes, write_yaml
+from gmix.config.yamlfile import check_unchanged, read_settings, write_yaml
 from gmix.runtime.infile import read_json
-from gmix.runtime.lock import refuse_locked
+from gmix.runtime.lock import check_unlocked
 
 
 class Child:
@@ -24,7 +24,7 @@ class Child:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        refuse_locked(run.folder)  # as its own process would, but that one's log is not ours
+        check_unlocked(run.folder)  # as its own process would, but that one's log is not ours
         run.folder.mkdir(parents=True, exist_ok=True)
         self.log = run.folder / "log.txt"
         with self.log.open("ab") as log:
@@ -69,7 +69,7 @@ def is_finished(run: Run) -> bool:
     """Whether the run has come to its end before, under these very settings."""
     try:
         read_json(run.folder / "results.json")
-        refuse_changes(run.config, run.folder / "config.yaml")
+        check_unchanged(run.config, run.folder / "config.yaml")
         before = read_settings(run.folder)
     except (OSError, ValueError):  # if something is wrong, the run itself will say what
         return False

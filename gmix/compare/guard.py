@@ -16,7 +16,7 @@ from gmix.config.train_config import TrainConfig
 from gmix.data import Sample, eval_transform
 from gmix.evaluation import Gain, count_pixels, paired_gain, tallies
 from gmix.runs.saved import SavedModel, load_model
-from gmix.runtime.console import speaks
+from gmix.runtime.console import is_main_process
 from gmix.runtime.device import prepare_device
 from gmix.runtime.own import write_own
 from gmix.training.train import train
@@ -24,7 +24,7 @@ from gmix.training.train import train
 FOLDER = "guard-supervised"  # in the run's own
 
 
-def refuse_unguarded(config: TrainConfig) -> None:
+def check_guard(config: TrainConfig) -> None:
     """Make sure that there will be something to compare, and images to judge it on.
 
     Raises:
@@ -68,10 +68,10 @@ def guard(config: TrainConfig) -> str:
         trackers="none",
     )
     train(supervised)
-    if not speaks():  # of several processes, one judges
+    if not is_main_process():  # of several processes, one judges
         return ""
     dataset, kind = images_to_judge(config)
-    assert dataset is not None  # `refuse_unguarded` looked
+    assert dataset is not None  # `check_guard` looked
     device = prepare_device(config.device, config.threads)
     found = [tally(load_model(folder, device), dataset, device) for folder in (twin, out)]
     gain = paired_gain(*found)

@@ -13,7 +13,7 @@ from gmix.compare.table import points
 from gmix.config.train_config import CompareConfig
 from gmix.errors import Interrupted
 from gmix.runtime.interrupts import Interrupts
-from gmix.runtime.own import refuse_foreign
+from gmix.runtime.own import check_own
 
 PAUSE = 0.2  # seconds between two looks at the processes
 
@@ -39,7 +39,7 @@ def compare(config: CompareConfig) -> Comparison:
     """
     runs = plan(config)
     comparison = Comparison(config, runs)
-    refuse_foreign(comparison.files)
+    check_own(comparison.files)
     waiting = [run for run in runs if not is_finished(run)]
     for run in {run.config.labels: run for run in waiting}.values():
         find_data(run.config)  # a wrong folder is told once, and before any training

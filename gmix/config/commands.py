@@ -28,7 +28,7 @@ from gmix.config.options import (
     TEST,
     WINDOW,
     Edge,
-    at_least,
+    check_range,
     check_threads,
     option,
     parse_size,
@@ -74,7 +74,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
-        at_least("batch", self.batch, 1)
+        check_range("batch", self.batch, 1)
         check_threads(self.threads)
 
     def center_size(self) -> tuple[int, int] | None:
@@ -170,7 +170,7 @@ class PseudoLabelConfig:
             raise ValueError(
                 f"--min-confidence must lie between 0 and 1, got {self.min_confidence}"
             )
-        at_least("min_area", self.min_area, 0)
+        check_range("min_area", self.min_area, 0)
         check_threads(self.threads)
 
 
@@ -198,7 +198,7 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
-        at_least("images", self.images, 1, 100)
+        check_range("images", self.images, 1, 100)
         check_threads(self.threads)
         if self.figure is not None and Path(self.out or "").suffix not in (".pdf", ".png", ".svg"):
             raise ValueError(
@@ -219,7 +219,7 @@ class DemoConfig:
     def __post_init__(self) -> None:
         """Refuse values that cannot work."""
         if self.steps is not None:
-            at_least("steps", self.steps, 1)
+            check_range("steps", self.steps, 1)
 
 
 @dataclass

@@ -59,7 +59,7 @@ def known_finder(config: Any) -> Finder | None:
     """Finds the files of the known data set that the flags name; with `--download`, fetches it first."""
     known = known_data(config)
     if known is None:
-        refuse_lists(config)
+        check_lists(config)
         return None
     if any(getattr(config, name, None) is not None for name in ("images", "masks")):
         raise ValueError("give either --data ROOT (--voc ROOT) or --images and --masks, not both")
@@ -68,7 +68,7 @@ def known_finder(config: Any) -> Finder | None:
     return Finder(*known)
 
 
-def refuse_lists(config: Any) -> None:
+def check_lists(config: Any) -> None:
     """Lists name files below a folder; without one they would be ignored without a word.
 
     Raises:
@@ -160,7 +160,7 @@ def validation_files(config: Any, finder: Finder | None = None) -> Pairs | None:
     return images[part], masks[part]
 
 
-def refuse_judged(labeled: Sequence[Path], validation: Sequence[Path]) -> None:
+def check_disjoint(labeled: Sequence[Path], validation: Sequence[Path]) -> None:
     """A network is not judged on what it was taught.
 
     Raises:

@@ -74,7 +74,7 @@ def lookup(name: str, table: dict[str, Any], what: str) -> Any:
     return table[name.lower()]
 
 
-def at_least(name: str, value: int, least: int, most: int = 2**31 - 1) -> None:
+def check_range(name: str, value: int, least: int, most: int = 2**31 - 1) -> None:
     """Refuse a number that is too small or too large for its field."""
     if value < least:
         raise ValueError(f"{flag(name)} must be at least {least}, got {value}")
@@ -85,7 +85,7 @@ def at_least(name: str, value: int, least: int, most: int = 2**31 - 1) -> None:
 def check_threads(threads: int | None) -> None:
     """Refuse a number of CPU threads that no machine has; None leaves it to torch."""
     if threads is not None:
-        at_least("threads", threads, 1, 1024)
+        check_range("threads", threads, 1, 1024)
 
 
 def parse_size(text: str, name: str = "size") -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 
 from gmix.config.options import flag, suggest
 from gmix.config.recipes import read_recipe
-from gmix.config.yamlfile import parse_yaml, read_yaml, refuse_odd_number
+from gmix.config.yamlfile import check_number, parse_yaml, read_yaml
 from gmix.errors import UsageError
 
 C = TypeVar("C")
@@ -206,7 +206,7 @@ def read_value(name: str, text: str, hints: dict[str, Any]) -> dict[str, Any]:
             return {top: parse_yaml(text, name)}  # which is stricter than the parser
     elif "int" in hint or "float" in hint or key:
         try:
-            refuse_odd_number(text, name)
+            check_number(text, name)
         except ValueError as error:
             raise UsageError(str(error)) from None
     return {}

@@ -23,7 +23,7 @@ from gmix.config.options import (
     OPTIM,
     OUTPUT,
     RECIPE,
-    at_least,
+    check_range,
     check_threads,
     flag,
     left_out,
@@ -130,7 +130,7 @@ class TrainConfig:
     batch_labeled: int = option(8, INPUT, "N", "labeled images a step")
     batch_unlabeled: int = option(8, INPUT, "N", "unlabeled images a step")
     accumulate: int = option(
-        1, INPUT, "N", "go through a step's images in N parts: less memory, same batch"
+        1, INPUT, "N", "split a step's images into N micro-batches: less memory, same batch"
     )
 
     steps: int = option(4000, OPTIM, "N", "training steps")
@@ -216,7 +216,7 @@ class TrainConfig:
         """Refuse values that cannot work."""
         self.method = self.method.lower()
         for name in ("steps", "batch_labeled", "accumulate", "log_every", "keep_last", "channels"):
-            at_least(name, getattr(self, name), 1)
+            check_range(name, getattr(self, name), 1)
         for name in (
             "batch_unlabeled",
             "held_out",
@@ -226,10 +226,10 @@ class TrainConfig:
             "skip_nonfinite",
             "skip_damaged",
         ):
-            at_least(name, getattr(self, name), 0)
-        at_least("workers", self.workers, 0, 1024)
+            check_range(name, getattr(self, name), 0)
+        check_range("workers", self.workers, 0, 1024)
         if self.labels is not None:
-            at_least("labels", self.labels, 1)
+            check_range("labels", self.labels, 1)
         check_threads(self.threads)
         if self.seed.bit_length() > 63:  # what torch takes
             raise ValueError(f"--seed must be below 2^63 either way, got {self.seed}")
@@ -302,7 +302,7 @@ class CompareConfig(TrainConfig):
         """Refuse values that cannot work."""
         super().__post_init__()
         for name in ("seeds", "jobs"):
-            at_least(name, getattr(self, name), 1)
+            check_range(name, getattr(self, name), 1)
         if not self.method_names():
             raise ValueError("--methods names no method: write e.g. supervised,guidedmix")
         if self.full and self.labels is None:

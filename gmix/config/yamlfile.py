@@ -93,14 +93,14 @@ def _loader() -> Any:
     return Loader
 
 
-def refuse_odd_number(text: str, source: str) -> None:
+def check_number(text: str, source: str) -> None:
     """Refuse what is read as a number that it does not look like, such as `1:30` for 90.
 
     Raises:
         ValueError: if it is; `source` is what it calls the text's place.
 
     Examples:
-        >>> refuse_odd_number("1_8", "--labels")
+        >>> check_number("1_8", "--labels")
         Traceback (most recent call last):
         ValueError: --labels: 1_8 is 18 in YAML 1.1: write a decimal number
     """
@@ -195,10 +195,10 @@ FREE_ON_RESUME = {
 }
 
 
-_PARTS = " (a step has a part or more for each process)"
+_PROCESSES = " (a step has a micro-batch or more for each process)"
 
 
-def refuse_changes(config: TrainConfig, path: Path) -> None:
+def check_unchanged(config: TrainConfig, path: Path) -> None:
     """Refuse to resume a run under other settings than it was started with.
 
     Raises:
@@ -212,6 +212,6 @@ def refuse_changes(config: TrainConfig, path: Path) -> None:
         if name not in FREE_ON_RESUME and name in before and before[name] != now:
             raise ValueError(
                 f"cannot resume {path.parent}: it was started with {flag(name)} {before[name]}, "
-                f"now {flag(name)} is {now}{_PARTS if name == 'accumulate' else ''}; use the old value "
+                f"now {flag(name)} is {now}{_PROCESSES if name == 'accumulate' else ''}; use the old value "
                 "or another --out"
             )

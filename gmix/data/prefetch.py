@@ -38,11 +38,11 @@ def ahead(function: Callable[[T], R], items: Iterable[T], workers: int = 2) -> I
         0.0
     """
     with ThreadPoolExecutor(workers) as pool:
-        begun: deque[Future[R]] = deque()
+        pending: deque[Future[R]] = deque()
         for item in items:
-            begun.append(pool.submit(function, item))
+            pending.append(pool.submit(function, item))
             del item  # it is the thread's, and may be large
-            if len(begun) > workers:
-                yield begun.popleft().result()
-        while begun:
-            yield begun.popleft().result()
+            if len(pending) > workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from gmix.data.files import IMAGE_SUFFIXES
 from gmix.data.images import RGB, ImageFormat, read_image
 from gmix.data.paths import Paths
-from gmix.runtime.atomic import write_whole
+from gmix.runtime.atomic import atomic_write_text
 
 Size = tuple[int, int]
 
@@ -95,7 +95,7 @@ def write_index(shard: str | Path) -> Path:
     members = list_members(shard)
     lines = [f"v1.1 {len(members)}", *(f"{m.suffix} {m.offset} {m.size}" for m in members)]
     index = Path(shard).with_suffix(".idx")
-    write_whole(index, "\n".join(lines) + "\n")
+    atomic_write_text(index, "\n".join(lines) + "\n")
     return index
 
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from gmix.data.paths import Paths
-from gmix.runtime.atomic import write_whole
+from gmix.runtime.atomic import atomic_write_text
 
 
 class Entry(NamedTuple):
@@ -71,8 +71,8 @@ def write_split(path: str | Path, entries: Iterable[Entry]) -> None:
         ValueError: If the file exists and says something else, or cannot be written.
     """
     path, text = Path(path), format_split(entries)
-    refuse_to_change(path, text)
-    write_whole(path, text)
+    check_same_text(path, text)
+    atomic_write_text(path, text)
 
 
 def format_split(entries: Iterable[Entry]) -> str:
@@ -95,7 +95,7 @@ def format_split(entries: Iterable[Entry]) -> str:
     return "".join(lines)
 
 
-def refuse_to_change(path: Path, text: str) -> None:
+def check_same_text(path: Path, text: str) -> None:
     """Makes sure that writing `text` loses nothing.
 
     Raises:

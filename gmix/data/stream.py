@@ -53,18 +53,18 @@ class Batch(NamedTuple):
             x_unlabeled = x_unlabeled.to(memory_format=memory_format)
         return Batch(x_labeled, y_labeled, x_unlabeled, valid)
 
-    def split(self, parts: int) -> "list[Batch]":
-        """The batch in parts of equal size, in its order.
+    def split(self, count: int) -> "list[Batch]":
+        """Cut the batch into micro-batches of equal size, in its order.
 
         Args:
-            parts: How many; must divide the number of labeled and of unlabeled images.
+            count: How many; must divide the number of labeled and of unlabeled images.
 
         Examples:
             >>> batch = Batch(torch.zeros(4, 3, 8, 8), torch.zeros(4, 8, 8), torch.zeros(6, 3, 8, 8))
-            >>> [(len(part.x_labeled), len(part.x_unlabeled)) for part in batch.split(2)]
+            >>> [(len(one.x_labeled), len(one.x_unlabeled)) for one in batch.split(2)]
             [(2, 3), (2, 3)]
         """
-        pieces: Any = ([None] * parts if t is None else t.chunk(parts) for t in self)
+        pieces: Any = ([None] * count if t is None else t.chunk(count) for t in self)
         return [Batch(*piece) for piece in zip(*pieces, strict=True)]
 
 
@@ -122,35 +122,35 @@ class TwoStream(Dataset[Batch]):
         self.labeled_transform = labeled_transform
         self.unlabeled_transform = unlabeled_transform
         self.seed = seed
-        self.part, self.parts = 0, 1
+        self.shard_index, self.shard_count = 0, 1
         self._shuffled: dict[str, tuple[int, Tensor]] = {}  # by stream: an epoch, its order
         _check("labeled", len(self.labeled), batch_labeled)
         if self.unlabeled is not None:
             _check("unlabeled", len(self.unlabeled), batch_unlabeled)
 
-    def share(self, part: int, parts: int) -> "TwoStream":
-        """The same stream, of whose batches only one of so many equal parts is made.
+    def shard(self, index: int, count: int) -> "TwoStream":
+        """Return a stream that makes one of so many equal shards of each batch.
 
-        For processes that train together: part by part, they make what one alone makes.
+        For processes that train together: shard by shard, they make what one alone makes.
 
         Args:
-            part: 0 .. parts - 1; `Batch.split(parts)[part]` of each batch.
-            parts: How many; must divide both batch sizes.
+            index: 0 .. count - 1; `Batch.split(count)[index]` of each batch.
+            count: How many; must divide both batch sizes.
 
         Examples:
             >>> images = [tv_tensors.Image(torch.zeros(3, 8, 8, dtype=torch.uint8))] * 5
             >>> masks = [tv_tensors.Mask(torch.zeros(8, 8, dtype=torch.int64))] * 5
             >>> samples = list(zip(images, masks, strict=True))
             >>> stream = TwoStream(samples, images, 2, 4, lambda *x: x, lambda *x: x, seed=0)
-            >>> stream.indices(0), [stream.share(part, 2).indices(0) for part in (0, 1)]
+            >>> stream.indices(0), [stream.shard(index, 2).indices(0) for index in (0, 1)]
             (([2, 3], [0, 1, 3, 4]), [([2], [0, 1]), ([3], [3, 4])])
         """
-        shared = copy.copy(self)
-        shared.part, shared.parts = part, parts
-        return shared
+        shard = copy.copy(self)
+        shard.shard_index, shard.shard_count = index, count
+        return shard
 
     def indices(self, step: int) -> tuple[list[int], list[int]]:
-        """Which labeled and which unlabeled images make up batch `step`, or this share of it."""
+        """Which labeled and which unlabeled images make up batch `step`, or this shard of it."""
         positions = self._positions(self.batch_labeled, step)
         labeled = self._order("labeled", len(self.labeled), positions)
         if self.unlabeled is None:
@@ -183,8 +183,8 @@ class TwoStream(Dataset[Batch]):
         return Batch(x_labeled, y_labeled, torch.stack(images), torch.stack(masks))
 
     def _positions(self, batch: int, step: int) -> range:
-        size = batch // self.parts
-        first = step * batch + self.part * size
+        size = batch // self.shard_count
+        first = step * batch + self.shard_index * size
         return range(first, first + size)
 
     def _order(self, stream: str, length: int, positions: range) -> list[int]:

@@ -20,7 +20,7 @@ from gmix.report.sheet import picture_sheet
 from gmix.runs.checkpoint import list_checkpoints
 from gmix.runs.saved import load_model
 from gmix.runtime.console import say
-from gmix.runtime.own import own_file, refuse_foreign
+from gmix.runtime.own import check_own, own_file
 from gmix.training.session import look_back
 from gmix.training.state import find_checkpoint
 from gmix.training.train import Result, train
@@ -69,7 +69,7 @@ def run_demo(out: Path, seed: int = 0, steps: int | None = None) -> DemoResult:
     for config in configs:
         find_checkpoint(config, Path(str(config.out)))  # refuses before a scene is overwritten
     sheet = out / "sheet.png"
-    refuse_foreign([sheet])
+    check_own([sheet])
     write_scenes(
         folders, labeled=LABELED, unlabeled=UNLABELED, val=VALIDATION, size=SIZE, seed=seed
     )

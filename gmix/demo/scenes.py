@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from gmix.deploy.predict import make_own_folders, save_mask, save_picture
-from gmix.runtime.own import refuse_foreign, write_own
+from gmix.runtime.own import check_own, write_own
 
 NAMES = ("background", *(str(d) for d in range(10)))
 
@@ -159,7 +159,7 @@ def write_scenes(
         seed: Same seed, same files.
     """
     home = folders.classes.parent
-    refuse_foreign([folders.classes])
+    check_own([folders.classes])
     make_own_folders(home, *(str(folder.relative_to(home)) for folder in folders[:-1]))
     train_source, val_source = load_sources()
     for part, (source, n, images, masks) in enumerate(

@@ -23,8 +23,8 @@ from gmix.data import (
     fit_binary,
 )
 from gmix.evaluation import (
+    CenterCrop,
     ConfusionMatrix,
-    IncomparableCenter,
     Inference,
     add_other_processes,
     count_pixels,
@@ -34,7 +34,7 @@ from gmix.protocols import LabeledDataset
 from gmix.runs.saved import load_model
 from gmix.runtime.device import prepare_device
 from gmix.runtime.distributed import start_processes
-from gmix.runtime.own import own_file, refuse_foreign, write_own
+from gmix.runtime.own import check_own, own_file, write_own
 
 
 def score_model(config: EvaluateConfig) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
     """
     if config.model is None:
         raise missing(config, "model")
-    refuse_places(config)
+    check_places(config)
     predict, center = build_predict(config), config.center_size()
     processes = start_processes(config.device)
     device = prepare_device(processes.device or config.device, config.threads)
@@ -69,7 +69,7 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
                 "--incomparable-center cuts images, but this model was trained with --size, on "
                 "whole ones resized: leave the flag out"
             )
-        dataset = IncomparableCenter(dataset, center)
+        dataset = CenterCrop(dataset, center)
     own = count_pixels(
         saved.net,
         dataset,
@@ -79,7 +79,7 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
         device=next(saved.net.parameters()).device,
         batch_size=config.batch,
         predict=predict,
-        indices=processes.share(len(files[0]), config.batch),
+        indices=processes.shard(len(files[0]), config.batch),
     )
     matrix = add_other_processes(own)
     found = matrix.scores().to_dict(classes.names)
@@ -92,7 +92,7 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
     return found
 
 
-def refuse_places(config: EvaluateConfig) -> None:
+def check_places(config: EvaluateConfig) -> None:
     """Find out now, and not after an hour of scoring, that a file cannot be written.
 
     Raises:
@@ -104,7 +104,7 @@ def refuse_places(config: EvaluateConfig) -> None:
             raise ValueError(f"--{name} {path}: its folder does not exist, make it first")
         if path is not None and Path(path).is_dir():
             raise ValueError(f"--{name} {path} is a folder: name a file in it")
-    refuse_foreign(Path(path) for path in (config.out, config.picture) if path is not None)
+    check_own(Path(path) for path in (config.out, config.picture) if path is not None)
     if config.picture is not None and Path(config.picture).suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"--picture {config.picture} must end with .png, .pdf or .svg")
 

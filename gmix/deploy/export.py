@@ -22,8 +22,8 @@ import gmix
 from gmix.deploy.predict import predict_logits
 from gmix.nn.network import GuidedMixNet
 from gmix.runs.saved import SavedModel
-from gmix.runtime.atomic import PART, cannot_write, make_folder, refuse_unwritable
-from gmix.runtime.own import refuse_foreign, remember
+from gmix.runtime.atomic import PART, cannot_write, check_writable, make_folder
+from gmix.runtime.own import check_own, remember
 
 Size = tuple[int, int]
 Format = Literal["onnx", "torch"]
@@ -125,8 +125,8 @@ def export_model(
         path = path.resolve()  # the link stays
     if path.exists() and not path.is_file():
         raise ValueError(f"cannot write {path}: it is there and no file; choose another name")
-    refuse_foreign([path])
-    refuse_unwritable(path.parent)
+    check_own([path])
+    check_writable(path.parent)
     if format == "onnx":
         import onnxruntime  # before the work
         import onnxscript  # noqa: F401
@@ -157,7 +157,7 @@ def export_model(
             made = list(
                 Path(folder).iterdir()
             )  # ONNX has weights of more than 2 GB beside the file
-            refuse_foreign(path.with_name(one.name) for one in made)
+            check_own(path.with_name(one.name) for one in made)
             for one in made:
                 remember(one, path.with_name(one.name))
                 one.replace(path.with_name(one.name))

@@ -18,7 +18,7 @@ from gmix.data.files import IMAGE_SUFFIXES, MASK_SUFFIXES
 from gmix.evaluation import Predict, class_maps, fit
 from gmix.runs.saved import SavedModel, Size
 from gmix.runtime.atomic import make_folder
-from gmix.runtime.own import own_file, refuse_foreign
+from gmix.runtime.own import check_own, own_file
 
 Color = tuple[int, int, int]
 Pixels = npt.NDArray[np.uint8]
@@ -98,7 +98,7 @@ def make_own_folders(home: Path, *names: str) -> None:
     for folder in folders:
         there = sorted(folder.iterdir()) if folder.is_dir() else []
         images = [path for path in there if path.name.lower().endswith(endings)]
-        refuse_foreign((path for path in images if path.name[0] != "."), home)
+        check_own((path for path in images if path.name[0] != "."), home)
     for folder in folders:
         make_folder(folder)
 

@@ -25,7 +25,7 @@ from gmix.deploy.predict import (
 )
 from gmix.evaluation import Predict, fit, most_likely, to_logits
 from gmix.runs.saved import SavedModel
-from gmix.runtime.own import own_file, refuse_foreign
+from gmix.runtime.own import check_own, own_file
 
 Mask = npt.NDArray[np.uint8]
 Ids = npt.NDArray[np.int64]
@@ -86,7 +86,7 @@ def pseudo_label_folder(
         ValueError: if there are images in these folders, or a `coco.json`, that gmix did not write, or something
             cannot be written, in one sentence; what is there by then is whole.
     """
-    refuse_foreign([out / "coco.json"])
+    check_own([out / "coco.json"])
     make_own_folders(out, "masks", "confidence")
     names = saved.classes.names
     first = 1 if names[0].lower() == "background" else 0

@@ -15,7 +15,7 @@ from gmix.evaluation.inference import (
 from gmix.evaluation.paired import Gain, paired_gain, tallies
 from gmix.evaluation.picture import draw_confusion
 from gmix.evaluation.scoring import (
-    IncomparableCenter,
+    CenterCrop,
     add_other_processes,
     class_maps,
     count_pixels,
@@ -24,9 +24,9 @@ from gmix.evaluation.scoring import (
 from gmix.nn.modes import eval_mode
 
 __all__ = [
+    "CenterCrop",
     "ConfusionMatrix",
     "Gain",
-    "IncomparableCenter",
     "Inference",
     "Predict",
     "Scores",

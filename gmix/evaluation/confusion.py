@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gmix.data.classes import IGNORE
-from gmix.functional.shapes import refuse_ignored_class
+from gmix.functional.shapes import check_ignore_index
 
 CHUNK = 2**18
 """Pixels counted at a time: the numbers between would take several times a large mask's memory."""
@@ -92,7 +92,7 @@ class ConfusionMatrix:
                 f"`num_classes` must be at least 2 (binary: background and foreground), "
                 f"got {num_classes}"
             )
-        refuse_ignored_class(num_classes, ignore_index)
+        check_ignore_index(num_classes, ignore_index)
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)

@@ -163,7 +163,7 @@ def add_other_processes(matrix: ConfusionMatrix) -> ConfusionMatrix:
     return total
 
 
-class IncomparableCenter(Dataset[Sample]):
+class CenterCrop(Dataset[Sample]):
     """The centre of every item, to repeat numbers that were measured so; compare them with no other.
 
     Some code validates on centre crops, because these make batches. The network then sees no
@@ -176,7 +176,7 @@ class IncomparableCenter(Dataset[Sample]):
     Examples:
         >>> image = tv_tensors.Image(torch.zeros(3, 6, 9, dtype=torch.uint8))
         >>> item = Sample(image, tv_tensors.Mask(torch.zeros(6, 9, dtype=torch.int64)))
-        >>> [tuple(part.shape) for part in IncomparableCenter([item], (4, 20))[0]]
+        >>> [tuple(part.shape) for part in CenterCrop([item], (4, 20))[0]]
         [(3, 4, 9), (4, 9)]
     """
 

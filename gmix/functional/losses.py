@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gmix.functional.shapes import per_pixel, refuse_ignored_class, same_shape
+from gmix.functional.shapes import check_ignore_index, per_pixel, same_shape
 
 __all__ = ["cross_entropy", "ramp_up", "soft_cross_entropy", "squared_error"]
 
@@ -95,7 +95,7 @@ def cross_entropy(
         )
     if weight is not None:
         per_pixel(weight, logits, "weight")
-    refuse_ignored_class(logits.shape[1], ignore_index)
+    check_ignore_index(logits.shape[1], ignore_index)
     with torch.autocast(logits.device.type, enabled=False):
         keep = target != ignore_index
         if logits.shape[1] == 1:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from gmix.functional.shapes import refuse_ignored_class, same_shape
+from gmix.functional.shapes import check_ignore_index, same_shape
 
 __all__ = [
     "certainty",
@@ -43,7 +43,7 @@ def fill_in(probs: Tensor, mask: Tensor, ignore_index: int = 255) -> Tensor:
         >>> fill_in(p, torch.tensor([[[1, 255]]])).tolist()
         [[[[0.0, 0.5]], [[1.0, 0.5]]]]
     """
-    refuse_ignored_class(probs.shape[1], ignore_index)
+    check_ignore_index(probs.shape[1], ignore_index)
     classes = torch.arange(probs.shape[1], device=probs.device).view(1, -1, 1, 1)
     if probs.shape[1] == 1:
         classes = classes + 1
@@ -142,7 +142,7 @@ def present_classes(mask: Tensor, classes: int, *, ignore_index: int = 255) -> T
         >>> present_classes(torch.tensor([[[0, 2, 255]]]), classes=4)
         tensor([[1., 0., 1., 0.]])
     """
-    refuse_ignored_class(classes, ignore_index)
+    check_ignore_index(classes, ignore_index)
     # One slot more than the classes collects what is ignored, so nothing depends on the data's values.
     n_slots = max(classes, 2) + 1
     mask = mask.long()

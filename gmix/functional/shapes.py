@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-__all__ = ["per_image", "per_pixel", "refuse_ignored_class", "same_shape"]
+__all__ = ["check_ignore_index", "per_image", "per_pixel", "same_shape"]
 
 
 def same_shape(a: Tensor, b: Tensor, names: str, shape: str) -> None:
@@ -30,7 +30,7 @@ def per_pixel(values: Tensor, scores: Tensor, name: str) -> None:
         )
 
 
-def refuse_ignored_class(classes: int, ignore_index: int) -> None:
+def check_ignore_index(classes: int, ignore_index: int) -> None:
     """Refuse 255, which means "no class" by default, where it is a class.
 
     Raises:

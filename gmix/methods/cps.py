@@ -62,9 +62,9 @@ class CPS(Method):
         self.weight = cross
         self._as_made = checksum(start_of(self.other))
 
-    def begin(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
-        first = self.begun_at is None and not torch.compiler.is_compiling()
-        super().begin(x_labeled, y_labeled)
+    def on_step_start(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
+        first = self.step_started_at is None and not torch.compiler.is_compiling()
+        super().on_step_start(x_labeled, y_labeled)
         # As it was made, it knows nothing of its own: weights may have been loaded into the network since.
         if first and torch.equal(checksum(start_of(self.other)), self._as_made):
             start_of(self.other).load_state_dict(start_of(self.net).state_dict())

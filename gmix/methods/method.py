@@ -27,7 +27,7 @@ from gmix.nn.network import GuidedMixNet
 from gmix.nn.states import ChecksState
 from gmix.nn.views import StrongColor
 from gmix.protocols import LabeledDataset, SupervisedLoss
-from gmix.runtime.collectives import refuse_wrapped_parts, warn_if_alone
+from gmix.runtime.collectives import check_unwrapped, warn_if_alone
 
 NEEDED = ("encode", "decode", "classes")
 
@@ -69,8 +69,8 @@ class Method(ChecksState):
         - `valid_unlabeled` `(M, H, W)` bool: False on padding
         - `generator`: on the images' device; without it torch's global one is used, the only one that
           `torch.compile` knows
-        - `begun`: whether `begin` has been called for this step, by a loop that goes through its batch in
-          micro-batches
+        - `step_started`: whether a loop that splits its batch into micro-batches has called `on_step_start` for
+          this step
 
     Returns:
         Named float32 scalars, each unweighted, and `total`, what is to be minimised.
@@ -99,7 +99,7 @@ class Method(ChecksState):
         threshold: float | None = None,
     ) -> None:
         super().__init__()
-        refuse_wrapped_parts(net)
+        check_unwrapped(net)
         if not all(hasattr(net, name) for name in NEEDED):
             raise TypeError(
                 f"`net` must be a GuidedMixNet, got {type(net).__name__}: "
@@ -117,7 +117,7 @@ class Method(ChecksState):
             check_unit_interval("threshold", threshold)
             self.threshold = threshold
         self.masks_seen = self.images_seen = False
-        self.begun_at: tuple[int, int] | None = None
+        self.step_started_at: tuple[int, int] | None = None
 
     def forward(
         self,
@@ -128,19 +128,19 @@ class Method(ChecksState):
         progress: float | Tensor | None = None,
         valid_unlabeled: Tensor | None = None,
         generator: torch.Generator | None = None,
-        begun: bool = False,
+        step_started: bool = False,
     ) -> dict[str, Tensor]:
         y_labeled = self._check_labeled(x_labeled, y_labeled)
         x_unlabeled = self._unlabeled(x_labeled, x_unlabeled, valid_unlabeled)
         progress = self._progress(progress)
         check_types(self.net, x_labeled=x_labeled, x_unlabeled=x_unlabeled)
         self._look_once(x_labeled, x_unlabeled)
-        if self.training and not begun:
-            if self.begun_at is None and not torch.compiler.is_compiling():
-                refuse_wrapped_parts(self)
+        if self.training and not step_started:
+            if self.step_started_at is None and not torch.compiler.is_compiling():
+                check_unwrapped(self)
                 warn_if_alone(self)
-            if torch.compiler.is_compiling() or self.begun_at != weights_version(self.net):
-                self.begin(x_labeled, y_labeled)
+            if torch.compiler.is_compiling() or self.step_started_at != weights_version(self.net):
+                self.on_step_start(x_labeled, y_labeled)
             else:  # one more micro-batch of the same step
                 self.observe(x_labeled, y_labeled)
         return self.losses(
@@ -155,21 +155,20 @@ class Method(ChecksState):
                 and its mask `(H, W)`.
         """
 
-    def begin(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
+    def on_step_start(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
         """Begin a step, before anything is learned from it: a teacher moves on, a memory takes the labeled images.
 
         A call of the method does this itself, at the first call and then whenever the weights have moved since: of
         several calls before one step of the optimizer (gradient accumulation), the first moves the teacher. (A
-        compiled call cannot tell, and begins.) A loop
-        that has all labeled images of a step at hand may call it with them, and then the method with `begun=True`
-        for each micro-batch.
+        compiled call cannot tell, and begins.) A loop that has all labeled images of a step at hand may call it with
+        them, and then the method with `step_started=True` for each micro-batch.
 
         Raises:
             ValueError: Masks that cannot be learned; then nothing has changed.
         """
         y_labeled = self._check_labeled(x_labeled, y_labeled)
         if not torch.compiler.is_compiling():
-            self.begun_at = weights_version(self.net)
+            self.step_started_at = weights_version(self.net)
         teacher = getattr(self, "teacher", None)
         if teacher is not None:
             teacher.update(self.net)

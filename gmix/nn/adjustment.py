@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gmix import functional as G
-from gmix.functional.shapes import refuse_ignored_class
+from gmix.functional.shapes import check_ignore_index
 from gmix.nn.given import remember_given
 from gmix.runtime.collectives import gather
 
@@ -72,7 +72,7 @@ class LogitAdjustment(nn.Module):
         Raises:
             ValueError: If there are so many classes that 255 is one, and is ignored.
         """
-        refuse_ignored_class(self.classes, ignore_index)
+        check_ignore_index(self.classes, ignore_index)
         pixels = G.pixels_of_classes(y.long().masked_fill(y == ignore_index, -1), len(self.pixels))
         self.pixels += gather(pixels[None]).sum(0)
 

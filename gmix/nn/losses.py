@@ -131,8 +131,8 @@ class GuidedMixLoss(nn.Module):
         valid_decoupled: Tensor | None = None,
         progress: float | Tensor | None = None,
     ) -> dict[str, Tensor]:
-        _together("logits_unlabeled", logits_unlabeled, "pseudo", pseudo)
-        _together("probs_decoupled", probs_decoupled, "decoupled_target", decoupled_target)
+        _check_both("logits_unlabeled", logits_unlabeled, "pseudo", pseudo)
+        _check_both("probs_decoupled", probs_decoupled, "decoupled_target", decoupled_target)
         if supervised is None:
             supervised = G.cross_entropy(logits_labeled, y_labeled, ignore_index=self.ignore_index)
         losses = {"supervised": supervised}
@@ -200,6 +200,6 @@ def check_unit_interval(name: str, value: float) -> None:
         raise ValueError(f"`{name}` must be in [0, 1], got {value}")
 
 
-def _together(name_a: str, a: object, name_b: str, b: object) -> None:
+def _check_both(name_a: str, a: object, name_b: str, b: object) -> None:
     if (a is None) != (b is None):
         raise ValueError(f"`{name_a}` and `{name_b}` belong together: pass both or neither")

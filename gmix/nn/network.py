@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from gmix.nn.mitrans import NonLocalBlock, PixelShuffleBlock
 from gmix.nn.sizes import refusal, windows
 from gmix.nn.states import ChecksState
-from gmix.runtime.collectives import refuse_wrapped_parts
+from gmix.runtime.collectives import check_unwrapped
 
 __all__ = ["GuidedMixNet"]
 
@@ -244,7 +244,7 @@ class _AttentiveDecoder(nn.Module):
 
 def _check(model: Any) -> None:
     if isinstance(model, nn.Module):
-        refuse_wrapped_parts(model)
+        check_unwrapped(model)
     if not isinstance(model, SegmentationModel):
         raise TypeError(
             f"`model` must be a segmentation_models_pytorch model, got {type(model).__name__}"

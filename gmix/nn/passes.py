@@ -22,7 +22,7 @@ def count_first_step(method: nn.Module, tell: Callable[[int], None], *, calls: i
     Args:
         method: any training method; it is left as it was after that call.
         tell: called with the number.
-        calls: of the method in a step, where that goes through its images in parts.
+        calls: of the method in a step, where that goes through micro-batches.
 
     Examples:
         >>> import segmentation_models_pytorch as smp

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmix import functional as G
-from gmix.functional.shapes import refuse_ignored_class
+from gmix.functional.shapes import check_ignore_index
 from gmix.nn.frozen import HoldsFrozenEncoder
 from gmix.nn.given import remember_given
 from gmix.nn.sizes import fixed_size, refusal, windows
@@ -320,7 +320,7 @@ def class_shares(y: Tensor, classes: int, size: tuple[int, int], ignore_index: i
         >>> class_shares(torch.tensor([[[0, 1], [255, 1]]]), classes=2, size=(1, 1)).flatten()
         tensor([0.2500, 0.5000])
     """
-    refuse_ignored_class(classes, ignore_index)
+    check_ignore_index(classes, ignore_index)
     y = torch.where(y == ignore_index, -1, y)
     each = torch.arange(classes, device=y.device)[:, None, None]
     # Image by image: all at once would fill memory, and class by class makes a large graph to compile.

@@ -22,7 +22,7 @@ from gmix.report.scenes import load_newest, look_at_even_scenes
 from gmix.report.sheet import INK, PALE, picture_sheet
 from gmix.runtime.atomic import make_folder
 from gmix.runtime.device import prepare_device
-from gmix.runtime.own import own_file, refuse_foreign
+from gmix.runtime.own import check_own, own_file
 
 NO_MIX = "this run mixes nothing; one with `direct` below 1 in --method-args does: here is"
 
@@ -48,7 +48,7 @@ def draw_figure(folders: Sequence[str | Path], config: ReportConfig) -> Path:
     """
     path = Path(str(config.out))
     groups = group_runs([read_run(folder) for folder in find_runs(folders)])
-    refuse_foreign([path])
+    check_own([path])
     make_folder(path.parent)
     with own_file(path) as aside:
         _draw(groups, config, aside)

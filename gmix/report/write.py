@@ -23,7 +23,7 @@ from gmix.runs.saved import SavedModel
 from gmix.runtime.atomic import make_folder
 from gmix.runtime.console import warn
 from gmix.runtime.device import prepare_device
-from gmix.runtime.own import refuse_foreign, write_own
+from gmix.runtime.own import check_own, write_own
 
 T = TypeVar("T")
 PAIRS = 4
@@ -44,7 +44,7 @@ def write_report(folders: Sequence[str | Path], config: ReportConfig) -> Path:
     """
     groups = group_runs([read_run(folder) for folder in find_runs(folders)])
     out = Path(config.out) if config.out is not None else common_folder(folders) / "report.html"
-    refuse_foreign([out])
+    check_own([out])
     make_folder(out.parent)
     write_own(out, render(build_page(groups, config)))
     return out

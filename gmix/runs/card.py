@@ -7,10 +7,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gmix.runtime.shown import in_code, in_markdown, printable
-from gmix.config.train_config import TrainConfig
 from gmix.config.options import CLASSES, INPUT, METHOD, MODEL, OPTIM, flag
+from gmix.config.train_config import TrainConfig
 from gmix.runs.results import versions
+from gmix.runtime.shown import in_code, in_markdown, printable
 
 if TYPE_CHECKING:
     from gmix.runs.saved import SavedModel

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gmix.runtime.atomic import atomic_folder, remove_folder
 from gmix.runtime.infile import read_plain, sha256
-from gmix.runtime.tensorfile import load_plain, load_tensors, refuse_other_tensors
-from gmix.runtime.atomic import remove_whole, whole_folder
+from gmix.runtime.tensorfile import check_tensors, load_plain, load_tensors
 
 PREFIX = "checkpoint-"
 STATE, SUMS = "state.pt", "SHA256SUMS"
@@ -58,7 +58,7 @@ def save_checkpoint(
     if final.exists():  # a resumed run that reaches the same step has the same state
         return final
     try:
-        with whole_folder(final) as aside:
+        with atomic_folder(final) as aside:
             for name, module in modules.items():
                 save_file(contiguous(module), aside / f"{name}.safetensors")
             with (aside / STATE).open("wb") as file:
@@ -76,7 +76,7 @@ def save_checkpoint(
 def remove_old(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints."""
     for old in list_checkpoints(folder)[:-keep]:
-        remove_whole(old.path)
+        remove_folder(old.path)
 
 
 def load_checkpoint(
@@ -102,7 +102,7 @@ def read_state(
     """
     with _unfit(path):
         for name, module in modules.items():
-            refuse_other_tensors(path / f"{name}.safetensors", module.state_dict())
+            check_tensors(path / f"{name}.safetensors", module.state_dict())
         state = load_plain(path / STATE, device)
         if not isinstance(state, dict):
             raise ValueError(f"{STATE} must hold a mapping, got a {type(state).__name__}")
@@ -150,7 +150,7 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
             for path, _ in damaged:
                 aside = path.with_name(f"damaged-{path.name}")
                 if aside.exists():  # the checkpoint of that step was damaged before
-                    remove_whole(aside)
+                    remove_folder(aside)
                 path.rename(aside)
             notes = [f"{path.name} is damaged ({why}) and set aside" for path, why in damaged]
             return found, notes

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gmix
-from gmix.evaluation import Scores
 from gmix.config.train_config import TrainConfig
+from gmix.evaluation import Scores
 from gmix.runs.trackers import Log, no_log
-from gmix.runtime.atomic import cannot_write, write_whole
+from gmix.runtime.atomic import atomic_write_text, cannot_write
 
 
 class Report(NamedTuple):
@@ -73,7 +73,7 @@ class Metrics:
             self._judged |= {
                 (row["step"], kind) for kind in ("validation", "pseudo") if kind in row
             }
-        write_whole(path, "".join(line + "\n" for line in kept))
+        atomic_write_text(path, "".join(line + "\n" for line in kept))
 
     def lacks_validation(self, step: int) -> bool:
         """Whether no validation of this step is in the file; False where nothing is written."""
@@ -137,7 +137,7 @@ def write_results(
         "left_out": tally.left_out,
         "versions": versions(),
     }
-    write_whole(path, json.dumps(results, indent=2) + "\n")
+    atomic_write_text(path, json.dumps(results, indent=2) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_model as load_safetensors
 from safetensors.torch import save_file
 
-from gmix.data import RGB, Classes, ImageFormat
-from gmix.runtime.infile import read_json
-from gmix.nn.network import GuidedMixNet
-from gmix.errors import one_line
-from gmix.runtime.tensorfile import load_tensors, named_in_utf8, refuse_other_tensors
 from gmix.config.architecture import build_architecture, find_architecture
+from gmix.data import RGB, Classes, ImageFormat
+from gmix.errors import one_line
+from gmix.nn.network import GuidedMixNet
 from gmix.runs.card import model_card
+from gmix.runtime.infile import read_json
+from gmix.runtime.tensorfile import check_tensors, load_tensors, named_in_utf8
 from gmix.runtime.typed import from_mapping
 
 Size = tuple[int, int]
@@ -100,9 +100,9 @@ class SavedModel:
             net = GuidedMixNet(_read_network(folder), mitrans=facts.mitrans)
             if net.mitrans is not None:
                 path = folder / "gmix.safetensors"
-                refuse_other_tensors(path, net.mitrans.state_dict())
+                check_tensors(path, net.mitrans.state_dict())
                 net.mitrans.load_state_dict(load_tensors(path))
-            facts.refuse_other_network(net)
+            facts.check_network(net)
             return cls(
                 net.to(device).eval(),
                 Classes(
@@ -155,7 +155,7 @@ class Facts:
         if wrong := [name for name, fine in good.items() if not fine]:
             raise ValueError(f"gmix.json: {wrong[0]} cannot be right")
 
-    def refuse_other_network(self, net: GuidedMixNet) -> None:
+    def check_network(self, net: GuidedMixNet) -> None:
         """Make sure that these are the facts of this network.
 
         Raises:
@@ -189,9 +189,9 @@ def _read_network(folder: Path) -> Any:
         # First without memory: a few words may ask for more than any machine has.
         with suppress(RuntimeError, NotImplementedError), torch.device("meta"):  # few cannot
             plan = build_architecture(architecture, arguments)
-            refuse_other_tensors(path, plan.state_dict())
+            check_tensors(path, plan.state_dict())
         model = build_architecture(architecture, arguments)
-    refuse_other_tensors(path, model.state_dict())
+    check_tensors(path, model.state_dict())
     with named_in_utf8(path) as name:
         load_safetensors(model, name)
     return model

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from gmix.config.train_config import TrainConfig
 from gmix.errors import one_line
 from gmix.runtime.console import warn
-from gmix.config.train_config import TrainConfig
 
 __all__ = ["Log", "no_log", "open_trackers", "scalars"]
 

@@ -10,16 +10,16 @@ from contextlib import contextmanager, suppress
 from errno import EACCES
 from pathlib import Path
 
-# What `sweep` removes must be ours: a run may be written into a folder of other things.
+# What `remove_stale` removes must be ours: a run may be written into a folder of other things.
 PART, OLD, GONE = ".gmix-part", ".gmix-old", ".gmix-gone"
 
 
 @contextmanager
-def whole_folder(final: Path) -> Iterator[Path]:
+def atomic_folder(final: Path) -> Iterator[Path]:
     """Hand out an empty folder to write into, which then takes the place of `final`.
 
     A process killed at any moment leaves what was there before, or all of what is new. Two folders cannot
-    change places in one go: what was there is called `.NAME.gmix-old` for a moment, and `sweep` knows. Other
+    change places in one go: what was there is called `.NAME.gmix-old` for a moment, and `remove_stale` knows. Other
     files that were in it stay.
 
     Raises:
@@ -28,7 +28,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
     Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as name:
-        ...     with whole_folder(Path(name) / "new") as aside:
+        ...     with atomic_folder(Path(name) / "new") as aside:
         ...         _ = (aside / "file").write_text("text")
         ...     [path.name for path in Path(name).rglob("*")]
         ['new', 'file']
@@ -53,7 +53,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_file(final: Path, *, flush: bool = True) -> Iterator[Path]:
+def atomic_write(final: Path, *, flush: bool = True) -> Iterator[Path]:
     """Hand out a file to write, of the same ending, which then takes the place of `final`.
 
     What is there and no plain file, such as a link or `/dev/stdout`, is not replaced but written, as is a file in
@@ -69,7 +69,7 @@ def whole_file(final: Path, *, flush: bool = True) -> Iterator[Path]:
     Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as name:
-        ...     with whole_file(Path(name) / "new.txt") as aside:
+        ...     with atomic_write(Path(name) / "new.txt") as aside:
         ...         _ = aside.write_text("text")
         ...     [path.name for path in Path(name).iterdir()], aside.suffix
         (['new.txt'], '.txt')
@@ -98,13 +98,13 @@ def whole_file(final: Path, *, flush: bool = True) -> Iterator[Path]:
         raise
 
 
-def write_whole(final: Path, text: str) -> None:
+def atomic_write_text(final: Path, text: str) -> None:
     """Write a text file in UTF-8 with line ends of one byte, replacing the one that is there at once.
 
     Raises:
         ValueError: if it cannot be written, in one sentence; the one that is there stays.
     """
-    with whole_file(final) as aside:
+    with atomic_write(final) as aside:
         aside.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -114,14 +114,14 @@ def make_folder(folder: Path) -> None:
     Raises:
         ValueError: if nothing can be written into it, in one sentence.
     """
-    refuse_unwritable(folder)
+    check_writable(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from error
 
 
-def remove_whole(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
     """Remove a folder such that no part of it is ever found under its name."""
     gone = beside(folder, GONE)
     shutil.rmtree(gone, ignore_errors=True)
@@ -129,7 +129,7 @@ def remove_whole(folder: Path) -> None:
     shutil.rmtree(gone)
 
 
-def sweep(folder: Path) -> None:
+def remove_stale(folder: Path) -> None:
     """Finish what a process that was killed left half done in a folder."""
     for old in folder.glob(f".*{OLD}"):
         _settle(old, old.with_name(old.name[1:].removesuffix(OLD)))
@@ -162,7 +162,7 @@ def _settle(old: Path, final: Path) -> None:
     shutil.rmtree(old)
 
 
-def refuse_unwritable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Find out before hours of work that nothing can be written; nothing is made.
 
     Raises:

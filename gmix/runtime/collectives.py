@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-__all__ = ["gather", "process_count", "refuse_wrapped_parts", "warn_if_alone"]
+__all__ = ["check_unwrapped", "gather", "process_count", "warn_if_alone"]
 
 WRAPPERS = (DistributedDataParallel, DataParallel)
 
@@ -75,7 +75,7 @@ def _hosts(world: Any) -> Any:
     return world if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
 
 
-def refuse_wrapped_parts(module: nn.Module) -> None:
+def check_unwrapped(module: nn.Module) -> None:
     """Refuse a method with DDP inside: gradients are exchanged only where the wrapper itself is called.
 
     Raises:

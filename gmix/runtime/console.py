@@ -128,18 +128,18 @@ def left_out(reasons: Sequence[str], images: int) -> int:
     """The exit code of a command that left some images out, after saying which and why."""
     if not reasons:
         return 0
-    return complain(f"{len(reasons)} of {images} images were left out: {'; '.join(reasons)}", 1)
+    return print_error(f"{len(reasons)} of {images} images were left out: {'; '.join(reasons)}", 1)
 
 
-def speaks() -> bool:
+def is_main_process() -> bool:
     """Whether this process prints results: of several that a launcher started, the first."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def complain(text: str, code: int) -> int:
+def print_error(text: str, code: int) -> int:
     """Say on stderr, in one line, why there is no result."""
     line = " ".join(text.split())  # a file name may hold line ends, and codes that a terminal obeys
-    name = "gmix:" if speaks() else f"gmix, process {os.environ['RANK']}:"
+    name = "gmix:" if is_main_process() else f"gmix, process {os.environ['RANK']}:"
     show_anything()
     print(name, printable(line), file=sys.stderr)
     return code

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
-__all__ = ["ALONE", "Processes", "start_processes"]
+__all__ = ["SINGLE_PROCESS", "Processes", "start_processes"]
 
 
 class Processes:
@@ -36,20 +36,20 @@ class Processes:
         """Whether this one writes."""
         return self.rank == 0
 
-    def parts(self, accumulate: int) -> int:
-        """How many parts a step is worked through in: `accumulate`, or the next number all can share.
+    def micro_batches(self, accumulate: int) -> int:
+        """Count the micro-batches of a step: `accumulate`, or the next number that all can share.
 
         Examples:
-            >>> ALONE.parts(3)
+            >>> SINGLE_PROCESS.micro_batches(3)
             3
         """
         return math.lcm(accumulate, self.count)
 
-    def share(self, length: int, block: int = 1) -> range:
+    def shard(self, length: int, block: int = 1) -> range:
         """The places this process takes of so many, in blocks that stay together.
 
         Examples:
-            >>> ALONE.share(3)
+            >>> SINGLE_PROCESS.shard(3)
             range(0, 3)
         """
         blocks = -(-length // block)
@@ -64,7 +64,7 @@ class Processes:
         return method
 
     def exchange(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
-        """Around forward and backward of a part: gradients add up, and are exchanged with the last."""
+        """Around forward and backward of a micro-batch: gradients add up, and are exchanged with the last."""
         return nullcontext()
 
     def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -83,7 +83,7 @@ class Processes:
         return work()
 
     @contextmanager
-    def one_by_one(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """The first goes before the others: what it makes on the disk is there for them.
 
         Raises:
@@ -92,10 +92,10 @@ class Processes:
         yield
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
-class Joined(Processes):
+class DistributedProcesses(Processes):
     """Several processes, each with a copy of the network, by `DistributedDataParallel`.
 
     Args:
@@ -158,7 +158,7 @@ class Joined(Processes):
         return found
 
     @contextmanager
-    def one_by_one(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         if not self.first:
             if self.any(False):
                 raise SystemExit(1)  # the first has said why
@@ -182,7 +182,7 @@ def start_processes(device: str = "auto") -> Processes:
         ValueError: if the device cannot be everybody's, or the launcher asks for more than this.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return ALONE
+        return SINGLE_PROCESS
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(
             f"--device {device} cannot be the device of {os.environ['WORLD_SIZE']} processes: leave "
@@ -201,4 +201,4 @@ def start_processes(device: str = "auto") -> Processes:
             f"gmix train runs copies of the whole network in its processes, accelerate is set up for {kind}: "
             "launch it with torchrun, or see docs/scaling.md for a loop of your own"
         )
-    return Joined(accelerator)
+    return DistributedProcesses(accelerator)

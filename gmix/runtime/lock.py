@@ -46,7 +46,7 @@ def locked(folder: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def refuse_locked(folder: Path) -> None:
+def check_unlocked(folder: Path) -> None:
     """Find out before any work that another process trains in a folder; nothing is made.
 
     Raises:

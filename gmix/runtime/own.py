@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gmix.runtime.atomic import cannot_write, whole_file
+from gmix.runtime.atomic import atomic_write, cannot_write
 from gmix.runtime.infile import sha256
 
 RECORD = ".gmix-written"
 """In a folder gmix writes into: the SHA-256 of every file it wrote there, one a line."""
 
 
-def refuse_foreign(paths: Iterable[Path], home: Path | None = None) -> None:
+def check_own(paths: Iterable[Path], home: Path | None = None) -> None:
     """Make sure that writing these files loses nothing but what gmix wrote itself.
 
     A file that somebody changed since is not gmix's any more. Empty files, pipes and devices have nothing to lose.
@@ -31,9 +31,9 @@ def refuse_foreign(paths: Iterable[Path], home: Path | None = None) -> None:
         >>> with tempfile.TemporaryDirectory() as name:
         ...     path = Path(name) / "scores.json"
         ...     write_own(path, "{}")
-        ...     refuse_foreign([path])  # says nothing
+        ...     check_own([path])  # says nothing
         ...     _ = path.write_text("mine")
-        ...     refuse_foreign([path])
+        ...     check_own([path])
         Traceback (most recent call last):
         ValueError: ...scores.json was not written by gmix, or has been changed since: ...
     """
@@ -53,19 +53,19 @@ def refuse_foreign(paths: Iterable[Path], home: Path | None = None) -> None:
 
 @contextmanager
 def own_file(final: Path, home: Path | None = None, *, flush: bool = True) -> Iterator[Path]:
-    """Hand out a file to write, as `whole_file`, and remember what was written.
+    """Hand out a file to write, as `atomic_write`, and remember what was written.
 
-    Ask `refuse_foreign` first: before the work, not after it.
+    Ask `check_own` first: before the work, not after it.
 
     Args:
-        final: as for `whole_file`.
-        home: as for `refuse_foreign`.
-        flush: as for `whole_file`.
+        final: as for `atomic_write`.
+        home: as for `check_own`.
+        flush: as for `atomic_write`.
 
     Raises:
-        ValueError: as `whole_file`.
+        ValueError: as `atomic_write`.
     """
-    with whole_file(final, flush=flush) as aside:
+    with atomic_write(final, flush=flush) as aside:
         yield aside
         # Before it is in its place: a process killed in between leaves no file that nobody wrote.
         remember(aside, final, home)
@@ -75,7 +75,7 @@ def write_own(final: Path, text: str) -> None:
     """Write a text file in UTF-8 with line ends of one byte, as `own_file` does.
 
     Raises:
-        ValueError: as `whole_file`.
+        ValueError: as `atomic_write`.
     """
     with own_file(final) as aside:
         aside.write_text(text, encoding="utf-8", newline="\n")

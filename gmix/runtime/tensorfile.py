@@ -82,7 +82,7 @@ def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> dict[s
         return load_file(name, device=str(device))
 
 
-def refuse_other_tensors(path: Path, wanted: Mapping[str, Tensor]) -> None:
+def check_tensors(path: Path, wanted: Mapping[str, Tensor]) -> None:
     """Compare names, shapes and kinds in the header of a `.safetensors` file; no tensor is read.
 
     Raises:

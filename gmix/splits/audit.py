@@ -17,7 +17,7 @@ from gmix.config.files import known_layout
 from gmix.config.parser import missing
 from gmix.data import LAYOUTS, Classes, Entry, Layout, data_names, fingerprint
 from gmix.data.layouts import Finder
-from gmix.runtime.own import refuse_foreign, write_own
+from gmix.runtime.own import check_own, write_own
 from gmix.splits.pixels import class_pixels
 
 SHOWN = 3  # names in a note
@@ -126,7 +126,7 @@ def audit_split(config: SplitsAuditConfig) -> Audit:
     if config.root is None or config.labeled is None:
         raise missing(config, "root", "labeled")
     if config.out is not None:
-        refuse_foreign([Path(config.out)])
+        check_own([Path(config.out)])
     root, layout = Path(config.root), known_layout(config) or LAYOUTS["voc"]
     files = {"labeled": config.labeled, "unlabeled": config.unlabeled, "val": config.val}
     lists = {

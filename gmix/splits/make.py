@@ -13,8 +13,8 @@ from gmix.config.files import all_files, known_data
 from gmix.config.parser import missing
 from gmix.config.train_config import TrainConfig
 from gmix.data import Classes, Entry, Paths, data_names
-from gmix.data.splits import format_split, refuse_to_change, whole_path
-from gmix.runtime.atomic import make_folder, write_whole
+from gmix.data.splits import check_same_text, format_split, whole_path
+from gmix.runtime.atomic import atomic_write_text, make_folder
 from gmix.splits.order import label_counts, seeded_order, stratified_order
 from gmix.splits.pixels import class_pixels
 
@@ -91,10 +91,10 @@ def make_splits(config: SplitsMakeConfig) -> list[Made]:
         absent = None if classes is None else absent_classes(chosen, classes)
         found.append(Made(folder, root, len(labeled), len(unlabeled), absent))
     for path, text in files.items():  # all before the first is written: no half of a split
-        refuse_to_change(path, text)
+        check_same_text(path, text)
     for path, text in files.items():
         make_folder(path.parent)
-        write_whole(path, text)
+        atomic_write_text(path, text)
     return found
 
 

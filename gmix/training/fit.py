@@ -16,9 +16,9 @@ from gmix.data.stream import hashed
 from gmix.errors import NonFinite
 from gmix.methods import Method
 from gmix.runs.results import Report
-from gmix.runtime.distributed import ALONE, Processes
+from gmix.runtime.distributed import SINGLE_PROCESS, Processes
 from gmix.runtime.precision import mixed_precision
-from gmix.training.micro_batches import PartStatistics
+from gmix.training.micro_batches import MicroBatchStatistics
 from gmix.training.nonfinite import Guard
 from gmix.training.optim import poly, set_lr
 
@@ -33,11 +33,11 @@ class FitSettings:
         memory_format: of the images.
         compiled: the method's call is: it draws from torch's own generator, and takes its progress as a tensor, so
             that one graph serves all steps.
-        accumulate: go through a batch in so many parts, one after the other: the memory of a part. Exact
+        accumulate: split a batch into so many micro-batches, one after the other: the memory of one. Exact
             for losses that are means over images; what looks at a batch as a whole (BatchNorm,
-            pairing, a mean over pixels of which some are ignored) sees a part.
-        processes: those that share the parts; if need be there are more parts than `accumulate`, so
-            that each has as many.
+            pairing, a mean over pixels of which some are ignored) sees a micro-batch.
+        processes: those that share the micro-batches; there are more than `accumulate` where needed, so
+            that each process has as many.
     """
 
     seed: int = 0
@@ -45,7 +45,7 @@ class FitSettings:
     memory_format: torch.memory_format = torch.contiguous_format
     compiled: bool = False
     accumulate: int = 1
-    processes: Processes = ALONE
+    processes: Processes = SINGLE_PROCESS
 
 
 def fit(
@@ -68,7 +68,7 @@ def fit(
     Args:
         method: called as `method(x_labeled, y_labeled, x_unlabeled, progress=..., ...)`, returns
             named scalar losses, "total" among them. Everything happens on its device.
-        batches: batches `start` .. `steps - 1`; with several processes, this one's share of each.
+        batches: batches `start` .. `steps - 1`; with several processes, this one's shard of each.
         optimizer: its groups hold `initial_lr`; the poly schedule scales it.
         steps: length of the whole training (the schedule's T).
         start: steps already done.
@@ -124,7 +124,7 @@ def backward(
 ) -> dict[str, Tensor]:
     """Compute the gradients of a step, and return its named losses, the same in all processes.
 
-    A batch may be worked through in equal parts, whose losses and gradients are averaged. A part is
+    A batch may be split into equal micro-batches, whose losses and gradients are averaged. One is
     the same, whether one process goes through all of them or several share them: it draws by (seed,
     t, its number), and BatchNorm's statistics start from those of the step and are averaged, too.
 
@@ -137,32 +137,32 @@ def backward(
         settings: how it is done.
     """
     processes, device = settings.processes, next(method.parameters()).device
-    parts = processes.parts(settings.accumulate)
-    mine, terms = processes.share(parts), []
+    count = processes.micro_batches(settings.accumulate)
+    mine, terms = processes.shard(count), []
     progress = torch.tensor(step / steps) if settings.compiled else step / steps
     generator = torch.Generator(device)
     whole = batch.to(device, settings.memory_format)
-    statistics = PartStatistics(method, parts)
+    statistics = MicroBatchStatistics(method, count)
     with mixed_precision(device, settings.amp):
-        method.begin(whole.x_labeled, whole.y_labeled)
-    for part, piece in zip(mine, whole.split(len(mine)), strict=True):
-        torch.manual_seed(step_seed(settings.seed, step, "torch", part))
-        generator.manual_seed(step_seed(settings.seed, step, "method", part))
+        method.on_step_start(whole.x_labeled, whole.y_labeled)
+    for number, piece in zip(mine, whole.split(len(mine)), strict=True):
+        torch.manual_seed(step_seed(settings.seed, step, "torch", number))
+        generator.manual_seed(step_seed(settings.seed, step, "method", number))
         draws = None if settings.compiled else generator
         given = {"valid_unlabeled": piece.valid_unlabeled, "generator": draws}
-        with processes.exchange(model, last=part == mine[-1]):
+        with processes.exchange(model, last=number == mine[-1]):
             with mixed_precision(device, settings.amp):
-                found = model(*piece[:3], progress=progress, begun=True, **given)
+                found = model(*piece[:3], progress=progress, step_started=True, **given)
             (found["total"] / len(mine)).backward()  # type: ignore[no-untyped-call]
         terms.append({name: term.detach() for name, term in found.items()})
-        statistics.end_part()
+        statistics.end_micro_batch()
     statistics.end_step(processes.mean)
     means = [torch.stack([found[name] for found in terms]).mean(0) for name in terms[0]]
     return dict(zip(terms[0], processes.mean(means), strict=True))
 
 
-def step_seed(seed: int, step: int, stream: str, part: int = 0) -> int:
-    """One 63-bit seed for (seed, step, stream, part), unrelated to all others.
+def step_seed(seed: int, step: int, stream: str, micro_batch: int = 0) -> int:
+    """One 63-bit seed for (seed, step, stream, micro-batch), unrelated to all others.
 
     Examples:
         >>> step_seed(0, 7, "method") == step_seed(0, 7, "method")
@@ -170,7 +170,7 @@ def step_seed(seed: int, step: int, stream: str, part: int = 0) -> int:
         >>> step_seed(0, 7, "method") == step_seed(0, 7, "torch")
         False
     """
-    return hashed(seed, step, stream, *([part] if part else []))
+    return hashed(seed, step, stream, *([micro_batch] if micro_batch else []))
 
 
 def mean_losses(window: list[dict[str, Tensor]], first_step: int) -> dict[str, float]:

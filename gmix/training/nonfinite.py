@@ -58,7 +58,7 @@ class Guard:
         return False
 
 
-def refuse_spoiled(method: nn.Module, step: int) -> None:
+def check_finite(method: nn.Module, step: int) -> None:
     """Make sure that the weights are worth keeping.
 
     Raises:

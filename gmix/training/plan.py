@@ -14,7 +14,7 @@ from gmix.config.train_config import TrainConfig
 from gmix.runs.progress import clock
 from gmix.runtime.device import peak_memory
 from gmix.training.session import open_session
-from gmix.training.state import Parts
+from gmix.training.state import TrainingState
 
 WARM_UP, MEASURED = 1, 2
 
@@ -74,12 +74,12 @@ def plan(config: TrainConfig) -> Plan:
     """
     steps = WARM_UP + MEASURED
     session = open_session(replace(config, steps=max(config.steps, steps)))
-    parts, stream, device = session.state, session.stream, session.device
+    state, stream, device = session.state, session.stream, session.device
     began = perf_counter()
     first = stream[0]
     loading = perf_counter() - began
     # A step takes as long, whatever is remembered.
-    parts.method.remember([(first.x_labeled[0].to(device), first.y_labeled[0].to(device))])
+    state.method.remember([(first.x_labeled[0].to(device), first.y_labeled[0].to(device))])
     passes: list[int] = []
     session.prepare_step(0, passes.append)
     reports = session.fit(session.load(stream, range(steps)), report_when=lambda step: True)
@@ -96,14 +96,14 @@ def plan(config: TrainConfig) -> Plan:
             config.steps * batch_unlabeled / counts["unlabeled"] if with_unlabeled else None
         ),
         image_passes=passes[0],
-        parameters=sum(p.numel() for p in parts.deployed.model.parameters()),
-        trained=sum(p.numel() for group in parts.optimizer.param_groups for p in group["params"]),
+        parameters=sum(p.numel() for p in state.deployed.model.parameters()),
+        trained=sum(p.numel() for group in state.optimizer.param_groups for p in group["params"]),
         device=str(device),
         # The batches of so short a training were there before it asked for them.
         seconds_per_step=max(step, loading / max(config.workers, 1)),
         seconds_per_batch=loading,
         peak_memory=peak_memory(device),
-        checkpoint=checkpoint_size(parts),
+        checkpoint=checkpoint_size(state),
     )
 
 
@@ -116,7 +116,7 @@ def describe(plan: Plan) -> list[str]:
         ...     24_400_000, 24_430_000, "cpu", 2.4, 0.3, 3_500_000_000, 391_000_000)
         >>> print(*describe(found), sep="\\n")
         unimatch: 7 classes, images: 55 labeled, 900 unlabeled
-        steps          1500, of 8 labeled + 8 unlabeled images, in 2 parts one after the other
+        steps          1500, of 8 labeled + 8 unlabeled images, in 2 micro-batches one after the other
         epochs         218.2 over the labeled images, 13.3 over the unlabeled
         image passes   40 through an encoder a step
         parameters     24.40 million deployed, 24.43 million trained
@@ -130,14 +130,18 @@ def describe(plan: Plan) -> list[str]:
     images = f"{config.batch_labeled} labeled"
     if plan.batch_unlabeled:
         images += f" + {plan.batch_unlabeled} unlabeled"
-    parts = f", in {config.accumulate} parts one after the other" if config.accumulate > 1 else ""
+    split = (
+        f", in {config.accumulate} micro-batches one after the other"
+        if config.accumulate > 1
+        else ""
+    )
     epochs = f"{plan.epochs_labeled:.1f} over the labeled images"
     if plan.epochs_unlabeled is not None:
         epochs += f", {plan.epochs_unlabeled:.1f} over the unlabeled"
     memory = "unknown on this system" if plan.peak_memory is None else human(plan.peak_memory)
     deployed, trained = plan.parameters / 1e6, plan.trained / 1e6
     rows = {
-        "steps": f"{config.steps}, of {images} images{parts}",
+        "steps": f"{config.steps}, of {images} images{split}",
         "epochs": epochs,
         "image passes": f"{plan.image_passes} through an encoder a step",
         "parameters": f"{deployed:.2f} million deployed, {trained:.2f} million trained",
@@ -165,10 +169,10 @@ def learning_rate(config: TrainConfig) -> str:
     return f"{config.optimizer}, from {config.lr:g} (encoder {encoder}) to 0 as (1 - t/{config.steps})^0.9"
 
 
-def checkpoint_size(parts: Parts) -> int:
+def checkpoint_size(state: TrainingState) -> int:
     """Bytes of all tensors of a checkpoint."""
-    states = [module.state_dict() for module in parts.modules.values()]
-    return sum(tensor.nbytes for tensor in tensors([*states, parts.optimizer.state_dict()]))
+    states = [module.state_dict() for module in state.modules.values()]
+    return sum(tensor.nbytes for tensor in tensors([*states, state.optimizer.state_dict()]))
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

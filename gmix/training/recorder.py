@@ -18,11 +18,11 @@ from gmix.runs.reproduction import batch_names, first_names, save_reproduction
 from gmix.runs.results import Metrics, Report, write_results
 from gmix.runs.saved import SavedModel
 from gmix.runs.trackers import open_trackers
-from gmix.runtime.atomic import sweep, whole_folder
-from gmix.runtime.console import complain, explain
+from gmix.runtime.atomic import atomic_folder, remove_stale
+from gmix.runtime.console import explain, print_error
 from gmix.runtime.device import peak_memory
 from gmix.runtime.lock import locked
-from gmix.training.nonfinite import refuse_spoiled
+from gmix.training.nonfinite import check_finite
 from gmix.training.session import Session
 from gmix.training.state import find_checkpoint
 from gmix.training.validation import Validation
@@ -66,7 +66,7 @@ class Recorder:
         with locked(out):
             if self.start == 0:
                 find_checkpoint(config, out)  # another run may have begun and ended meanwhile
-            sweep(out)
+            remove_stale(out)
             remove_old(out, config.keep_last)
             write_yaml(config, out / "config.yaml")
             self._metrics = Metrics(out / "metrics.jsonl", self._metrics.names, self.start)
@@ -99,7 +99,7 @@ class Recorder:
                 self._screen.note(note)
             if processes.count > 1:
                 self._screen.note(
-                    f"{processes.count} processes share the {config.accumulate} parts of a step"
+                    f"{processes.count} processes share the {config.accumulate} micro-batches of a step"
                 )
             if self.start:
                 self._screen.note(f"going on after step {self.start}")
@@ -110,7 +110,7 @@ class Recorder:
         if self.writes:
             self._screen.note(text)
         else:
-            complain(text, 0)
+            print_error(text, 0)
 
     def lacks_validation(self) -> bool:
         """Whether the step a training goes on from was not validated; False where nothing is written."""
@@ -144,7 +144,7 @@ class Recorder:
             FloatingPointError: If a weight is not finite; then the checkpoint before stays.
             ValueError: If it cannot be written; the same.
         """
-        refuse_spoiled(self.session.state.method, step)
+        check_finite(self.session.state.method, step)
         if self.writes:
             self.session.state.save(self.out, step, self.session.config.keep_last)
 
@@ -197,7 +197,7 @@ class Recorder:
         facts = training_facts(config, data.counts, data.split, reached)
         size, (mean, std) = self.session.size, self.session.stats
         saved = SavedModel(found.net, data.classes, size, mean, std, image_format(config), facts)
-        with whole_folder(self.out / name) as aside:
+        with atomic_folder(self.out / name) as aside:
             saved.save_pretrained(aside)
 
     def left_out(self, bad: NonFinite) -> None:

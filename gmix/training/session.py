@@ -11,7 +11,7 @@ import torch
 
 from gmix.builders.data import AsTested, Data, build_data, build_stream
 from gmix.builders.loading import Loader
-from gmix.builders.method import refuse_few
+from gmix.builders.method import check_batch_sizes
 from gmix.builders.network import Stats, image_stats, layout
 from gmix.builders.sizes import check_sizes
 from gmix.config.options import parse_size
@@ -23,13 +23,13 @@ from gmix.runs.checkpoint import Checkpoint, load_checkpoint
 from gmix.runs.results import Report
 from gmix.runtime.compiled import compile_call
 from gmix.runtime.device import prepare_device
-from gmix.runtime.distributed import ALONE, Processes
+from gmix.runtime.distributed import SINGLE_PROCESS, Processes
 from gmix.runtime.precision import computes_in_bfloat16
 from gmix.training.decide import DECIDING, decide_for_miou, unlabeled_pixels
 from gmix.training.fit import FitSettings, fit
 from gmix.training.nonfinite import Guard
 from gmix.training.norm import renew_statistics, unlabeled_views
-from gmix.training.state import Parts, build_parts, restore
+from gmix.training.state import TrainingState, build_state, restore
 
 __all__ = ["Session", "fit_settings", "look_back", "open_session"]
 
@@ -52,14 +52,14 @@ class Session:
     processes: Processes
     device: torch.device
     data: Data
-    state: Parts
+    state: TrainingState
     stats: tuple[Stats, Stats]
     stream: TwoStream
 
     @property
     def own_stream(self) -> TwoStream:
         """This process's share of each batch."""
-        return self.stream.share(self.processes.rank, self.processes.count)
+        return self.stream.shard(self.processes.rank, self.processes.count)
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -106,7 +106,7 @@ class Session:
             tell(count_passes(method, self.own_stream[step].to(self.device)))
             compile_call(method, self.device)
         else:
-            calls = len(self.processes.share(self.config.accumulate))
+            calls = len(self.processes.shard(self.config.accumulate))
             count_first_step(method, tell, calls=calls)
 
     def load(
@@ -179,7 +179,7 @@ class Session:
 
 def open_session(
     config: TrainConfig,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
     *,
     device: torch.device | None = None,
     data: Data | None = None,
@@ -198,10 +198,10 @@ def open_session(
     if device is None:
         device = prepare_device(processes.device or config.device, config.threads)
     if data is None:
-        with processes.one_by_one() if config.download else nullcontext():
+        with processes.main_process_first() if config.download else nullcontext():
             data = build_data(config)
-    state = build_parts(config, data.classes.channels, device)
-    refuse_few(config, state.method, config.accumulate)
+    state = build_state(config, data.classes.channels, device)
+    check_batch_sizes(config, state.method, config.accumulate)
     check_sizes(state.method.net, config, data.tested)
     stats = image_stats(config)
     return Session(
@@ -228,7 +228,7 @@ def look_back(
 
 
 def fit_settings(
-    config: TrainConfig, device: torch.device, processes: Processes = ALONE
+    config: TrainConfig, device: torch.device, processes: Processes = SINGLE_PROCESS
 ) -> FitSettings:
     """Return how the flags want gradients computed, on a device where they leave it to that."""
     native = config.amp == "auto" and computes_in_bfloat16(device)

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from gmix.builders.method import build_method
 from gmix.builders.network import build_net, layout
 from gmix.config.train_config import TrainConfig
-from gmix.config.yamlfile import refuse_changes
+from gmix.config.yamlfile import check_unchanged
 from gmix.nn.network import GuidedMixNet
 from gmix.runs.checkpoint import (
     Checkpoint,
@@ -24,7 +24,7 @@ from gmix.runs.checkpoint import (
     save_checkpoint,
 )
 from gmix.runs.results import Tally
-from gmix.runtime.own import refuse_foreign
+from gmix.runtime.own import check_own
 from gmix.runtime.typed import from_mapping
 from gmix.training.optim import build_optimizer, fitting_state
 
@@ -46,7 +46,7 @@ WRITTEN = (
 
 
 @dataclass
-class Parts:
+class TrainingState:
     """Everything that changes while training."""
 
     method: Any
@@ -73,7 +73,7 @@ class Parts:
         return save_checkpoint(folder, step, self.modules, state, keep)
 
 
-def build_parts(config: TrainConfig, channels: int, device: torch.device) -> Parts:
+def build_state(config: TrainConfig, channels: int, device: torch.device) -> TrainingState:
     """Method, optimizer and (with `--ema`) averaged network, on their device."""
     torch.manual_seed(config.seed)
     net = build_net(config, channels)
@@ -97,25 +97,25 @@ def build_parts(config: TrainConfig, channels: int, device: torch.device) -> Par
     if config.ema is not None:
         rule: Any = get_ema_multi_avg_fn
         average = AveragedModel(net, multi_avg_fn=rule(config.ema), use_buffers=True)
-    return Parts(method, optimizer, average, Tally())
+    return TrainingState(method, optimizer, average, Tally())
 
 
-def restore(parts: Parts, checkpoint: Checkpoint, device: torch.device) -> None:
-    """Load a checkpoint into `parts`; if anything in it does not fit, nothing changes.
+def restore(state: TrainingState, checkpoint: Checkpoint, device: torch.device) -> None:
+    """Load a checkpoint into `state`; if anything in it does not fit, nothing changes.
 
     Raises:
         ValueError: if it is that of another training.
     """
-    state = read_state(checkpoint.path, parts.modules, device)
+    saved = read_state(checkpoint.path, state.modules, device)
     try:
-        optimizer = fitting_state(parts.optimizer, state.get("optimizer"))
-        tally = from_mapping(Tally, state.get("tally"))
+        optimizer = fitting_state(state.optimizer, saved.get("optimizer"))
+        tally = from_mapping(Tally, saved.get("tally"))
     except ValueError as error:
         reason = f"does not fit this training: {error}"
         raise ValueError(f"the checkpoint {checkpoint.path} {reason}") from error
-    load_weights(checkpoint.path, parts.modules, device)
-    parts.optimizer.load_state_dict(optimizer)
-    parts.tally = tally
+    load_weights(checkpoint.path, state.modules, device)
+    state.optimizer.load_state_dict(optimizer)
+    state.tally = tally
 
 
 def find_checkpoint(config: TrainConfig, out: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -130,15 +130,15 @@ def find_checkpoint(config: TrainConfig, out: Path) -> tuple[Checkpoint | None, 
             raise ValueError(
                 f"{out} holds a finished run whose checkpoints are gone: choose another --out"
             )
-        refuse_foreign([out / "config.yaml"])
+        check_own([out / "config.yaml"])
         if not (out / "config.yaml").exists():  # the first a run writes, so the rest is not its own
-            refuse_foreign(out / name for name in WRITTEN)
+            check_own(out / name for name in WRITTEN)
         return None, []
     if not config.resume:
         raise ValueError(
             f"{out} already holds a run: add --resume to go on with it, or choose another --out"
         )
-    refuse_changes(config, out / "config.yaml")
+    check_unchanged(config, out / "config.yaml")
     found, notes = newest_checkpoint(out)
     if found is not None and found.step > config.steps:
         raise ValueError(

@@ -18,11 +18,11 @@ from gmix.evaluation import Scores
 from gmix.runs.checkpoint import Checkpoint
 from gmix.runs.results import Report
 from gmix.runs.trackers import available_trackers
-from gmix.runtime.atomic import refuse_unwritable
+from gmix.runtime.atomic import check_writable
 from gmix.runtime.deterministic import deterministic
 from gmix.runtime.distributed import Processes, start_processes
 from gmix.runtime.interrupts import Interrupts
-from gmix.runtime.lock import refuse_locked
+from gmix.runtime.lock import check_unlocked
 from gmix.training.nonfinite import Guard
 from gmix.training.recorder import Recorder
 from gmix.training.session import Session, open_session
@@ -67,9 +67,9 @@ def train(config: TrainConfig, on_report: OnReport | None = None) -> Result:
     if config.out is None:
         raise missing(config, "out")
     out, processes = Path(config.out), start_processes(config.device)
-    refuse_uneven(config, processes)
-    # What is written says in how many parts, so that another number of processes does the same.
-    config = replace(config, accumulate=processes.parts(config.accumulate))
+    check_divisible(config, processes)
+    # What is written says how many micro-batches, so that another number of processes does the same.
+    config = replace(config, accumulate=processes.micro_batches(config.accumulate))
     available_trackers(config.trackers)
     checkpoint, notes = look_into(out, config, processes)
     session = open_session(config, processes)
@@ -186,10 +186,10 @@ def look_into(
     Raises:
         ValueError: if nothing can be written there, or another training is there.
     """
-    with processes.one_by_one():
+    with processes.main_process_first():
         if processes.first:
-            refuse_unwritable(out)
-            refuse_locked(out)
+            check_writable(out)
+            check_unlocked(out)
         return find_checkpoint(config, out)
 
 
@@ -216,21 +216,21 @@ def explained(
         raise FloatingPointError(f"{describe_step(bad)}; {advice}") from bad
 
 
-def refuse_uneven(config: TrainConfig, processes: Processes) -> None:
-    """Make sure that the parts of a step are of equal size.
+def check_divisible(config: TrainConfig, processes: Processes) -> None:
+    """Make sure that the micro-batches of a step are of equal size.
 
     Raises:
         ValueError: if they are not.
 
     Examples:
-        >>> refuse_uneven(TrainConfig(accumulate=2), Processes())
+        >>> check_divisible(TrainConfig(accumulate=2), Processes())
     """
-    parts = processes.parts(config.accumulate)
+    count = processes.micro_batches(config.accumulate)
     unlabeled = config.batch_unlabeled if config.learns_unlabeled else 0
-    if config.batch_labeled % parts or unlabeled % parts:
+    if config.batch_labeled % count or unlabeled % count:
         raise ValueError(
-            f"{processes.count} processes share a step's images in {parts} equal parts: --batch-labeled "
-            f"{config.batch_labeled} and --batch-unlabeled {unlabeled} must be multiples of {parts}"
+            f"{processes.count} processes share a step's images in {count} equal micro-batches: --batch-labeled "
+            f"{config.batch_labeled} and --batch-unlabeled {unlabeled} must be multiples of {count}"
         )
 
 

@@ -51,7 +51,7 @@ def score(session: Session, net: GuidedMixNet) -> Scores | None:
         transform=eval_transform(*session.stats),
         size=session.size,
         device=session.device,
-        indices=processes.share(data.counts["validation"], BATCH_SIZE),
+        indices=processes.shard(data.counts["validation"], BATCH_SIZE),
     )
     return add_other_processes(processes.together(count)).scores()
 
