@@ -23,7 +23,7 @@ from gmix.config.train_config import TrainConfig
 from gmix.config.yamlfile import read_yaml
 from gmix.data import eval_transform
 from gmix.evaluation import evaluate
-from gmix.runs.saved import load_model
+from gmix.runs.saved import SavedModel
 
 
 class TakenOff(nn.Module):
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def scores_of(run: Path, config: TrainConfig, strengths: Sequence[float]) -> list[float]:
-    saved = load_model(run, torch.device("cpu"))
+    saved = SavedModel.from_pretrained(run, torch.device("cpu"))
     data = build_data(config)
     if data.validation is None:
         raise SystemExit(f"{run} must have been trained with validation images")

@@ -26,7 +26,7 @@ from gmix.config.yamlfile import read_yaml
 from gmix.data import Batch, eval_transform
 from gmix.evaluation import evaluate
 from gmix.runs.checkpoint import list_checkpoints
-from gmix.runs.saved import load_model
+from gmix.runs.saved import SavedModel
 from gmix.training.norm import unlabeled_views
 
 CPU = torch.device("cpu")
@@ -51,7 +51,10 @@ def main() -> None:
 def scores_of(run: Path, batches: int) -> dict[str, float]:
     # Any other method than supervised finds the unlabeled images too.
     config = replace(TrainConfig(**read_yaml(run / "config.yaml")), method="guidedmix")
-    saved, size = load_model(run, CPU), parse_size(config.size) if config.size else None
+    saved, size = (
+        SavedModel.from_pretrained(run, CPU),
+        parse_size(config.size) if config.size else None,
+    )
     data = build_data(config)
     if data.validation is None or data.unlabeled is None:
         raise SystemExit(f"{run} must have been trained with validation and unlabeled images")

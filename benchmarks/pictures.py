@@ -45,7 +45,7 @@ from gmix.nn.mitrans import non_local
 from gmix.nn.weights import encoder_stats
 from gmix.report.sheet import colour_mask
 from gmix.runs.checkpoint import list_checkpoints, load_checkpoint
-from gmix.runs.saved import SavedModel, load_model
+from gmix.runs.saved import SavedModel
 from gmix.training.state import build_state
 
 CELL, GAP = 144, 6  # pixels
@@ -104,8 +104,8 @@ def open_demo(run: Path, scenes: int = 8) -> Demo:
     masks = torch.from_numpy(np.stack(opened(folders.masks))).float()[:, None]
     images, truth = opened(folders.val_images)[:scenes], opened(folders.val_masks)[:scenes]
     return Demo(
-        load_model(run / "supervised"),
-        load_model(run / "guidedmix"),
+        SavedModel.from_pretrained(run / "supervised"),
+        SavedModel.from_pretrained(run / "guidedmix"),
         method,
         (miou(run / "supervised"), miou(run / "guidedmix")),
         tensor(opened(folders.images)),

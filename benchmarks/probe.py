@@ -13,7 +13,7 @@ from gmix.config.train_config import TrainConfig
 from gmix.config.yamlfile import read_yaml
 from gmix.data import SegmentationDataset, eval_transform, evenly_spaced, pair_masks
 from gmix.nn.network import GuidedMixNet
-from gmix.runs.saved import SavedModel, load_model
+from gmix.runs.saved import SavedModel
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Probe:
 def open_run(run: Path, truth: str, images: int) -> Probe:
     """A run of `gmix train`, and `images` of its unlabeled images with their masks from `truth`."""
     config = replace(TrainConfig(**read_yaml(run / "config.yaml")), method="guidedmix")
-    saved = load_model(run, torch.device("cpu"))
+    saved = SavedModel.from_pretrained(run, torch.device("cpu"))
     size = parse_size(config.size) if config.size else None
     (files, masks), rest = training_files(config)
     rest = evenly_spaced(rest, images)

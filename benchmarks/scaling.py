@@ -25,7 +25,6 @@ from gmix.builders.network import build_net
 from gmix.config.parser import parse
 from gmix.config.train_config import TrainConfig
 from gmix.data import Paths, ShardedImages
-from gmix.data.stream import shuffled
 from gmix.methods import METHODS, GuidedMix
 from gmix.nn.passes import count_first_step
 from gmix.training.optim import build_optimizer
@@ -203,9 +202,6 @@ def pool(count: int) -> Iterator[str]:
     seconds, order = timed(lambda: torch.randperm(count))
     yield row("an epoch's order, `torch.randperm`", [f"{seconds:.1f}", human(order.nbytes)])
     del order
-    few = 10_000
-    seconds, _ = timed(lambda: [shuffled(place, count, 0) for place in range(few)])
-    yield row("the place of one image, `shuffled`", [f"{seconds / few:.6f}", "0 MB"])
 
 
 def write_shards(folder: Path, count: int, most: int = 10_000) -> list[Path]:

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from gmix import functional, methods, protocols
     from gmix.deploy.predict import predict_image
     from gmix.nn.adjustment import LogitAdjustment
-    from gmix.nn.bank import ApproximateSearch, FeatureBank, Neighbors
     from gmix.nn.decoupler import SoftDecoupler
     from gmix.nn.ema import EMATeacher
     from gmix.nn.losses import GuidedMixLoss
@@ -28,11 +27,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "ApproximateSearch",
     "ClassPaste",
     "CutMix",
     "EMATeacher",
-    "FeatureBank",
     "GaussianBlur",
     "GuidedMixLoss",
     "GuidedMixNet",
@@ -42,7 +39,6 @@ __all__ = [
     "LogitAdjustment",
     "MITransBlock",
     "Mixed",
-    "Neighbors",
     "NonLocalBlock",
     "Pasted",
     "PseudoMask",
@@ -59,11 +55,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ApproximateSearch": "nn.bank",
     "ClassPaste": "nn.paste",
     "CutMix": "nn.views",
     "EMATeacher": "nn.ema",
-    "FeatureBank": "nn.bank",
     "GaussianBlur": "nn.views",
     "GuidedMixLoss": "nn.losses",
     "GuidedMixNet": "nn.network",
@@ -73,7 +67,6 @@ _HOMES = {
     "LogitAdjustment": "nn.adjustment",
     "MITransBlock": "nn.mitrans",
     "Mixed": "nn.mixer",
-    "Neighbors": "nn.bank",
     "NonLocalBlock": "nn.mitrans",
     "Pasted": "nn.views",
     "PseudoMask": "nn.pseudo",

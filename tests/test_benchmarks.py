@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -215,7 +214,7 @@ def test_the_bench_trains_scores_both_halves_and_goes_on(
 def test_the_probe_scores_every_way_to_make_a_pseudo_mask(run_dir: Path) -> None:
     from gmix.data import SegmentationDataset, eval_transform, find_images
     from gmix.evaluation import evaluate
-    from gmix.runs.saved import load_model
+    from gmix.runs.saved import SavedModel
 
     root = run_dir.parent
     table = rows(run("pseudo_masks.py", run_dir, "--truth", root / "truth", "--images", 4))
@@ -228,7 +227,7 @@ def test_the_probe_scores_every_way_to_make_a_pseudo_mask(run_dir: Path) -> None
             assert f"decoupled, lambda {lam}, {partner}, prediction" in scores
 
     # "direct" is what `gmix evaluate` says of the same network on the same four images.
-    saved = load_model(run_dir)
+    saved = SavedModel.from_pretrained(run_dir)
     images = find_images(root / "data" / "images")[4:8]
     truth = [root / "truth" / f"{image.stem}.png" for image in images]
     transform = eval_transform(saved.mean, saved.std)
@@ -356,23 +355,6 @@ def test_the_plain_loop_beside_reading_ahead(
     assert all(float(cell) > 0 for row in found[3:] for cell in row[3:])
 
 
-def test_a_bank_and_its_graph_are_measured(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import feature_bank
-
-    words = "--sizes 300 --dims 8 --noise 200 --queries 16 --repeats 1 --threads 2"
-    monkeypatch.setattr(sys, "argv", ["feature_bank.py", *words.split()])
-    feature_bank.main()
-    lines = capsys.readouterr().out.splitlines()[2:]
-    cells = [line.strip("| ").split(" | ") for line in lines]
-    assert [row[:4] for row in cells] == [
-        ["300", "8", "clusters", "0.0 MB"],
-        ["200", "8", "noise", "0.0 MB"],
-    ]
-    assert all(float(row[-1].split()[0]) > 90 for row in cells)
-
-
 @pytest.fixture(scope="module")
 def scaling_tables() -> list[str]:
     import scaling
@@ -414,23 +396,6 @@ def test_what_a_pool_costs_is_measured() -> None:
     table = rows("\n".join(scaling.pool(12_345)))
     assert table["`Paths` of 35 letters"][1] == "1 MB"  # 12,345 x (35 + 8)
     assert "2 shards with an index" in table and len(table) == 5
-
-
-def test_the_nearest_of_all_is_the_image_itself_if_it_is_among_them(
-    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import partners
-
-    data = run_dir.parent / "data"
-    again = shutil.copytree(data / "val_images", data / "again")
-    images, masks = f"{data / 'val_images'}", f"{data / 'val_masks'}"
-    flags = ["--images", str(again), "--masks", masks, "--val-images", images, "--val-masks", masks]
-    flags += ["--classes", "3", "--encoder", "resnet18", "--encoder-weights", "none"]
-    monkeypatch.setattr(sys, "argv", ["partners.py", *flags, "--size", "64x64"])
-    partners.main()
-    table = rows(capsys.readouterr().out)
-    assert table["nearest of 3"] == table["nearest of 8"] == ["100.0 %"]
-    assert len(table) == 4 and 0 < float(table["at random"][0].split()[0]) <= 100
 
 
 def test_the_trainer_beside_a_hand_written_loop() -> None:

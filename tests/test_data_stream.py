@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
@@ -28,7 +26,6 @@ from gmix.data import (
     masks_of,
     train_transform,
 )
-from gmix.data.stream import shuffled
 
 CROP = train_transform(crop=(12, 16))
 
@@ -164,45 +161,6 @@ def test_each_epoch_visits_every_image_once_in_a_new_order() -> None:
         epochs = [tuple(walk[i : i + length]) for i in range(0, len(walk), length)]
         assert all(sorted(epoch) == list(range(length)) for epoch in epochs)
         assert len(set(epochs)) > 15
-
-
-@given(st.integers(1, 600), st.integers(0, 2**63 - 1))
-def test_every_length_is_shuffled_without_dropping_any(length: int, seed: int) -> None:
-    assert sorted(shuffled(place, length, seed) for place in range(length)) == list(range(length))
-
-
-def test_a_shuffled_range_looks_like_a_random_one() -> None:
-    """Means, neighbours and two seeds of the first 4,000 places of 10^8, within five standard deviations."""
-    length, count = 10**8, 4000
-    first, second = (
-        torch.tensor([shuffled(place, length, seed) for place in range(count)]).double() / length
-        for seed in (1, 2)
-    )
-    assert abs(float(first.mean()) - 0.5) < 5 * (1 / 12 / count) ** 0.5
-    assert abs(float(first.diff().abs().mean()) - 1 / 3) < 5 * (1 / 18 / count) ** 0.5
-    parts = torch.histc(first.float(), 20, 0, 1)
-    assert float(((parts - count / 20) ** 2 / (count / 20)).sum()) < 19 + 5 * (2 * 19) ** 0.5
-    for other in (second, first.roll(1)):
-        correlation = torch.corrcoef(torch.stack([first, other]))[0, 1]
-        assert abs(float(correlation)) < 5 / count**0.5
-
-
-def test_a_long_stream_keeps_no_order_and_visits_every_image_once_an_epoch(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("gmix.data.stream.LONG", 6)
-    short, long = build(labeled=5, unlabeled=6), build(labeled=5, unlabeled=7)
-    walk: list[int] = []
-    for step in range(70):
-        walk += long.indices(step)[1]
-        short.indices(step)
-    epochs = [tuple(walk[i : i + 7]) for i in range(0, len(walk), 7)]
-    assert all(sorted(epoch) == list(range(7)) for epoch in epochs) and len(set(epochs)) > 15
-    assert list(short._shuffled) == ["labeled", "unlabeled"] and list(long._shuffled) == ["labeled"]
-    for first, second in zip(
-        load(long, range(4), workers=2), load(build(unlabeled=7), range(4)), strict=True
-    ):
-        assert same(first, second)
 
 
 def test_fewer_images_than_the_batch() -> None:

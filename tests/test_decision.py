@@ -17,7 +17,7 @@ from gmix import functional as G
 from gmix.builders.data import build_data, build_stream
 from gmix.builders.network import image_stats
 from gmix.data import Batch
-from gmix.runs.saved import load_model
+from gmix.runs.saved import SavedModel
 from gmix.training.decide import decide_for_miou, unlabeled_pixels
 from gmix.training.train import train
 
@@ -130,7 +130,7 @@ def test_every_method_is_finished_alike(
             data, tmp_path / what, method=method, decide_for=what, steps=2, norm_batches=0
         )
         train(config)
-        nets[what] = load_model(tmp_path / what).net
+        nets[what] = SavedModel.from_pretrained(tmp_path / what).net
     biases = [net.last_layer.bias.detach() for net in nets.values()]
     torch.testing.assert_close(biases[0], biases[1] + shift)
     # Decided on what the network says of the first ten unlabeled batches.

@@ -51,7 +51,7 @@ from gmix.report.pictures import (
     photo,
 )
 from gmix.report.scenes import choose, look_at_even_scenes, look_at_scenes
-from gmix.runs.saved import load_model
+from gmix.runs.saved import SavedModel
 from gmix.training.train import train
 
 CPU = torch.device("cpu")
@@ -554,7 +554,7 @@ def test_no_image_is_chosen_twice_and_worst_is_worst(mious: dict[int, float], co
 
 
 def test_scores_of_single_images_agree_with_numpy(runs: Path, data: Path) -> None:
-    saved = load_model(runs / "guidedmix")
+    saved = SavedModel.from_pretrained(runs / "guidedmix")
     scenes = look_at_scenes(runs / "guidedmix", [saved], 2)
     assert (scenes.scored, scenes.images) == (5, 5)
     by_name, total = {}, np.zeros((3, 3), int)
@@ -770,7 +770,9 @@ def test_a_comparison_has_as_many_rows_as_were_asked_for(
     monkeypatch.setattr("gmix.report.figures.picture_sheet", drawn)
     out = str(tmp_path / "6.png")
     draw_figure([runs], ReportConfig(figure="comparison", out=out, images=images))
-    scenes = look_at_even_scenes(runs / "guidedmix", [load_model(runs / "guidedmix")], images)
+    scenes = look_at_even_scenes(
+        runs / "guidedmix", [SavedModel.from_pretrained(runs / "guidedmix")], images
+    )
     assert [scene.name for scene in scenes] == [f"v{name}.png" for name in names]
     assert len(sheets[0]) == len(names)
     for row, scene in zip(sheets[0], scenes, strict=True):

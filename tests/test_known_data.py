@@ -18,7 +18,7 @@ from gmix.config.commands import EvaluateConfig
 from gmix.config.yamlfile import write_yaml
 from gmix.data import LAYOUTS, Classes, Finder, Layout, fit_binary, read_mask
 from gmix.deploy.evaluate import fit_masks, judged_on
-from gmix.runs.saved import load_model
+from gmix.runs.saved import SavedModel
 from tests.tiny_data import NAMES, tiny_config, words, write_data
 from tests.true_layouts import WRITERS
 
@@ -46,7 +46,7 @@ def test_a_training_on_each_known_data_set(name: str, tmp_path: Path) -> None:
     assert results["images"] == {"labeled": 1, "unlabeled": 1, "validation": 2}
     classes = LAYOUTS[name].classes()
     assert set(results["last"]["iou"]) == set(classes.names)
-    assert load_model(tmp_path / "run").classes.palette == classes.palette
+    assert SavedModel.from_pretrained(tmp_path / "run").classes.palette == classes.palette
     assert main(["evaluate", "--model", str(tmp_path / "run"), "--threads", "1"]) == 0
     data = ["--dataset", name, "--data", str(tmp_path / "data"), "--val-list", "train"]
     assert main(["evaluate", "--model", str(tmp_path / "run"), *data, "--threads", "1"]) == 0
@@ -168,7 +168,7 @@ def test_grey_binary_and_many_channels_from_training_to_prediction(
     config = tiny_config(data, tmp_path / "run", method=method, steps=2, **settings)
     assert main(["train", *words(config)]) == 0
     model = str(tmp_path / "run")
-    saved = load_model(model)
+    saved = SavedModel.from_pretrained(model)
     assert saved.format.channels == settings["channels"]
     assert main(["evaluate", "--model", model, "--threads", "1"]) == 0
     out = tmp_path / "predicted"

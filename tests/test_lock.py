@@ -99,6 +99,24 @@ def test_a_run_that_began_meanwhile_is_not_overwritten(
         train(config)
 
 
+def test_a_second_look_of_the_same_process_is_refused_and_lets_go_of_nothing(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "other").mkdir()
+    spelled = tmp_path / "other" / ".."
+    with locked(tmp_path):
+        for again in (check_unlocked, lambda folder: locked(folder).__enter__()):
+            for folder in (tmp_path, spelled):
+                with pytest.raises(ValueError, match="this process is training in"):
+                    again(folder)
+        assert code_of(in_another(lambda: check_unlocked(tmp_path))) == 1
+        with locked(tmp_path / "other"):
+            pass
+    check_unlocked(tmp_path)
+    with locked(tmp_path):
+        pass
+
+
 def test_a_killed_process_keeps_nobody_out(tmp_path: Path) -> None:
     loaders: list[int] = []
     reader, writer = os.pipe()

@@ -42,7 +42,6 @@ def arguments(seed: int, k: int = 3) -> dict[str, Tensor]:
         tensor.requires_grad_()
     inputs["y_labeled"] = y
     inputs["valid"] = torch.rand(UNLABELED, SIZE, SIZE, generator=g) < 0.7
-    inputs["valid_decoupled"] = torch.rand(LABELED, SIZE, SIZE, generator=g) < 0.7
     return inputs
 
 
@@ -99,10 +98,9 @@ def naive(
     decoupling = []
     for n in range(LABELED):
         for r, c in pixels:
-            if a["valid_decoupled"][n, r, c]:
-                p = two_classes(a["probs_decoupled"][n, :, r, c])
-                q = two_classes(a["decoupled_target"][n, :, r, c])
-                decoupling.append(sum((s - t) ** 2 for s, t in zip(p, q, strict=True)))
+            p = two_classes(a["probs_decoupled"][n, :, r, c])
+            q = two_classes(a["decoupled_target"][n, :, r, c])
+            decoupling.append(sum((s - t) ** 2 for s, t in zip(p, q, strict=True)))
     terms = {
         "supervised": supervised,
         "classification": classification,

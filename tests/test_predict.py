@@ -25,7 +25,7 @@ from gmix.deploy.pseudo_label import predict_sure
 from gmix.evaluation import Inference, count_pixels, predict_multiscale, sliding_bands
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.unet import GuidedMixUnet
-from gmix.runs.saved import SavedModel, load_model
+from gmix.runs.saved import SavedModel
 from gmix.runtime.own import RECORD
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
@@ -383,7 +383,7 @@ def test_saved_model_comes_back(tmp_path: Path, kind: str) -> None:
     classes = Classes.of(["background", "red", "blue"], {0: 0, 7: 2})
     SavedModel(net.eval(), classes, (32, 64), MEAN, STD).save_pretrained(tmp_path / "model")
     assert (tmp_path / "model" / "gmix.safetensors").exists() == (kind == "mitrans")
-    found = load_model(tmp_path)  # the OUT folder; its model/ works as well
+    found = SavedModel.from_pretrained(tmp_path)  # the OUT folder; its model/ works as well
     assert (found.classes, found.size, found.mean, found.std) == (classes, (32, 64), MEAN, STD)
     assert not found.net.training
     x = torch.randn(1, 3, 64, 64)
@@ -403,9 +403,9 @@ def test_saving_never_asks_for_a_download_on_loading(tmp_path: Path) -> None:
 
 def test_a_missing_or_broken_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no trained model in .*expected the --out folder"):
-        load_model(tmp_path)
+        SavedModel.from_pretrained(tmp_path)
     saved_model().save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="cannot load the model in") as caught:
-        load_model(tmp_path)
+        SavedModel.from_pretrained(tmp_path)
     assert "\n" not in str(caught.value)

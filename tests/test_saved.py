@@ -16,7 +16,7 @@ from gmix.config.architecture import ARCHITECTURES, build_architecture, check_en
 from gmix.config.train_config import TrainConfig
 from gmix.data import RGB, Classes
 from gmix.nn.network import GuidedMixNet
-from gmix.runs.saved import SavedModel, load_model
+from gmix.runs.saved import SavedModel
 
 TIMM = "tu-test_efficientnet"  # timm's own for tests
 
@@ -81,7 +81,7 @@ def test_arguments_that_name_files_never_reach_timm(
     asked.clear()
     (name,) = argument
     with pytest.raises(ValueError, match=f"{name} is no argument that gmix hands on: choose among"):
-        load_model(tmp_path)
+        SavedModel.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"{name} is no argument that gmix hands on"):
         build_net(TrainConfig(encoder=TIMM, encoder_weights="none", model_args=argument), 3)
     assert asked == []
@@ -94,7 +94,7 @@ def test_encoders_of_a_hub_or_a_folder_are_unknown(
     write_model(tmp_path, config={"encoder_name": encoder})
     asked.clear()
     with pytest.raises(ValueError, match=f"the encoder {encoder} is unknown"):
-        load_model(tmp_path)
+        SavedModel.from_pretrained(tmp_path)
     for weights in ("none", "imagenet"):
         with pytest.raises(ValueError, match=r"is unknown: .* --encoder-weights FILE"):
             build_net(TrainConfig(encoder=encoder, encoder_weights=weights), 3)
@@ -110,7 +110,7 @@ def test_all_encoders_of_smp_and_timm_are_known() -> None:
 
 def test_what_a_config_says_of_weights_is_not_asked_for(tmp_path: Path, asked: list[Any]) -> None:
     hub = {"encoder_weights": "imagenet", "_revision": "main"}
-    found = load_model(write_model(tmp_path, config=hub)).net
+    found = SavedModel.from_pretrained(write_model(tmp_path, config=hub)).net
     assert asked and all(not arguments.get("pretrained") for _, arguments in asked)
     torch.manual_seed(0)
     model = smp.Unet(TIMM, encoder_weights=None, decoder_channels=[8] * 5, classes=3)
@@ -128,7 +128,7 @@ def test_shapes_still_reach_timm(tmp_path: Path) -> None:
     )
     net = GuidedMixNet(model).eval()
     SavedModel(net, Classes.of(1), None, (0.5,) * 3, (0.5,) * 3).save_pretrained(tmp_path)
-    found = load_model(tmp_path)
+    found = SavedModel.from_pretrained(tmp_path)
     x = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         assert torch.equal(found.net(x), net(x))
@@ -165,7 +165,7 @@ def test_shapes_still_reach_timm(tmp_path: Path) -> None:
 def test_words_that_do_not_fit_are_named(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
     write_model(tmp_path, **changes)
     with pytest.raises(ValueError, match=f"cannot load the model in .*: .*{why}") as caught:
-        load_model(tmp_path)
+        SavedModel.from_pretrained(tmp_path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
@@ -180,7 +180,7 @@ def test_what_has_no_end_is_not_waited_for(tmp_path: Path, name: str, kind: str)
     else:
         (tmp_path / name).symlink_to("/dev/zero")
     with pytest.raises(ValueError, match=f"cannot load the model in .*: {name} is no file"):
-        load_model(tmp_path)
+        SavedModel.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_json_of_any_kind_is_refused(tmp_path: Path, text: str) -> None:
         kept = (tmp_path / name).read_text()
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=f"cannot load the model in .*: {name} ") as caught:
-            load_model(tmp_path)
+            SavedModel.from_pretrained(tmp_path)
         assert "\n" not in str(caught.value)
         (tmp_path / name).write_text(kept)
 
@@ -204,5 +204,5 @@ def test_models_of_before_there_were_channels_still_load(tmp_path: Path) -> None
     for name in ("channels", "span", "colors", "training"):
         del facts[name]
     path.write_text(json.dumps(facts))
-    found = load_model(tmp_path)
+    found = SavedModel.from_pretrained(tmp_path)
     assert (found.format, found.classes.colors, found.training) == (RGB, None, None)

@@ -20,7 +20,7 @@ import gmix
 from gmix.cli.main import main
 from gmix.nn.weights import encoder_stats, lite_name, lite_weights_path, load_encoder_weights
 from gmix.runs.checkpoint import contiguous
-from gmix.runs.saved import load_model
+from gmix.runs.saved import SavedModel
 
 LITE0 = "tu-tf_efficientnet_lite0"
 
@@ -372,8 +372,8 @@ def test_a_name_that_is_no_utf8_can_be_trained_into_and_loaded_from(tmp_path: Pa
         data, root / "run", method="supervised", steps=2, checkpoint_every=1, keep_last=2
     )
     assert main(["train", *words(config)]) == 0
-    before = load_model(root / "run").net.state_dict()
+    before = SavedModel.from_pretrained(root / "run").net.state_dict()
     shutil.rmtree(root / "run" / "checkpoint-00000002")
     assert main(["train", *words(config), "--resume"]) == 0
-    after = load_model(root / "run").net.state_dict()
+    after = SavedModel.from_pretrained(root / "run").net.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())

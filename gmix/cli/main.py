@@ -233,11 +233,11 @@ def predict(words: Sequence[str]) -> int:
     from gmix.data import find_images
     from gmix.deploy.evaluate import build_predict
     from gmix.deploy.predict import predict_folder
-    from gmix.runs.saved import load_model
+    from gmix.runs.saved import SavedModel
     from gmix.runtime.device import prepare_device
 
     images, how = find_images(config.images), build_predict(config)
-    saved = load_model(config.model, prepare_device(config.device, config.threads))
+    saved = SavedModel.from_pretrained(config.model, prepare_device(config.device, config.threads))
     failures = predict_folder(
         saved, images, Path(config.out), overlays=not config.masks_only, predict=how
     )

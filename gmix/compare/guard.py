@@ -15,7 +15,7 @@ from gmix.builders.data import find_data
 from gmix.config.train_config import TrainConfig
 from gmix.data import Sample, eval_transform
 from gmix.evaluation import Gain, count_pixels, paired_gain, tallies
-from gmix.runs.saved import SavedModel, load_model
+from gmix.runs.saved import SavedModel
 from gmix.runtime.console import is_main_process
 from gmix.runtime.device import prepare_device
 from gmix.runtime.own import write_own
@@ -73,7 +73,9 @@ def guard(config: TrainConfig) -> str:
     dataset, kind = images_to_judge(config)
     assert dataset is not None  # `check_guard` looked
     device = prepare_device(config.device, config.threads)
-    found = [tally(load_model(folder, device), dataset, device) for folder in (twin, out)]
+    found = [
+        tally(SavedModel.from_pretrained(folder, device), dataset, device) for folder in (twin, out)
+    ]
     gain = paired_gain(*found)
     text = describe(gain, config.method, len(dataset), kind)
     numbers = {**gain._asdict(), "images": len(dataset), "judged_on": kind, "verdict": gain.verdict}

@@ -21,10 +21,6 @@ Transform = Callable[[Any, Any], tuple[Tensor, Tensor]]
 from torch, numpy (`np.random`) or `random` is seeded for each image."""
 
 
-LONG = 10**7
-"""Of more images no order is kept in memory: 8 bytes of each, in every loader process."""
-
-
 class Batch(NamedTuple):
     """One training batch.
 
@@ -191,10 +187,7 @@ class TwoStream(Dataset[Batch]):
         result = []
         for position in positions:
             epoch, place = divmod(position, length)
-            if length > LONG:
-                result.append(shuffled(place, length, hashed(self.seed, stream, "order", epoch)))
-            else:
-                result.append(int(self._shuffle(stream, length, epoch)[place]))
+            result.append(int(self._shuffle(stream, length, epoch)[place]))
         return result
 
     def _shuffle(self, stream: str, length: int, epoch: int) -> Tensor:
@@ -235,30 +228,6 @@ def seeded(seed: int) -> Iterator[None]:
     finally:
         random.setstate(drawn)
         np.random.set_state(legacy)  # noqa: NPY002
-
-
-def shuffled(place: int, length: int, seed: int) -> int:
-    """What stands at a place of a shuffled `range(length)`, without shuffling it: no memory, no start-up.
-
-    A Feistel network of four rounds, whose function is a hash, is a permutation of the 2^(2h) numbers of 2h bits.
-    What leaves the range goes through again until it is back.
-
-    Reference:
-        Luby & Rackoff, "How to construct pseudorandom permutations from pseudorandom functions", 1988; Black &
-        Rogaway, "Ciphers with arbitrary finite domains", 2002, for the way back into the range.
-
-    Examples:
-        >>> [shuffled(place, 7, seed=0) for place in range(7)]
-        [0, 4, 2, 6, 1, 3, 5]
-    """
-    half = ((length - 1).bit_length() + 1) // 2
-    while True:
-        left, right = place >> half, place & ((1 << half) - 1)
-        for turn in range(4):
-            left, right = right, left ^ (hashed(seed, turn, right) & ((1 << half) - 1))
-        place = left << half | right
-        if place < length:
-            return place
 
 
 def _check(stream: str, images: int, batch: int) -> None:

@@ -18,7 +18,7 @@ from gmix.methods import GuidedMix
 from gmix.report import try_report
 from gmix.report.sheet import picture_sheet
 from gmix.runs.checkpoint import list_checkpoints
-from gmix.runs.saved import load_model
+from gmix.runs.saved import SavedModel
 from gmix.runtime.console import say
 from gmix.runtime.own import check_own, own_file
 from gmix.training.session import look_back
@@ -156,7 +156,7 @@ def draw_sheet(
     scenes: list[Sample] = [data.validation[i] for i in range(rows)]
     labeled: list[Sample] = [data.labeled[i] for i in range(data.counts["labeled"])]
     pseudo = pseudo_masks(config, data, labeled, scenes).argmax(dim=1)
-    seen_by = [load_model(result.out) for result in (supervised, guidedmix)]
+    seen_by = [SavedModel.from_pretrained(result.out) for result in (supervised, guidedmix)]
     return picture_sheet(
         [
             (

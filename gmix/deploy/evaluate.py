@@ -31,7 +31,7 @@ from gmix.evaluation import (
     draw_confusion,
 )
 from gmix.protocols import LabeledDataset
-from gmix.runs.saved import load_model
+from gmix.runs.saved import SavedModel
 from gmix.runtime.device import prepare_device
 from gmix.runtime.distributed import start_processes
 from gmix.runtime.own import check_own, own_file, write_own
@@ -54,7 +54,7 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
     predict, center = build_predict(config), config.center_size()
     processes = start_processes(config.device)
     device = prepare_device(processes.device or config.device, config.threads)
-    saved = load_model(config.model, device)
+    saved = SavedModel.from_pretrained(config.model, device)
     source = judged_on(config, Path(config.model))
     files = validation_files(source)
     if files is None:

@@ -55,7 +55,7 @@ def predict_folder(
     many there are.
 
     Args:
-        saved: network, classes and input statistics, as `load_model` gives them.
+        saved: network, classes and input statistics, as `SavedModel.from_pretrained` gives them.
         images: files.
         out: folder, made if it does not exist.
         overlays: whether to write the colours over the image as well.

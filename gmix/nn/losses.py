@@ -59,7 +59,7 @@ class GuidedMixLoss(nn.Module):
         - `supervised`, a scalar: this term computed elsewhere, by another loss than cross-entropy
         - `class_logits` `(N, K)`
         - `logits_unlabeled`, `pseudo` (probabilities): `(M, K, H, W)`; `valid` `(M, H, W)` bool, False on padding
-        - `probs_decoupled`, `decoupled_target`: `(N, K, H, W)`; `valid_decoupled` `(N, H, W)`
+        - `probs_decoupled`, `decoupled_target`: `(N, K, H, W)`
 
     Returns:
         Named float32 scalars and `"total"`.
@@ -128,7 +128,6 @@ class GuidedMixLoss(nn.Module):
         valid: Tensor | None = None,
         probs_decoupled: Tensor | None = None,
         decoupled_target: Tensor | None = None,
-        valid_decoupled: Tensor | None = None,
         progress: float | Tensor | None = None,
     ) -> dict[str, Tensor]:
         _check_both("logits_unlabeled", logits_unlabeled, "pseudo", pseudo)
@@ -156,9 +155,7 @@ class GuidedMixLoss(nn.Module):
             losses["unsupervised"] = self._unsupervised(logits_unlabeled, pseudo.detach(), valid)
             total = total + omega * self.unsupervised * losses["unsupervised"]
         if probs_decoupled is not None and decoupled_target is not None:
-            losses["decoupling"] = G.squared_error(
-                probs_decoupled, decoupled_target.detach(), valid=valid_decoupled
-            )
+            losses["decoupling"] = G.squared_error(probs_decoupled, decoupled_target.detach())
             total = total + omega * self.decoupling * losses["decoupling"]
         losses["total"] = total
         return losses

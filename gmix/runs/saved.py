@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_model as load_safetensors
-from safetensors.torch import save_file
+from safetensors.torch import load_model, save_file
 
 from gmix.config.architecture import build_architecture, find_architecture
 from gmix.data import RGB, Classes, ImageFormat
@@ -193,10 +192,5 @@ def _read_network(folder: Path) -> Any:
         model = build_architecture(architecture, arguments)
     check_tensors(path, model.state_dict())
     with named_in_utf8(path) as name:
-        load_safetensors(model, name)
+        load_model(model, name)
     return model
-
-
-def load_model(folder: str | Path, device: torch.device | str = "cpu") -> SavedModel:
-    """A trained model: `SavedModel.from_pretrained`, whose arguments and errors it has."""
-    return SavedModel.from_pretrained(folder, device)

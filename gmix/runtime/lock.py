@@ -12,15 +12,18 @@ from gmix.runtime.atomic import cannot_write
 
 NAME = ".gmix-lock"
 
+# `lockf` does not keep out the process that holds the lock; worse, a second look by it would let go of it.
+_held: set[tuple[int, Path]] = set()  # by process, for a fork has a copy
+
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep the trainings of other processes out of a folder, until this one is done or has died.
+    """Keep other trainings out of a folder, until this one is done or its process has died.
 
-    Nothing is kept out on Windows, nor on network drives that know no locks.
+    On Windows, and on network drives that know no locks, only those of this process.
 
     Raises:
-        ValueError: if another process trains there.
+        ValueError: If another one runs there.
 
     Examples:
         >>> import tempfile
@@ -30,10 +33,21 @@ def locked(folder: Path) -> Iterator[None]:
         ...     os.listdir(name)
         []
     """
+    place = os.getpid(), folder.resolve()
+    _check_held(folder)
+    _held.add(place)
+    try:
+        with _locked_file(folder / NAME):
+            yield
+    finally:
+        _held.remove(place)
+
+
+@contextmanager
+def _locked_file(path: Path) -> Iterator[None]:
     if os.name == "nt":
         yield
         return
-    path = folder / NAME
     try:
         file = path.open("ab")
     except OSError as error:
@@ -47,17 +61,25 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Find out before any work that another process trains in a folder; nothing is made.
+    """Find out before any work that another training runs in a folder; nothing is made.
 
     Raises:
-        ValueError: if one does.
+        ValueError: If one does.
     """
+    _check_held(folder)
     try:
         file = (folder / NAME).open("r+b")
     except OSError:  # there is none; or nothing can be written, which others say better
         return
     with file:
         _lock(file, folder / NAME)
+
+
+def _check_held(folder: Path) -> None:
+    if (os.getpid(), folder.resolve()) in _held:
+        raise ValueError(
+            f"this process is training in {folder} already: wait for its end, or choose another --out"
+        )
 
 
 def _lock(file: IO[bytes], path: Path) -> None:
