@@ -124,6 +124,8 @@ def test_every_method_is_finished_alike(
         return shift
 
     monkeypatch.setattr(G, "miou_biases", decided)
+    import decision  # benchmarks/decision.py
+
     nets: dict[str, Any] = {}
     for what in ("miou", "pixels"):
         config = tiny_config(
@@ -133,6 +135,8 @@ def test_every_method_is_finished_alike(
         nets[what] = SavedModel.from_pretrained(tmp_path / what).net
     biases = [net.last_layer.bias.detach() for net in nets.values()]
     torch.testing.assert_close(biases[0], biases[1] + shift)
+    undone = decision.undecided(tmp_path / "miou").net.state_dict()
+    assert all(torch.equal(undone[k], v) for k, v in nets["pixels"].state_dict().items())
     # Decided on what the network says of the first ten unlabeled batches.
     stream = build_stream(config, build_data(config), *image_stats(config), finishing=True)
     seen = []
