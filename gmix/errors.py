@@ -14,8 +14,8 @@ class BatchError(ValueError):
     """Why a batch cannot be made.
 
     Attributes:
-        reason: what happened.
-        remedy: what to do before going on.
+        reason: What happened.
+        remedy: What to do before going on.
     """
 
     def __init__(self, reason: str, remedy: str) -> None:
@@ -31,8 +31,8 @@ class NonFinite(FloatingPointError):
     """A step whose loss is not finite.
 
     Attributes:
-        step: its number, the first being 1.
-        terms: the named losses.
+        step: Its number, the first being 1.
+        terms: The named losses.
 
     Examples:
         >>> NonFinite(5, {"ce": 1.5, "total": float("inf")})

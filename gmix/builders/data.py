@@ -71,7 +71,7 @@ def build_data(config: TrainConfig) -> Data:
     """Find all files and read every labeled and validation image once.
 
     Raises:
-        ValueError: if something is missing or does not fit, naming the file.
+        ValueError: If something is missing or does not fit, naming the file.
     """
     data = find_data(config)
     read = [name for name in ("labeled", "validation") if getattr(data, name) is not None]
@@ -108,7 +108,7 @@ def without_damaged(data: Data, config: TrainConfig) -> Data:
     In training, the next image takes the place of such a one; nothing is judged on it.
 
     Raises:
-        ValueError: if there is too much of it.
+        ValueError: If there is too much of it.
     """
     found = {
         name: Readable[Any](dataset, config.skip_damaged)
@@ -140,7 +140,7 @@ def find_data(config: TrainConfig) -> Data:
     """Find all files; none is read yet but those that say what the masks hold.
 
     Raises:
-        ValueError: if something is missing, naming it.
+        ValueError: If something is missing, naming it.
     """
     size = None if config.size is None else parse_size(config.size)
     finder = known_finder(config)  # one for all lists: it may know a million files by now
@@ -211,11 +211,11 @@ def build_classes(config: Any, masks: Sequence[Path]) -> Classes:
     """The classes the flags name, or those of the known data set; what the masks hold decides details.
 
     Args:
-        config: anything with `classes`, `label_map` and `dataset`.
-        masks: those that will be read.
+        config: Anything with `classes`, `label_map` and `dataset`.
+        masks: Those that will be read.
 
     Raises:
-        ValueError: if they are missing or cannot be understood.
+        ValueError: If they are missing or cannot be understood.
     """
     layout = known_layout(config)
     if config.classes is None:

@@ -30,16 +30,16 @@ class Loader:
     """Iterates over the batches of a stream, made by as many processes as the flags say.
 
     Args:
-        config: the flags.
-        stream: its items are the batches.
-        steps: which of them.
-        device: which they are for; they are not put there.
-        waiting: around each wait for a batch; may end it with `CutShort`.
-        tell: called with what a person should know.
-        known: names of the images that were left out before; grows.
+        config: The flags.
+        stream: Its items are the batches.
+        steps: Which of them.
+        device: Which they are for; they are not put there.
+        waiting: Around each wait for a batch; may end it with `CutShort`.
+        tell: Called with what a person should know.
+        known: Names of the images that were left out before; grows.
 
     Attributes:
-        error: why the next batch cannot be made, if so.
+        error: Why the next batch cannot be made, if so.
     """
 
     def __init__(
@@ -165,8 +165,8 @@ class Attempts(Dataset[Any]):
     """Item t is batch t, or a sentence that says why it cannot be made.
 
     Args:
-        stream: its items are the batches.
-        shared: whether loader processes hand batches over in shared memory.
+        stream: Its items are the batches.
+        shared: Whether loader processes hand batches over in shared memory.
     """
 
     def __init__(self, stream: TwoStream, shared: bool) -> None:
@@ -234,8 +234,8 @@ def shortage(config: TrainConfig, stream: TwoStream) -> str | None:
     """What to say if shared memory has no room for the batches of the loader processes, as Docker's 64 MB.
 
     Args:
-        config: the flags.
-        stream: its items are the batches.
+        config: The flags.
+        stream: Its items are the batches.
     """
     needed = (PREFETCH * config.workers + 2) * batch_bytes(config, stream)
     free = free_shared_memory()

@@ -19,7 +19,7 @@ def build_method(config: TrainConfig, net: GuidedMixNet) -> Method:
     Its constructor is given `mean` and `std`, by which images were normalised, and `variant`, if it takes them.
 
     Raises:
-        ValueError: if the method, its variant or one of its arguments is unknown.
+        ValueError: If the method, its variant or one of its arguments is unknown.
     """
     mean, std = image_stats(config)
     kind = lookup(config.method, METHODS, "--method").load()
@@ -40,7 +40,7 @@ def check_batch_sizes(config: TrainConfig, method: Method, micro_batches: int) -
     """Make sure that a method finds the images it needs in each micro-batch.
 
     Raises:
-        ValueError: if it does not.
+        ValueError: If it does not.
     """
     if method.needs_unlabeled and config.batch_unlabeled == 0:
         raise ValueError(

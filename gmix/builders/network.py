@@ -28,7 +28,7 @@ def build_net(config: TrainConfig, channels: int) -> GuidedMixNet:
     """The SMP model the flags describe, with its encoder's weights, wrapped for training.
 
     Raises:
-        ValueError: if architecture, encoder or weights are unknown or do not fit.
+        ValueError: If architecture, encoder or weights are unknown or do not fit.
     """
     architecture = find_architecture(config.arch)
     from_smp = config.encoder_weights == "imagenet"

@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: the words after `gmix`; None takes them from the process.
+        argv: The words after `gmix`; None takes them from the process.
 
     Returns:
         0; or 1 if the work cannot be done, 2 if the command line cannot be understood, both with

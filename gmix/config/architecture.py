@@ -33,7 +33,7 @@ def find_architecture(name: str, what: str = "--arch") -> Any:
     """The class of that name, in any case.
 
     Raises:
-        ValueError: if there is none; calls the name `what`.
+        ValueError: If there is none; calls the name `what`.
     """
     return lookup(name, ARCHITECTURES, what)
 
@@ -42,12 +42,12 @@ def build_architecture(architecture: Any, arguments: Mapping[str, Any]) -> Any:
     """Build an SMP model of a class.
 
     Args:
-        architecture: what `find_architecture` found.
-        arguments: its own, and those of `FURTHER`.
+        architecture: What `find_architecture` found.
+        arguments: Its own, and those of `FURTHER`.
 
     Raises:
-        ValueError: if the encoder or an argument is none that is known here.
-        Exception: whatever SMP and timm raise on values that do not fit.
+        ValueError: If the encoder or an argument is none that is known here.
+        Exception: Whatever SMP and timm raise on values that do not fit.
     """
     check_encoder(arguments.get("encoder_name", "resnet34"))
     own = inspect.signature(architecture.__init__).parameters.values()
@@ -67,7 +67,7 @@ def check_encoder(name: Any) -> None:
     """Refuse what is no encoder of SMP's or timm's own.
 
     Raises:
-        ValueError: if it is not; another's weights are given as a file.
+        ValueError: If it is not; another's weights are given as a file.
 
     Examples:
         >>> check_encoder("tu-convnext_tiny.fb_in22k")

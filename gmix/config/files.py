@@ -38,10 +38,10 @@ def known_data(config: Any) -> tuple[Layout, Path] | None:
     """A known data set and its folder, if the flags say to take the images from one.
 
     Args:
-        config: anything with `dataset`, `data` and `voc`.
+        config: Anything with `dataset`, `data` and `voc`.
 
     Raises:
-        ValueError: if they do not make sense together.
+        ValueError: If they do not make sense together.
     """
     layout = known_layout(config)
     if config.voc is not None:
@@ -72,7 +72,7 @@ def check_lists(config: Any) -> None:
     """Lists name files below a folder; without one they would be ignored without a word.
 
     Raises:
-        ValueError: if there is one.
+        ValueError: If there is one.
     """
     for item in fields(config):
         given = getattr(config, item.name)
@@ -87,8 +87,8 @@ def training_files(config: TrainConfig, found: Found | None = None) -> tuple[Pai
     """Labeled images with their masks, and all unlabeled images.
 
     Args:
-        config: the flags.
-        found: what `all_files` made of them, for those who go on to look for other files.
+        config: The flags.
+        found: What `all_files` made of them, for those who go on to look for other files.
     """
     (images, masks), groups = found or all_files(config)
     if config.labels is not None:
@@ -140,8 +140,8 @@ def validation_files(config: Any, finder: Finder | None = None) -> Pairs | None:
     """Validation images with their masks, or None if there are none.
 
     Args:
-        config: anything with `val_images`, `val_masks`, `dataset`, `data`, `voc`, `val_list` and `val_part`.
-        finder: what `known_finder` made of them.
+        config: Anything with `val_images`, `val_masks`, `dataset`, `data`, `voc`, `val_list` and `val_part`.
+        finder: What `known_finder` made of them.
     """
     if config.val_images is not None:
         if config.val_masks is None:
@@ -164,7 +164,7 @@ def check_disjoint(labeled: Sequence[Path], validation: Sequence[Path]) -> None:
     """A network is not judged on what it was taught.
 
     Raises:
-        ValueError: if images are both labeled and validation images.
+        ValueError: If images are both labeled and validation images.
     """
     both = set(labeled).difference(Paths(labeled).without(validation))
     if both:

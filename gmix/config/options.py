@@ -92,7 +92,7 @@ def parse_size(text: str, name: str = "size") -> tuple[int, int]:
     """Read `HxW`.
 
     Raises:
-        ValueError: if the text is not two positive whole numbers joined by `x`.
+        ValueError: If the text is not two positive whole numbers joined by `x`.
     """
     parts = text.lower().split("x")
     good = [part for part in parts if part.isdecimal() and len(part) < 6 and int(part) > 0]
@@ -107,7 +107,7 @@ def parse_range(text: str, name: str, example: str) -> tuple[float, float]:
     """Read `LOW-HIGH`; either may be negative.
 
     Raises:
-        ValueError: if the text is not two numbers, the first at most as large as the second.
+        ValueError: If the text is not two numbers, the first at most as large as the second.
 
     Examples:
         >>> parse_range("-1000-400", "value_range", "0-4095")
@@ -129,7 +129,7 @@ def read_windows(
     """Height and width of a window, and of the step to the next; None: whole images.
 
     Raises:
-        ValueError: if the flags are not written `HxW`, or do not fit each other.
+        ValueError: If the flags are not written `HxW`, or do not fit each other.
 
     Examples:
         >>> read_windows("513x513", None, "shift")

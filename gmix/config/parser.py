@@ -25,15 +25,15 @@ def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: st
     over the recipe.
 
     Args:
-        kind: dataclass whose fields were made by `gmix.config.options.option`.
-        prog: the command, for its help text.
-        about: one sentence.
-        words: the flags.
-        epilog: printed below the help text.
+        kind: Dataclass whose fields were made by `gmix.config.options.option`.
+        prog: The command, for its help text.
+        about: One sentence.
+        words: The flags.
+        epilog: Printed below the help text.
 
     Raises:
-        UsageError: if a flag is unknown or a value is of the wrong type.
-        SystemExit: after `--help`.
+        UsageError: If a flag is unknown or a value is of the wrong type.
+        SystemExit: After `--help`.
 
     Examples:
         >>> from gmix.config.train_config import TrainConfig
@@ -129,7 +129,7 @@ def read(method: Callable[[Any], Any], what: Any) -> dict[str, Any]:
     """Let a parser read something.
 
     Raises:
-        UsageError: if it cannot.
+        UsageError: If it cannot.
     """
     try:
         found: dict[str, Any] = method(what).as_dict()
@@ -144,7 +144,7 @@ def spelled_values(words: Sequence[str], hints: dict[str, Any]) -> dict[str, Any
     """Return the mappings among the flags as they are written, with text in quotes as text.
 
     Raises:
-        UsageError: if a value looks like something else than the parser takes it for.
+        UsageError: If a value looks like something else than the parser takes it for.
     """
     spelled: dict[str, Any] = {}
     for before, word in zip(["", *words], words, strict=False):
@@ -159,12 +159,12 @@ def settings_of_files(
     """Read the settings of `--config FILE` and of the recipe, in which the file wins.
 
     Args:
-        given: the flags.
-        hints: the types of all flags.
-        refused: those the command does without.
+        given: The flags.
+        hints: The types of all flags.
+        refused: Those the command does without.
 
     Raises:
-        UsageError: if a key is unknown, or a value cannot be its.
+        UsageError: If a key is unknown, or a value cannot be its.
     """
     settings = {} if given["config"] is None else read_yaml(given["config"])
     recipe = given.get("recipe") or settings.get("recipe")
@@ -189,15 +189,15 @@ def read_value(name: str, text: str, hints: dict[str, Any]) -> dict[str, Any]:
     """Refuse a value that the parser reads as something else than it looks like.
 
     Args:
-        name: the flag, or `--method-args.KEY`.
-        text: its value.
-        hints: the types of all flags.
+        name: The flag, or `--method-args.KEY`.
+        text: Its value.
+        hints: The types of all flags.
 
     Returns:
         The flag's name and value, if that is a mapping; else nothing.
 
     Raises:
-        ValueError: if it is such a value.
+        ValueError: If it is such a value.
     """
     top, _, key = name.removeprefix("--").replace("-", "_").partition(".")
     hint = str(hints.get(top))

@@ -21,7 +21,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a mapping of flags (`batch-labeled` or `batch_labeled`) from a YAML file.
 
     Raises:
-        ValueError: if the file cannot be read or is no mapping.
+        ValueError: If the file cannot be read or is no mapping.
     """
     return _read(Path(path), lambda path: path.read_text(encoding="utf-8"))
 
@@ -30,7 +30,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """Read the `config.yaml` of a run, which is a file and not what a shell pipes in.
 
     Raises:
-        ValueError: if it cannot be read or is no mapping.
+        ValueError: If it cannot be read or is no mapping.
     """
     return _read(folder / "config.yaml", lambda path: read_plain(path, MOST_SETTINGS))
 
@@ -47,7 +47,7 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     """A mapping of flags from the text of a YAML file; `source` is what errors call it.
 
     Raises:
-        ValueError: if it is no mapping, or holds what YAML 1.1 reads as something else than it looks like.
+        ValueError: If it is no mapping, or holds what YAML 1.1 reads as something else than it looks like.
 
     Examples:
         >>> parse_yaml("batch-labeled: 4", "mine.yaml")
@@ -97,7 +97,7 @@ def check_number(text: str, source: str) -> None:
     """Refuse what is read as a number that it does not look like, such as `1:30` for 90.
 
     Raises:
-        ValueError: if it is; `source` is what it calls the text's place.
+        ValueError: If it is; `source` is what it calls the text's place.
 
     Examples:
         >>> check_number("1_8", "--labels")
@@ -202,7 +202,7 @@ def check_unchanged(config: TrainConfig, path: Path) -> None:
     """Refuse to resume a run under other settings than it was started with.
 
     Raises:
-        ValueError: naming the first flag that differs, both values and the remedy.
+        ValueError: Naming the first flag that differs, both values and the remedy.
     """
     import yaml
 

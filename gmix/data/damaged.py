@@ -65,7 +65,7 @@ class Readable(Dataset[T]):
         """Find out now what has to be left out.
 
         Raises:
-            ValueError: if it is too much.
+            ValueError: If it is too much.
         """
 
         def look(index: int) -> None:

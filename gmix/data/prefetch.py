@@ -22,9 +22,9 @@ def ahead(function: Callable[[T], R], items: Iterable[T], workers: int = 2) -> I
     and keep all results, before the first is used (its `buffersize` needs Python 3.14).
 
     Args:
-        function: called in other threads, from `workers` of them at once.
-        items: taken one by one, in the thread that asks for results.
-        workers: threads, and how many results there are besides the one in use.
+        function: Called in other threads, from `workers` of them at once.
+        items: Taken one by one, in the thread that asks for results.
+        workers: Threads, and how many results there are besides the one in use.
 
     Yields:
         The results, in the order of the items. What `function` raises comes where its result would have come, what

@@ -29,10 +29,10 @@ class Batch(NamedTuple):
     """One training batch.
 
     Attributes:
-        x_labeled: float `(N, C, H, W)`.
+        x_labeled: Float `(N, C, H, W)`.
         y_labeled: int64 `(N, H, W)`, 255 where padded or ignored; uint8 on its way from a loader process.
-        x_unlabeled: float `(M, C, H, W)`, or `None` without unlabeled images.
-        valid_unlabeled: bool `(M, H, W)`, `False` exactly on padding, or `None`.
+        x_unlabeled: Float `(M, C, H, W)`, or `None` without unlabeled images.
+        valid_unlabeled: Bool `(M, H, W)`, `False` exactly on padding, or `None`.
     """
 
     x_labeled: Tensor

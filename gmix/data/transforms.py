@@ -159,7 +159,7 @@ def crop_grid(scaled: Size, crop: Size, corner: Size, degrees: float, flip: bool
         flip: Whether to flip left and right.
 
     Returns:
-        float `(h, w, 2)`, x before y, as `grid_sample` wants it (`align_corners=False`); outside
+        Float `(h, w, 2)`, x before y, as `grid_sample` wants it (`align_corners=False`); outside
         -1..1 is outside the image.
     """
     (full_h, full_w), (h, w) = scaled, crop
@@ -185,7 +185,7 @@ def adjust_color(
     """Brightness, contrast, saturation and hue as one 3x3 matrix and an offset.
 
     Args:
-        image: float `(3, H, W)` in 0..255.
+        image: Float `(3, H, W)` in 0..255.
         brightness: Factor; 1 keeps.
         contrast: Factor about `grey`; 1 keeps.
         saturation: Factor about each pixel's own grey; 1 keeps, 0 gives a grey image.
@@ -193,7 +193,7 @@ def adjust_color(
         grey: Mean grey of the image, 0..255.
 
     Returns:
-        float `(3, H, W)`, clamped to 0..255.
+        Float `(3, H, W)`, clamped to 0..255.
     """
     turn = 2 * math.pi * hue
     cos, sin = saturation * math.cos(turn), saturation * math.sin(turn)

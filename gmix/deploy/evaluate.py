@@ -46,7 +46,7 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
         is what was scored.
 
     Raises:
-        ValueError: if the model or the images are missing or do not fit.
+        ValueError: If the model or the images are missing or do not fit.
     """
     if config.model is None:
         raise missing(config, "model")
@@ -96,7 +96,7 @@ def check_places(config: EvaluateConfig) -> None:
     """Find out now, and not after an hour of scoring, that a file cannot be written.
 
     Raises:
-        ValueError: if it cannot.
+        ValueError: If it cannot.
     """
     for name in ("out", "picture"):
         path = getattr(config, name)

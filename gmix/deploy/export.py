@@ -45,7 +45,7 @@ class Deployable(nn.Module):
     network with MITrans, cuts and resizes back. Every step traces with symbolic sizes.
 
     Args:
-        saved: network, input statistics and size.
+        saved: Network, input statistics and size.
 
     Shapes:
         (N, C, H, W) float in 0..255 -> (N, K, H, W), any N, H and W; K is 1 for a binary model.
@@ -105,20 +105,20 @@ def export_model(
     `Deployable`. What it says of itself, as JSON: `describe`.
 
     Args:
-        saved: network, classes and input statistics.
-        path: the file; its folder is made if it does not exist.
+        saved: Network, classes and input statistics.
+        path: The file; its folder is made if it does not exist.
         format: "onnx", or "torch" for `torch.export.load`.
-        size: height and width of all images, for runtimes and networks that need them fixed.
+        size: Height and width of all images, for runtimes and networks that need them fixed.
 
     Returns:
         The largest difference of the file's logits from the network's, relative to the largest logit
         (or to 1).
 
     Raises:
-        ValueError: if the network cannot be exported (the message says whether a fixed size helps), or
+        ValueError: If the network cannot be exported (the message says whether a fixed size helps), or
             the file computes something else, is there and not gmix's, or cannot be written; then what was there
             stays.
-        ImportError: if a package is missing that the format needs.
+        ImportError: If a package is missing that the format needs.
     """
     path = Path(path)
     if path.is_symlink():
@@ -170,7 +170,7 @@ def trace(module: Deployable, channels: int, size: Size | None) -> torch.export.
     """The graph, for any batch and, without `size`, any height and width.
 
     Raises:
-        ValueError: if the network's code decides by what the size of an image is.
+        ValueError: If the network's code decides by what the size of an image is.
     """
     batch, *shares = _TRACED
     shape = (batch, channels, *(size or _pixels(shares, module.smallest)))

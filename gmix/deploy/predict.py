@@ -55,12 +55,12 @@ def predict_folder(
     many there are.
 
     Args:
-        saved: network, classes and input statistics, as `load_model` gives them.
-        images: files.
-        out: folder, made if it does not exist.
-        overlays: whether to write the colours over the image as well.
-        predict: as for `gmix.evaluation.evaluate`, e.g. `Inference` to predict large images in windows.
-        on_image: called before each image is predicted.
+        saved: Network, classes and input statistics, as `load_model` gives them.
+        images: Files.
+        out: Folder, made if it does not exist.
+        overlays: Whether to write the colours over the image as well.
+        predict: As for `gmix.evaluation.evaluate`, e.g. `Inference` to predict large images in windows.
+        on_image: Called before each image is predicted.
 
     Returns:
         What failed.
@@ -87,11 +87,11 @@ def make_own_folders(home: Path, *names: str) -> None:
     """Make folders for nothing but what gmix writes: among predicted masks nobody would know a drawn one.
 
     Args:
-        home: what they are in; has the record of what gmix wrote.
-        names: of the folders.
+        home: What they are in; has the record of what gmix wrote.
+        names: Of the folders.
 
     Raises:
-        ValueError: if an image or mask is in one that gmix did not write, before any is made; or one cannot be made.
+        ValueError: If an image or mask is in one that gmix did not write, before any is made; or one cannot be made.
     """
     endings = (*IMAGE_SUFFIXES, *MASK_SUFFIXES)
     folders = [home / name for name in names]
@@ -113,12 +113,12 @@ def each_image(
     """Read images, predict each and write what was found; reading and writing in other threads.
 
     Args:
-        saved: says what images are read as.
-        images: files.
-        predict: gets an image `(C, H, W)` in 0..255; called in this thread, in order.
-        write: gets the file, what to call what is written (`output_names`), the image, and what `predict`
+        saved: Says what images are read as.
+        images: Files.
+        predict: Gets an image `(C, H, W)` in 0..255; called in this thread, in order.
+        write: Gets the file, what to call what is written (`output_names`), the image, and what `predict`
             returned; called in other threads.
-        on_image: called before each image is predicted.
+        on_image: Called before each image is predicted.
 
     Yields:
         What `write` returned, or why the image could not be read; in order.
@@ -173,10 +173,10 @@ def save_picture(
     """Write an image file that is whole or absent, and known as gmix's own.
 
     Args:
-        picture: what to write.
-        path: the file.
-        home: the folder with the record of what gmix wrote; None: that of the file.
-        options: of its format.
+        picture: What to write.
+        path: The file.
+        home: The folder with the record of what gmix wrote; None: that of the file.
+        options: Of its format.
 
     Raises:
         ValueError: If it cannot be written; what was there stays.
@@ -190,9 +190,9 @@ def predict_image(saved: SavedModel, image: torch.Tensor, predict: Predict | Non
     """Classes of one image.
 
     Args:
-        saved: as for `predict_folder`.
+        saved: As for `predict_folder`.
         image: `(C, H, W)` in 0..255.
-        predict: as for `predict_folder`.
+        predict: As for `predict_folder`.
 
     Returns:
         uint8 `(H, W)`, class ids.
@@ -209,7 +209,7 @@ def predict_logits(saved: SavedModel, image: torch.Tensor) -> torch.Tensor:
     """Logits of one image, `(1, K, h, w)`: of its own size, or of `saved.size`.
 
     Args:
-        saved: as for `predict_folder`.
+        saved: As for `predict_folder`.
         image: `(C, H, W)` in 0..255.
     """
     logits: torch.Tensor = saved.net(prepare(saved, image, saved.size))

@@ -74,16 +74,16 @@ def pseudo_label_folder(
     other threads read the next images and write the last ones, as in `predict_folder`.
 
     Args:
-        saved: network, classes and input statistics.
-        images: files; one that cannot be read is left out and reported.
-        out: folder, made if it does not exist.
+        saved: Network, classes and input statistics.
+        images: Files; one that cannot be read is left out and reported.
+        out: Folder, made if it does not exist.
         min_confidence: 0 (all pixels get a class) to 1.
-        min_area: in pixels.
-        predict: as for `gmix.evaluation.evaluate`, e.g. `Inference` to predict large images in windows.
-        on_image: called before each image is predicted.
+        min_area: In pixels.
+        predict: As for `gmix.evaluation.evaluate`, e.g. `Inference` to predict large images in windows.
+        on_image: Called before each image is predicted.
 
     Raises:
-        ValueError: if there are images in these folders, or a `coco.json`, that gmix did not write, or something
+        ValueError: If there are images in these folders, or a `coco.json`, that gmix did not write, or something
             cannot be written, in one sentence; what is there by then is whole.
     """
     check_own([out / "coco.json"])
@@ -146,9 +146,9 @@ def predict_sure(
     """The class of each pixel of an image, and how likely the network holds it: `(H, W)`, 0..1.
 
     Args:
-        saved: as for `pseudo_label_folder`.
+        saved: As for `pseudo_label_folder`.
         image: `(C, H, W)` in 0..255.
-        predict: as for `pseudo_label_folder`.
+        predict: As for `pseudo_label_folder`.
     """
     size = (image.shape[-2], image.shape[-1])
     seen, how = fit(predict, size, saved.size)
@@ -174,8 +174,8 @@ def sure_mask(classes: Ids, confidence: Probs, min_confidence: float, min_area: 
     Args:
         classes: `(H, W)`.
         confidence: `(H, W)`, 0..1.
-        min_confidence: below, a pixel is not sure.
-        min_area: regions (of sure pixels of a class that touch by an edge) of fewer pixels are dropped.
+        min_confidence: Below, a pixel is not sure.
+        min_area: Regions (of sure pixels of a class that touch by an edge) of fewer pixels are dropped.
 
     Examples:
         >>> sure = sure_mask(np.array([[0, 1, 1]]), np.array([[0.9, 0.9, 0.5]]), 0.6, 0)
@@ -202,7 +202,7 @@ def find_regions(mask: Mask, confidence: Probs, first: int = 0) -> Iterator[dict
     Args:
         mask: `(H, W)`, class ids and 255.
         confidence: `(H, W)`, 0..1; `score` is its mean.
-        first: the lowest class id whose regions are wanted.
+        first: The lowest class id whose regions are wanted.
 
     Yields:
         `category_id`, `segmentation`, `area`, `bbox` (x, y, width, height), `iscrowd`, `score`.

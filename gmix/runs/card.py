@@ -29,10 +29,10 @@ def training_facts(
     """What a model card says of a training: no paths, nothing about the machine.
 
     Args:
-        config: the run's flags.
-        images: how many of each kind.
-        split: the hash of the split, as in `results.json`.
-        scores: validation scores of the saved weights, and their step; None without validation images.
+        config: The run's flags.
+        images: How many of each kind.
+        split: The hash of the split, as in `results.json`.
+        scores: Validation scores of the saved weights, and their step; None without validation images.
 
     Examples:
         >>> config = TrainConfig(voc="VOC2012", recipe="voc_1-8_r101", lr=0.01)
@@ -70,7 +70,7 @@ def model_card(saved: SavedModel) -> str:
     up to who publishes the model.
 
     Args:
-        saved: a model; what is known of its training is in `saved.training`.
+        saved: A model; what is known of its training is in `saved.training`.
     """
     network = type(saved.net.model).__name__
     encoder = saved.net.model.config.get("encoder_name", "")

@@ -42,17 +42,17 @@ def save_checkpoint(
     process killed at any moment leaves the earlier ones untouched.
 
     Args:
-        folder: made if it does not exist.
-        step: steps done.
-        modules: what holds weights, by name.
-        state: what does not, e.g. `{"optimizer": optimizer.state_dict()}`.
-        keep: how many checkpoints stay.
+        folder: Made if it does not exist.
+        step: Steps done.
+        modules: What holds weights, by name.
+        state: What does not, e.g. `{"optimizer": optimizer.state_dict()}`.
+        keep: How many checkpoints stay.
 
     Returns:
         The folder written.
 
     Raises:
-        ValueError: if it cannot be written; the earlier ones stay.
+        ValueError: If it cannot be written; the earlier ones stay.
     """
     final = folder / f"{PREFIX}{step:08d}"
     if final.exists():  # a resumed run that reaches the same step has the same state
@@ -85,7 +85,7 @@ def load_checkpoint(
     """Load the modules' weights in place and return the rest of the state.
 
     Raises:
-        ValueError: if the checkpoint does not fit the modules, or cannot be read.
+        ValueError: If the checkpoint does not fit the modules, or cannot be read.
     """
     state = read_state(path, modules, device)
     load_weights(path, modules, device)
@@ -98,7 +98,7 @@ def read_state(
     """Read all but the weights, once it is known that these fit; nothing changes yet.
 
     Raises:
-        ValueError: if the checkpoint does not fit the modules, or cannot be read.
+        ValueError: If the checkpoint does not fit the modules, or cannot be read.
     """
     with _unfit(path):
         for name, module in modules.items():
@@ -118,7 +118,7 @@ def load_weights(
     """Load the modules' weights in place.
 
     Raises:
-        ValueError: if the checkpoint does not fit the modules, or cannot be read.
+        ValueError: If the checkpoint does not fit the modules, or cannot be read.
     """
     with _unfit(path):
         for name, module in modules.items():
@@ -141,7 +141,7 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         It, or None if the folder has no checkpoint; and what there is to say about others.
 
     Raises:
-        ValueError: if there are checkpoints, but all are damaged.
+        ValueError: If there are checkpoints, but all are damaged.
     """
     damaged: list[tuple[Path, str]] = []
     for found in reversed(list_checkpoints(folder)):

@@ -16,8 +16,8 @@ class PlainProgress:
     """One line a report, fit for log files.
 
     Args:
-        steps: length of the training.
-        start: steps already done.
+        steps: Length of the training.
+        start: Steps already done.
     """
 
     def __init__(self, steps: int, start: int = 0) -> None:

@@ -56,15 +56,15 @@ def save_reproduction(
     """Write `out/nonfinite-STEP/`: the batch, the flags, a state to start from, and how to replay it.
 
     Args:
-        out: the folder of the run.
-        bad: what happened.
-        config: its flags.
-        stream: its batches.
-        save_state: writes a checkpoint of the state before the step into a folder, if that state is
+        out: The folder of the run.
+        bad: What happened.
+        config: Its flags.
+        stream: Its batches.
+        save_state: Writes a checkpoint of the state before the step into a folder, if that state is
             still there; else the newest checkpoint is copied, and the steps since have to be done anew.
 
     Raises:
-        ValueError: if it cannot be written.
+        ValueError: If it cannot be written.
     """
     folder = out / f"{PREFIX}{bad.step:08d}"
     batch = stream[bad.step - 1]

@@ -51,13 +51,13 @@ class Metrics:
     """`metrics.jsonl`: one JSON object a line, in the order of steps.
 
     Args:
-        path: the file; what it says about steps after `start` is dropped, because a resumed run
+        path: The file; what it says about steps after `start` is dropped, because a resumed run
             does them anew. None: nothing is written.
-        names: of the classes.
-        start: steps already done.
+        names: Of the classes.
+        start: Steps already done.
 
     Attributes:
-        log: is given each line as well, to show it elsewhere.
+        log: Is given each line as well, to show it elsewhere.
     """
 
     def __init__(self, path: Path | None, names: Sequence[str], start: int) -> None:

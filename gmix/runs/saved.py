@@ -32,13 +32,13 @@ class SavedModel:
     """A trained network and how to feed it.
 
     Attributes:
-        net: in eval mode.
-        classes: names, label map and palette.
-        size: every image is resized to it first; None: images are taken as they are.
-        mean: per channel, of images scaled to 0..1.
-        std: the same.
-        format: channels of the images, and what their values mean.
-        training: what the model card says of its training, if that is known.
+        net: In eval mode.
+        classes: Names, label map and palette.
+        size: Every image is resized to it first; None: images are taken as they are.
+        mean: Per channel, of images scaled to 0..1.
+        std: The same.
+        format: Channels of the images, and what their values mean.
+        training: What the model card says of its training, if that is known.
     """
 
     net: GuidedMixNet
@@ -81,11 +81,11 @@ class SavedModel:
         """Load what `save_pretrained` wrote.
 
         Args:
-            folder: the folder itself, or the OUT of `gmix train` that holds it as `model`.
-            device: where the network goes.
+            folder: The folder itself, or the OUT of `gmix train` that holds it as `model`.
+            device: Where the network goes.
 
         Raises:
-            ValueError: if there is no model, or it cannot be read.
+            ValueError: If there is no model, or it cannot be read.
         """
         folder = Path(folder)
         if not (folder / "gmix.json").is_file():
@@ -159,7 +159,7 @@ class Facts:
         """Make sure that these are the facts of this network.
 
         Raises:
-            ValueError: if they are not.
+            ValueError: If they are not.
         """
         logits = 1 if self.binary else len(self.classes)
         channels = int(net.model.config["in_channels"])
@@ -176,8 +176,8 @@ def _read_network(folder: Path) -> Any:
     SMP's own `from_pretrained` hands all that `config.json` holds to timm.
 
     Raises:
-        ValueError: if the folder's files do not fit each other.
-        Exception: whatever the libraries raise on broken ones.
+        ValueError: If the folder's files do not fit each other.
+        Exception: Whatever the libraries raise on broken ones.
     """
     config = read_json(folder / "config.json")
     architecture = find_architecture(str(config.get("_model_class")), "the architecture")

@@ -26,7 +26,7 @@ def available_trackers(names: str) -> list[str]:
     """The trackers of `--trackers`, one by one.
 
     Raises:
-        ValueError: if one is unknown, or its package missing.
+        ValueError: If one is unknown, or its package missing.
 
     Examples:
         >>> available_trackers("none")
@@ -57,16 +57,16 @@ def open_trackers(names: str, config: TrainConfig, out: Path, start: int = 0) ->
     One that fails while it runs, as its server may, is left out from then on, with a warning: the training goes on.
 
     Args:
-        names: as `--trackers`: one or several, with commas between, or "none".
-        config: the flags, which a tracker may show beside the numbers.
-        out: the folder of the run; TensorBoard's files go into `out/tensorboard`.
-        start: steps already done; TensorBoard forgets what an interrupted run wrote about later ones.
+        names: As `--trackers`: one or several, with commas between, or "none".
+        config: The flags, which a tracker may show beside the numbers.
+        out: The folder of the run; TensorBoard's files go into `out/tensorboard`.
+        start: Steps already done; TensorBoard forgets what an interrupted run wrote about later ones.
 
     Yields:
         What is to be called with each line.
 
     Raises:
-        ValueError: if a tracker is unknown, its package missing, or it cannot start.
+        ValueError: If a tracker is unknown, its package missing, or it cannot start.
     """
     wanted = available_trackers(names)
     if not wanted:

@@ -23,7 +23,7 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     files that were in it stay.
 
     Raises:
-        ValueError: if it cannot be written, in one sentence; what was there stays.
+        ValueError: If it cannot be written, in one sentence; what was there stays.
 
     Examples:
         >>> import tempfile
@@ -60,11 +60,11 @@ def atomic_write(final: Path, *, flush: bool = True) -> Iterator[Path]:
     a folder that takes no other. A file that is write-protected stays as it is.
 
     Args:
-        final: the file.
-        flush: whether it is on the disk afterwards, power cut or not; hundreds of masks need no such wait.
+        final: The file.
+        flush: Whether it is on the disk afterwards, power cut or not; hundreds of masks need no such wait.
 
     Raises:
-        ValueError: if it cannot be written, in one sentence; what was there stays.
+        ValueError: If it cannot be written, in one sentence; what was there stays.
 
     Examples:
         >>> import tempfile
@@ -102,7 +102,7 @@ def atomic_write_text(final: Path, text: str) -> None:
     """Write a text file in UTF-8 with line ends of one byte, replacing the one that is there at once.
 
     Raises:
-        ValueError: if it cannot be written, in one sentence; the one that is there stays.
+        ValueError: If it cannot be written, in one sentence; the one that is there stays.
     """
     with atomic_write(final) as aside:
         aside.write_text(text, encoding="utf-8", newline="\n")
@@ -112,7 +112,7 @@ def make_folder(folder: Path) -> None:
     """Make a folder to write into, and those it is in, unless they are there.
 
     Raises:
-        ValueError: if nothing can be written into it, in one sentence.
+        ValueError: If nothing can be written into it, in one sentence.
     """
     check_writable(folder)
     try:
@@ -166,7 +166,7 @@ def check_writable(folder: Path) -> None:
     """Find out before hours of work that nothing can be written; nothing is made.
 
     Raises:
-        ValueError: if the folder, or the one it would be made in, is read-only or no folder.
+        ValueError: If the folder, or the one it would be made in, is read-only or no folder.
     """
     there = folder.absolute()
     while not there.exists():

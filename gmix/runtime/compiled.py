@@ -16,11 +16,11 @@ def compile_call(method: nn.Module, device: torch.device) -> None:
     Done in place: the names of its weights do not change, as they would in what `torch.compile(method)` returns.
 
     Args:
-        method: any training method.
-        device: where it will run.
+        method: Any training method.
+        device: Where it will run.
 
     Raises:
-        ValueError: if there is no compiler for that device.
+        ValueError: If there is no compiler for that device.
     """
     try:  # on something tiny: the first step is long, and ends in a page of text
         torch.compile(torch.neg)(torch.zeros(2, device=device))

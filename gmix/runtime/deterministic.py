@@ -23,7 +23,7 @@ def deterministic(enabled: bool = True) -> Iterator[None]:
         enabled: False changes nothing.
 
     Raises:
-        RuntimeError: inside, from torch, at an operation that cannot be repeated exactly.
+        RuntimeError: Inside, from torch, at an operation that cannot be repeated exactly.
 
     Examples:
         >>> with deterministic():

@@ -11,7 +11,7 @@ def prepare_device(name: str, threads: int | None = None) -> torch.device:
     """The device of that name ("auto": a GPU if there is one), and the number of CPU threads.
 
     Raises:
-        ValueError: if there is no such device.
+        ValueError: If there is no such device.
 
     Examples:
         >>> prepare_device("cpu")

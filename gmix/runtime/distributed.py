@@ -22,9 +22,9 @@ class Processes:
     """One process: there is nobody to wait for, and nothing to exchange.
 
     Attributes:
-        rank: which of them this is, from 0; number 0 writes and speaks for all.
-        count: how many there are.
-        device: this one's; None where that is for `--device` to say.
+        rank: Which of them this is, from 0; number 0 writes and speaks for all.
+        count: How many there are.
+        device: This one's; None where that is for `--device` to say.
     """
 
     rank = 0
@@ -87,7 +87,7 @@ class Processes:
         """The first goes before the others: what it makes on the disk is there for them.
 
         Raises:
-            SystemExit: in the others, if the first failed.
+            SystemExit: In the others, if the first failed.
         """
         yield
 
@@ -176,10 +176,10 @@ def start_processes(device: str = "auto") -> Processes:
     """Join the processes that `torchrun` or `accelerate launch` started; one process alone joins nobody.
 
     Args:
-        device: as `--device`: "cpu" keeps them off the GPUs, "auto" gives each its own.
+        device: As `--device`: "cpu" keeps them off the GPUs, "auto" gives each its own.
 
     Raises:
-        ValueError: if the device cannot be everybody's, or the launcher asks for more than this.
+        ValueError: If the device cannot be everybody's, or the launcher asks for more than this.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return SINGLE_PROCESS

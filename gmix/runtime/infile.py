@@ -14,8 +14,8 @@ def plain_file(path: str | Path) -> Path:
     """The path, if what is there is a file: to open a pipe is to wait, to read a device may never end.
 
     Raises:
-        ValueError: if it is something else.
-        OSError: if there is nothing.
+        ValueError: If it is something else.
+        OSError: If there is nothing.
     """
     path = Path(path)
     path.stat()
@@ -28,12 +28,12 @@ def read_plain(path: str | Path, most: int = MOST_TEXT) -> str:
     """The text of a file.
 
     Args:
-        path: the file.
-        most: how many bytes it may have.
+        path: The file.
+        most: How many bytes it may have.
 
     Raises:
-        ValueError: if it is no file, no UTF-8, or too large to be text of ours.
-        OSError: if it cannot be read.
+        ValueError: If it is no file, no UTF-8, or too large to be text of ours.
+        OSError: If it cannot be read.
     """
     path = plain_file(path)
     if path.stat().st_size > most:
@@ -48,8 +48,8 @@ def sha256(path: str | Path) -> str:
     """Compute the SHA-256 of a file as hexadecimal digits, in memory for a part of it.
 
     Raises:
-        ValueError: if it is no file.
-        OSError: if it cannot be read.
+        ValueError: If it is no file.
+        OSError: If it cannot be read.
     """
     digest = hashlib.sha256()
     with plain_file(path).open("rb") as file:
@@ -62,8 +62,8 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        ValueError: if it holds something else.
-        OSError: if it cannot be read.
+        ValueError: If it holds something else.
+        OSError: If it cannot be read.
     """
     text = read_plain(path)
     try:

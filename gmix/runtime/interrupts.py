@@ -24,7 +24,7 @@ class Interrupts:
     What the process was told to ignore, as `nohup` does with SIGHUP, stays ignored.
 
     Attributes:
-        asked: whether somebody wants the training to stop.
+        asked: Whether somebody wants the training to stop.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Interrupts:
         """Around a wait that a request ends.
 
         Raises:
-            CutShort: when it does.
+            CutShort: When it does.
         """
         try:
             self._waiting = not self.asked

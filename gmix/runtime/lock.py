@@ -20,7 +20,7 @@ def locked(folder: Path) -> Iterator[None]:
     Nothing is kept out on Windows, nor on network drives that know no locks.
 
     Raises:
-        ValueError: if another process trains there.
+        ValueError: If another process trains there.
 
     Examples:
         >>> import tempfile
@@ -50,7 +50,7 @@ def check_unlocked(folder: Path) -> None:
     """Find out before any work that another process trains in a folder; nothing is made.
 
     Raises:
-        ValueError: if one does.
+        ValueError: If one does.
     """
     try:
         file = (folder / NAME).open("r+b")

@@ -20,11 +20,11 @@ def check_own(paths: Iterable[Path], home: Path | None = None) -> None:
     A file that somebody changed since is not gmix's any more. Empty files, pipes and devices have nothing to lose.
 
     Args:
-        paths: files, whether they are there or not.
-        home: the folder that has the record; None: the one each file is in.
+        paths: Files, whether they are there or not.
+        home: The folder that has the record; None: the one each file is in.
 
     Raises:
-        ValueError: if one would be lost; names the first.
+        ValueError: If one would be lost; names the first.
 
     Examples:
         >>> import tempfile
@@ -58,12 +58,12 @@ def own_file(final: Path, home: Path | None = None, *, flush: bool = True) -> It
     Ask `check_own` first: before the work, not after it.
 
     Args:
-        final: as for `atomic_write`.
-        home: as for `check_own`.
-        flush: as for `atomic_write`.
+        final: As for `atomic_write`.
+        home: As for `check_own`.
+        flush: As for `atomic_write`.
 
     Raises:
-        ValueError: as `atomic_write`.
+        ValueError: As `atomic_write`.
     """
     with atomic_write(final, flush=flush) as aside:
         yield aside
@@ -75,7 +75,7 @@ def write_own(final: Path, text: str) -> None:
     """Write a text file in UTF-8 with line ends of one byte, as `own_file` does.
 
     Raises:
-        ValueError: as `atomic_write`.
+        ValueError: As `atomic_write`.
     """
     with own_file(final) as aside:
         aside.write_text(text, encoding="utf-8", newline="\n")
@@ -85,7 +85,7 @@ def remember(aside: Path, final: Path, home: Path | None = None) -> None:
     """Note that a file is gmix's, before it takes the place of `final`.
 
     Raises:
-        ValueError: if that cannot be written.
+        ValueError: If that cannot be written.
     """
     folder = home or final.parent
     # What a link or a device leads to is somebody else's; and the file alone may be what can be written.

@@ -22,7 +22,7 @@ def mixed_precision(device: torch.device, enabled: bool = True) -> Iterator[None
     `benchmarks/step_cost.py --encoder tu-tf_efficientnet_lite0`.
 
     Args:
-        device: where the tensors are.
+        device: Where the tensors are.
         enabled: False for plain float32.
 
     Examples:

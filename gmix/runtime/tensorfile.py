@@ -25,13 +25,13 @@ def load_plain(
     """What `torch.save` wrote, if it is tensors and plain values; no other pickle is run.
 
     Args:
-        path: the file.
-        device: where tensors go.
-        allow: types that do nothing when they are made, beside plain ones.
+        path: The file.
+        device: Where tensors go.
+        allow: Types that do nothing when they are made, beside plain ones.
 
     Raises:
-        ValueError: if there is something else in it.
-        Exception: nearly any other, if the file is broken.
+        ValueError: If there is something else in it.
+        Exception: Nearly any other, if the file is broken.
     """
     path = plain_file(path)
     if zipfile.is_zipfile(path):
@@ -75,8 +75,8 @@ def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> dict[s
     """Load all tensors of a `.safetensors` file.
 
     Raises:
-        ValueError: if it is no file.
-        Exception: of safetensors, if the file is broken.
+        ValueError: If it is no file.
+        Exception: Of safetensors, if the file is broken.
     """
     with named_in_utf8(path) as name:
         return load_file(name, device=str(device))
@@ -86,8 +86,8 @@ def check_tensors(path: Path, wanted: Mapping[str, Tensor]) -> None:
     """Compare names, shapes and kinds in the header of a `.safetensors` file; no tensor is read.
 
     Raises:
-        ValueError: naming the first that differs.
-        Exception: of safetensors, if the file is broken.
+        ValueError: Naming the first that differs.
+        Exception: Of safetensors, if the file is broken.
     """
     with named_in_utf8(path) as name, safe_open(name, "pt") as file:
         names = set(file.keys())

@@ -14,7 +14,7 @@ def from_mapping(kind: type[T], found: Any) -> T:
     """Make a dataclass of what a file holds; entries it does not know are left out.
 
     Raises:
-        ValueError: if it is no mapping, or an entry is missing or of another type.
+        ValueError: If it is no mapping, or an entry is missing or of another type.
 
     Examples:
         >>> from dataclasses import dataclass

@@ -28,16 +28,16 @@ class Audit:
     """What was found. Images go by their path below the root, or as listed if there is no file.
 
     Attributes:
-        split: the hash of the split, as in `results.json` of a run on it.
-        counts: entries of each list.
-        duplicates: what a list names more than once, by list.
-        overlaps: what two lists share, by `"labeled, val"` and the like.
-        missing: files that are not there, by list; of the unlabeled images only the image counts.
-        classes: share of the labeled pixels and number of labeled images, by class name; None if
+        split: The hash of the split, as in `results.json` of a run on it.
+        counts: Entries of each list.
+        duplicates: What a list names more than once, by list.
+        overlaps: What two lists share, by `"labeled, val"` and the like.
+        missing: Files that are not there, by list; of the unlabeled images only the image counts.
+        classes: Share of the labeled pixels and number of labeled images, by class name; None if
             the classes are not known.
-        absent: classes without a labeled pixel.
-        ignored: share of all pixels that no class claims.
-        fine: labeled images in the list of finely annotated ones, and that list; None without one.
+        absent: Classes without a labeled pixel.
+        ignored: Share of all pixels that no class claims.
+        fine: Labeled images in the list of finely annotated ones, and that list; None without one.
     """
 
     split: str
@@ -117,10 +117,10 @@ def audit_split(config: SplitsAuditConfig) -> Audit:
     """Look through a split; only the masks of labeled images are opened, and only for the classes.
 
     Args:
-        config: the flags of `gmix splits audit`; with `out`, the findings are written there.
+        config: The flags of `gmix splits audit`; with `out`, the findings are written there.
 
     Raises:
-        ValueError: if a list or mask cannot be read, or `out` is there and not gmix's. Missing images
+        ValueError: If a list or mask cannot be read, or `out` is there and not gmix's. Missing images
             are a finding, no error.
     """
     if config.root is None or config.labeled is None:
@@ -159,7 +159,7 @@ def look_up(layout: Layout, root: Path, listing: str, with_masks: bool) -> Liste
     """Where the files of a list are.
 
     Raises:
-        ValueError: if the list cannot be read.
+        ValueError: If the list cannot be read.
     """
     names, missing, masks = [], [], []
     finder = Finder(layout, root)

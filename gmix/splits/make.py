@@ -30,11 +30,11 @@ class Made:
     """One split that was written.
 
     Attributes:
-        folder: with `labeled.txt` and `unlabeled.txt`.
-        root: what the paths in them are relative to.
-        labeled: number of images with masks.
-        unlabeled: number of the others.
-        absent: classes without a labeled pixel; None if the classes are not known.
+        folder: With `labeled.txt` and `unlabeled.txt`.
+        root: What the paths in them are relative to.
+        labeled: Number of images with masks.
+        unlabeled: Number of the others.
+        absent: Classes without a labeled pixel; None if the classes are not known.
     """
 
     folder: Path
@@ -50,10 +50,10 @@ def make_splits(config: SplitsMakeConfig) -> list[Made]:
     Masks are opened with `--stratify` (all of them) or `--classes` (the chosen ones).
 
     Args:
-        config: the flags of `gmix splits make`.
+        config: The flags of `gmix splits make`.
 
     Raises:
-        ValueError: if something is missing or does not fit, or a file with another list would be
+        ValueError: If something is missing or does not fit, or a file with another list would be
             overwritten; then nothing is written.
     """
     if config.labels is None or config.out is None:
@@ -102,7 +102,7 @@ def data_root(config: SplitsMakeConfig) -> Path:
     """What the paths in the lists are relative to: the data set's folder, or what the folders have in common.
 
     Raises:
-        ValueError: if they have nothing in common (drives of Windows).
+        ValueError: If they have nothing in common (drives of Windows).
     """
     if (known := known_data(config)) is not None:
         return known[1]
@@ -120,7 +120,7 @@ def inside(paths: Sequence[Path], root: Path) -> list[str]:
     """The names of files below the root.
 
     Raises:
-        ValueError: if one is elsewhere.
+        ValueError: If one is elsewhere.
     """
     base = whole_path(root)
     for path in paths:

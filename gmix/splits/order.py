@@ -18,11 +18,11 @@ def label_counts(text: str, total: int) -> dict[str, int]:
     of 10582 it is 662.
 
     Args:
-        text: fractions and counts, e.g. `1/16,1/8,183`.
-        total: images with a mask.
+        text: Fractions and counts, e.g. `1/16,1/8,183`.
+        total: Images with a mask.
 
     Raises:
-        ValueError: if a part is neither, or asks for no image or for more than there are.
+        ValueError: If a part is neither, or asks for no image or for more than there are.
 
     Examples:
         >>> label_counts("1/16, 1/8,183", 1464)
@@ -53,8 +53,8 @@ def seeded_order(names: Sequence[str], seed: int) -> list[int]:
     others.
 
     Args:
-        names: one for each image, all different.
-        seed: another seed, another order.
+        names: One for each image, all different.
+        seed: Another seed, another order.
 
     Returns:
         Positions in `names`.
@@ -78,8 +78,8 @@ def stratified_order(present: npt.NDArray[np.bool_], order: Sequence[int]) -> li
     and the rarest come first.
 
     Args:
-        present: bool `(N, K)`, whether class k occurs in the mask of image i.
-        order: positions of all N images, e.g. of `seeded_order`.
+        present: Bool `(N, K)`, whether class k occurs in the mask of image i.
+        order: Positions of all N images, e.g. of `seeded_order`.
 
     Returns:
         The positions in their new order; images without any class come last.

@@ -19,7 +19,7 @@ def class_pixels(masks: Sequence[Path], classes: Classes) -> npt.NDArray[np.int6
         `(N, K + 1)`, the ignored pixels last.
 
     Raises:
-        ValueError: as `read_mask` and `compare_palettes`.
+        ValueError: As `read_mask` and `compare_palettes`.
     """
     compare_palettes(masks)
     ignored = classes.num_classes
