@@ -1,4 +1,4 @@
-"""One training at a time in a folder."""
+"""Lock that allows one training at a time in a folder."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ NAME = ".gmix-lock"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep the trainings of other processes out of a folder, until this one is done or has died.
+    """Lock a folder against trainings of other processes until this one is done or has died.
 
-    Nothing is kept out on Windows, nor on network drives that know no locks.
+    There is no lock on Windows, nor on network drives without lock support.
 
     Raises:
-        ValueError: If another process trains there.
+        ValueError: If another process is training there.
 
     Examples:
         >>> import tempfile
@@ -47,14 +47,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Find out before any work that another process trains in a folder; nothing is made.
+    """Check, before any work, that no other process is training in a folder; nothing is created.
 
     Raises:
-        ValueError: If one does.
+        ValueError: If another process is training there.
     """
     try:
         file = (folder / NAME).open("r+b")
-    except OSError:  # there is none; or nothing can be written, which others say better
+    except OSError:  # there is no lock file, or it cannot be opened, which other checks report better
         return
     with file:
         _lock(file, folder / NAME)
@@ -66,13 +66,13 @@ def _lock(file: IO[bytes], path: Path) -> None:
     except ImportError:  # Windows
         return
     try:
-        # Unlike those of `flock`, no loader process inherits it, to outlive a training that is killed.
+        # Unlike a lock of `flock`, it is not inherited by loader processes, which may outlive a killed training.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Whoever held it may have removed the file in between.
+        # The previous owner may have removed the file in between.
         ours = os.path.samestat(os.fstat(file.fileno()), path.stat())
     except (BlockingIOError, FileNotFoundError):
         ours = False
-    except OSError:  # some network drives know no locks
+    except OSError:  # some network drives do not support locks
         return
     if not ours:
         raise ValueError(
