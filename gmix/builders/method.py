@@ -1,4 +1,4 @@
-"""From names and YAML to a method made of objects."""
+"""Methods from a configuration."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from gmix.nn.network import GuidedMixNet
 
 
 def build_method(config: TrainConfig, net: GuidedMixNet) -> Method:
-    """Make the method the flags name, around a network.
+    """Build the method that the flags name, around a network.
 
-    Its constructor is given `mean` and `std`, by which images were normalised, and `variant`, if it takes them.
+    The constructor receives `variant`, and the `mean` and `std` of the normalisation, if it takes them.
 
     Raises:
         ValueError: If the method, its variant or one of its arguments is unknown.
@@ -37,7 +37,7 @@ def build_method(config: TrainConfig, net: GuidedMixNet) -> Method:
 
 
 def check_batch_sizes(config: TrainConfig, method: Method, micro_batches: int) -> None:
-    """Make sure that a method finds the images it needs in each micro-batch.
+    """Check that each micro-batch holds the images that a method needs.
 
     Raises:
         ValueError: If it does not.

@@ -186,7 +186,7 @@ def cannot_write(path: Path, error: Exception) -> ValueError:
         ValueError('cannot write model: No space left on device')
     """
     said: BaseException | None = error
-    while said is not None and not isinstance(said, OSError):  # torch's message says less than the system's
+    while said is not None and not isinstance(said, OSError):  # torch's says less
         said = said.__context__
     reason = said.strerror if isinstance(said, OSError) else None
     return ValueError(f"cannot write {path}: {' '.join((reason or str(error)).split())}")

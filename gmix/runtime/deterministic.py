@@ -23,7 +23,7 @@ def deterministic(enabled: bool = True) -> Iterator[None]:
         enabled: If False, change nothing.
 
     Raises:
-        RuntimeError: Raised by torch within the context, at an operation without a deterministic implementation.
+        RuntimeError: Raised by torch within the context, at an operation without one.
 
     Examples:
         >>> with deterministic():

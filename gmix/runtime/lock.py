@@ -54,7 +54,7 @@ def check_unlocked(folder: Path) -> None:
     """
     try:
         file = (folder / NAME).open("r+b")
-    except OSError:  # there is no lock file, or it cannot be opened, which other checks report better
+    except OSError:  # no lock file, or one that other checks report better
         return
     with file:
         _lock(file, folder / NAME)

@@ -35,7 +35,7 @@ def load_plain(
     """
     path = plain_file(path)
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:  # torch never compresses, so small files need little memory
+        with zipfile.ZipFile(path) as archive:  # torch never compresses: no zip bombs
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise ValueError("it is compressed, which torch.save never does")
     try:
