@@ -64,7 +64,7 @@ def training_facts(
 
 
 def model_card(saved: SavedModel) -> str:
-    """Write the text of README.md: data set, split, recipe, scores, input, and how to load the model.
+    """Return the text of README.md: data set, split, recipe, scores, input, and how to load the model.
 
     Facts that are unknown, because the model was not made by `gmix train`, are omitted. So is the license, which is the
     choice of whoever publishes the model.

@@ -47,7 +47,7 @@ class Made:
 def make_splits(config: SplitsMakeConfig) -> list[Made]:
     """Write `labeled.txt` and `unlabeled.txt` for each part of `--labels`.
 
-    Masks are opened only with `--stratify` (all of them) or `--classes` (the selected ones).
+    Masks are opened with `--stratify` (all of them), and with `--classes` or `--dataset` (the selected ones).
 
     Args:
         config: Options of `gmix splits make`.
