@@ -1,6 +1,6 @@
 """gmix: semi-supervised semantic segmentation. A few masks, many images, one better model.
 
-The parts are imported when they are first asked for, so that `gmix --help` need not wait for torch.
+Components are imported on first use, so that `gmix --help` does not wait for torch.
 """
 
 from importlib import import_module
@@ -79,7 +79,7 @@ _HOMES = {
     "predict_image": "deploy.predict",
 }
 
-if not TYPE_CHECKING:  # they would take any name for a public one
+if not TYPE_CHECKING:  # type checkers would accept any name as public
 
     def __getattr__(name: str) -> object:
         if name in ("functional", "methods", "protocols"):

@@ -1,21 +1,21 @@
-"""What gmix raises beside ValueError and TypeError, and an exception on one line."""
+"""Exception types of gmix beyond ValueError and TypeError, and `one_line` to format any exception."""
 
 from __future__ import annotations
 
 
 class UsageError(ValueError):
-    """A command line or configuration file that cannot be understood; says why on one line."""
+    """A command line or configuration file that cannot be understood; the message is one line."""
 
     def __init__(self, text: str) -> None:
         super().__init__(" ".join(text.split()))
 
 
 class BatchError(ValueError):
-    """Why a batch cannot be made.
+    """A batch that cannot be built.
 
     Attributes:
-        reason: what happened.
-        remedy: what to do before going on.
+        reason: What happened.
+        remedy: What to do before going on.
     """
 
     def __init__(self, reason: str, remedy: str) -> None:
@@ -28,11 +28,11 @@ class BatchError(ValueError):
 
 
 class NonFinite(FloatingPointError):
-    """A step whose loss is not finite.
+    """A training step whose loss is not finite.
 
     Attributes:
-        step: its number, the first being 1.
-        terms: the named losses.
+        step: Number of the step, counted from 1.
+        terms: Value of each named loss.
 
     Examples:
         >>> NonFinite(5, {"ce": 1.5, "total": float("inf")})
@@ -47,18 +47,18 @@ class NonFinite(FloatingPointError):
 
 
 class Interrupted(Exception):
-    """The training was asked to stop, saved its state, and can go on with `--resume`."""
+    """A training that was asked to stop, saved its state and can continue with `--resume`."""
 
 
 class CutShort(BaseException):
-    """Ends a wait; no handler of errors may take it for one."""
+    """The end of a wait; a `BaseException`, so that error handlers do not catch it."""
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, on one line.
+    r"""Return the message of an exception on one line.
 
     Examples:
-        >>> one_line(RuntimeError("first\\n  second"))
+        >>> one_line(RuntimeError("first\n  second"))
         'first second'
     """
     text = error.args[0] if isinstance(error, KeyError) and error.args else error

@@ -1,7 +1,7 @@
-"""The roles in a method and what each is asked for. A class of your own plays one by having it: nothing to inherit.
+"""Roles in a method, and the interface of each. Any class with that interface fits; there is no base class.
 
-An `nn.Module` moves, and is saved, with its method; type checkers let any pass for what is called, as torch does not
-tell them how.
+An `nn.Module` that plays a role moves to devices, and is saved, with its method. Type checkers accept any `nn.Module`
+in place of a callable, because torch does not declare call signatures.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class PairSelector(Protocol):
     ) -> Tensor:
         """Return int64 `(N,)`, in `[0, M)`, for embeddings `(N, D)` and `(M, D)`.
 
-        With `exclude_self` both are of the same images, and none is its own partner.
+        With `exclude_self`, both are embeddings of the same images, and no image is its own partner.
         """
         ...
 
@@ -62,31 +62,31 @@ class Mixer(Protocol):
         lam: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Mixed:
-        """Return the mixed images `(N, C, H, W)`, and the labeled share of each, `lam` where it is given."""
+        """Return the mixed images `(N, C, H, W)` and the labeled share of each (`lam`, if it is given)."""
         ...
 
 
 class Decoupler(Protocol):
-    """Take the labeled part out of the prediction of a mix; gmix has `SoftDecoupler`."""
+    """Remove the labeled part from the prediction of a mixed image; gmix has `SoftDecoupler`."""
 
     def __call__(self, probs_mixed: Tensor, probs_labeled: Tensor, lam: Tensor) -> Tensor:
-        """Return probabilities `(N, K, H, W)`, from two of that shape and lambda `(N,)`."""
+        """Return probabilities `(N, K, H, W)` from two tensors of that shape and lambda `(N,)`."""
         ...
 
 
 class Augmentation(Protocol):
-    """Change images and leave every pixel in its place; gmix has `StrongColor` and `GaussianBlur`."""
+    """Change the values of images without moving any pixel; gmix has `StrongColor` and `GaussianBlur`."""
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return images like `x`, `(N, C, H, W)`."""
+        """Return images of the shape of `x`, `(N, C, H, W)`."""
         ...
 
 
 class BoxSampler(Protocol):
-    """Draw what is pasted from one image of a batch into another; gmix has `CutMix`."""
+    """Draw the boxes that are pasted from one image of a batch into another; gmix has `CutMix`."""
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Pasted:
-        """Return a box and a source for each image of `x`, `(N, C, H, W)`."""
+        """Return a box and a source image for each image of `x`, `(N, C, H, W)`."""
         ...
 
 
@@ -94,15 +94,15 @@ class RegionSampler(Protocol):
     """Draw the pixels that are pasted from labeled images into unlabeled ones; gmix has `ClassPaste`."""
 
     def __call__(self, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return bool `(N, H, W)`, for masks `(N, H, W)`."""
+        """Return a bool mask `(N, H, W)` for masks `(N, H, W)`."""
         ...
 
 
 class LogitAdjuster(Protocol):
-    """Adjust the logits of labeled images before their loss; gmix has `LogitAdjustment`."""
+    """Adjust the logits of labeled images before their loss is computed; gmix has `LogitAdjustment`."""
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Return logits like `logits`, `(N, K, H, W)`."""
+        """Return adjusted logits of the same shape, `(N, K, H, W)`."""
         ...
 
     def add(self, y: Tensor, *, ignore_index: int) -> None:
@@ -110,34 +110,34 @@ class LogitAdjuster(Protocol):
 
 
 class SupervisedLoss(Protocol):
-    """The loss of labeled images; functions and the losses of SMP are such."""
+    """Loss of labeled images; functions and the losses of SMP fit."""
 
     def __call__(self, logits: Tensor, y: Tensor, /) -> Tensor:
-        """Return a scalar, for float32 logits `(N, K, H, W)` and masks `(N, H, W)`."""
+        """Return a scalar for float32 logits `(N, K, H, W)` and masks `(N, H, W)`."""
         ...
 
 
 class Criterion(Protocol):
-    """The sum of all terms of GuidedMix; gmix has `GuidedMixLoss`. Terms of weight 0 are not computed."""
+    """Sum of all loss terms of GuidedMix; gmix has `GuidedMixLoss`. Terms of weight 0 are not computed."""
 
     @property
     def ignore_index(self) -> int:
-        """Mask value without a class."""
+        """Return the mask value that stands for no class."""
         ...
 
     @property
     def threshold(self) -> float:
-        """Least confidence of a pixel that is learned."""
+        """Return the lowest confidence at which a pixel is learned."""
         ...
 
     @property
     def classification(self) -> float:
-        """Weight of the image-level classes: `class_logits` are passed if it is above 0."""
+        """Return the weight of the image-level classes; `class_logits` are passed if it is above 0."""
         ...
 
     @property
     def decoupling(self) -> float:
-        """Weight of L_dec: `probs_decoupled` and `decoupled_target` are passed if it is above 0."""
+        """Return the weight of L_dec; above 0, `probs_decoupled` and `decoupled_target` are passed."""
         ...
 
     def __call__(
@@ -154,35 +154,35 @@ class Criterion(Protocol):
         probs_decoupled: Tensor | None = None,
         decoupled_target: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Return named scalars, and their weighted sum as `total`."""
+        """Return named scalar losses, with their weighted sum as `total`."""
         ...
 
 
 class Teacher(Protocol):
-    """A network that labels unlabeled images and follows the student; an `nn.Module`. gmix has `EMATeacher`."""
+    """An `nn.Module` that labels unlabeled images and follows the student; gmix has `EMATeacher`."""
 
     @property
     def net(self) -> GuidedMixNet:
-        """The network whose predictions are learned: in eval mode, without gradients."""
+        """Return the network whose predictions are learned, in eval mode and without gradients."""
         ...
 
     def update(self, student: GuidedMixNet) -> None:
-        """Follow the student; called once before each step of the optimizer."""
+        """Follow the student; called once before each optimizer step."""
 
 
 class Reference(Protocol):
-    """Guide predictions by labeled images that it was shown before training; gmix has `LabeledReference`."""
+    """Guide predictions with labeled images seen before training; gmix has `LabeledReference`."""
 
     def __call__(self, probs: Tensor, x: Tensor) -> Tensor:
-        """Return probabilities like `probs`, `(N, K, H, W)`, of the images `x`, `(N, C, H, W)`."""
+        """Return probabilities of the shape of `probs`, `(N, K, H, W)`, for the images `x`, `(N, C, H, W)`."""
         ...
 
     def remember(self, labeled: LabeledDataset, *, ignore_index: int) -> None:
-        """Look at the labeled images, as they are tested, and their masks."""
+        """Look at the labeled images, preprocessed as in testing, and their masks."""
 
     @property
     def remembers(self) -> bool:
-        """Tell whether it has been shown any."""
+        """Return whether any images have been remembered."""
         ...
 
 
@@ -194,7 +194,7 @@ class MapDataset(Protocol[Item]):
         ...
 
     def __getitem__(self, index: int, /) -> Item:
-        """Return one item."""
+        """Return the item at `index`."""
         ...
 
 

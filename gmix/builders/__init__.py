@@ -1,1 +1,1 @@
-"""From what was said to what is trained: data sets, batches, network and method."""
+"""Builders of data sets, batches, networks and methods from a configuration."""

@@ -1,4 +1,4 @@
-"""From flags to data sets, batches and network; bad input ends here, in one sentence."""
+"""Data sets and batches from flags; invalid input is reported here, in one sentence."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from gmix.protocols import MapDataset
 
 @dataclass(frozen=True)
 class Data:
-    """What one run trains and is judged on."""
+    """Data sets that one run trains on and is evaluated on."""
 
     classes: Classes
     labeled: MapDataset[Sample]
@@ -60,7 +60,7 @@ class Data:
     counts: dict[str, int]
     held_out: MapDataset[Sample] | None = None  # unlabeled images with masks, never trained on
     split: str = ""  # a hash of which images are used for what
-    notes: tuple[str, ...] = ()  # what a person should know of the data, but need not be an error
+    notes: tuple[str, ...] = ()  # warnings about the data
     tested: frozenset[tuple[int, int]] = frozenset()  # sizes of the validation images
     left_out: tuple[
         str, ...
@@ -68,14 +68,14 @@ class Data:
 
 
 def build_data(config: TrainConfig) -> Data:
-    """Find all files and read every labeled and validation image once.
+    """Find all files, and read every labeled and validation image once.
 
     Raises:
-        ValueError: if something is missing or does not fit, naming the file.
+        ValueError: If something is missing or inconsistent; the message names the file.
     """
     data = find_data(config)
     read = [name for name in ("labeled", "validation") if getattr(data, name) is not None]
-    pairs = {name: getattr(data, name) for name in read}  # which know their files
+    pairs = {name: getattr(data, name) for name in read}  # keeps the file names
     if config.skip_damaged:
         data = without_damaged(data, config)
     if config.cache:
@@ -103,12 +103,12 @@ def build_data(config: TrainConfig) -> Data:
 
 
 def without_damaged(data: Data, config: TrainConfig) -> Data:
-    """Leave out what cannot be read (`--skip-damaged`), and say so; unlabeled images are looked at with `--cache`.
+    """Leave out unreadable images (`--skip-damaged`) with a note; check unlabeled ones only with `--cache`.
 
-    In training, the next image takes the place of such a one; nothing is judged on it.
+    In training, the next image takes the place of an unreadable one; evaluation omits it.
 
     Raises:
-        ValueError: if there is too much of it.
+        ValueError: If there are more of them than allowed.
     """
     found = {
         name: Readable[Any](dataset, config.skip_damaged)
@@ -137,13 +137,13 @@ def without_damaged(data: Data, config: TrainConfig) -> Data:
 
 
 def find_data(config: TrainConfig) -> Data:
-    """Find all files; none is read yet but those that say what the masks hold.
+    """Find all files, and read only the masks that decide how masks are to be interpreted.
 
     Raises:
-        ValueError: if something is missing, naming it.
+        ValueError: If something is missing; the message names it.
     """
     size = None if config.size is None else parse_size(config.size)
-    finder = known_finder(config)  # one for all lists: it may know a million files by now
+    finder = known_finder(config)  # shared by all lists: it may have indexed a million files
     if config.download and finder is None:
         raise ValueError(
             "--download fetches known data sets: add --dataset NAME and --data ROOT, or leave it out"
@@ -153,7 +153,7 @@ def find_data(config: TrainConfig) -> Data:
     validation = validation_files(config, finder)
     format = image_format(config)
     if validation is not None:
-        # Never learn from what the run is judged on, not even without masks.
+        # Never train on validation images, not even without masks.
         check_disjoint(images, validation[0])
         unlabeled = unlabeled.without(validation[0])
     held_out = held_out_files(config, unlabeled, found)
@@ -162,13 +162,13 @@ def find_data(config: TrainConfig) -> Data:
     classes = build_classes(config, read)
     turn = config.mask_orientation == "stored"
     shards = [] if config.unlabeled_shards is None else find_shards(config.unlabeled_shards)
-    # Before supervised training leaves the unlabeled ones aside: it is compared on the same split.
+    # Computed before supervised training drops the unlabeled images: it is compared on the same split.
     groups = (images, unlabeled, [] if validation is None else validation[0])
     root = config.voc or config.data
     names = [data_names(group, root) for group in groups]
     split = fingerprint(names[0], [*names[1], *data_names(shards)], names[2])
     pools: list[Dataset[tv_tensors.Image]] = []
-    if config.batch_unlabeled > 0:  # also for supervised training, which is finished with them
+    if config.batch_unlabeled > 0:  # also for supervised runs: `finishing` uses them
         if unlabeled:
             pools.append(ImageDataset(unlabeled, size, format))
         if shards:
@@ -208,14 +208,14 @@ def find_data(config: TrainConfig) -> Data:
 
 
 def build_classes(config: Any, masks: Sequence[Path]) -> Classes:
-    """The classes the flags name, or those of the known data set; what the masks hold decides details.
+    """Return the classes the flags name, or those of the known data set; details depend on the masks.
 
     Args:
-        config: anything with `classes`, `label_map` and `dataset`.
-        masks: those that will be read.
+        config: Any options with `classes`, `label_map` and `dataset`.
+        masks: Mask files that will be read.
 
     Raises:
-        ValueError: if they are missing or cannot be understood.
+        ValueError: If the classes are missing or cannot be parsed.
     """
     layout = known_layout(config)
     if config.classes is None:
@@ -231,12 +231,12 @@ def build_classes(config: Any, masks: Sequence[Path]) -> Classes:
 
 
 def image_format(config: TrainConfig) -> ImageFormat:
-    """What images are read as."""
+    """Return the format in which images are read."""
     return ImageFormat(config.channels, config.value_span())
 
 
 class AsTested:
-    """A labeled data set as the network is tested on it: normalised, not augmented; read image by image."""
+    """View of a labeled data set as in testing: normalised, not augmented, read image by image."""
 
     def __init__(self, dataset: Any, transform: Callable[..., Any]) -> None:
         self.dataset = dataset
@@ -251,10 +251,10 @@ class AsTested:
 
 
 def read_once(dataset: Any) -> Seen:
-    """Read every item, so that a bad file ends the run now and not after an hour."""
+    """Read every item, so that a broken file ends the run now and not after an hour."""
 
     def look(index: int) -> tuple[npt.NDArray[np.bool_], float, tuple[int, int]]:
-        # By numpy: torch would start threads of its own in each of these.
+        # numpy, because torch would start further threads in each of these threads.
         image, mask = (part.numpy() for part in dataset[index])
         counts: npt.NDArray[np.bool_] = np.bincount(mask.ravel()) > 0
         most = 255.0 if image.dtype == np.uint8 else float(image.max())
@@ -274,14 +274,14 @@ def read_once(dataset: Any) -> Seen:
 def build_stream(
     config: TrainConfig, data: Data, mean: Stats, std: Stats, *, finishing: bool = False
 ) -> TwoStream:
-    """The batches of a run: a pure function of (seed, t).
+    """Build the batches of a run, a pure function of (seed, t).
 
     Args:
-        config: The run's flags.
-        data: Its images.
-        mean: Of the images, per channel.
-        std: Of the images, per channel.
-        finishing: With unlabeled images also where the method does not learn from them.
+        config: Configuration of the run.
+        data: Data sets of the run.
+        mean: Mean of the images, per channel.
+        std: Standard deviation of the images, per channel.
+        finishing: Whether to include unlabeled images even if the method does not learn from them.
     """
     j = config.jitter
     transform = train_transform(
@@ -304,7 +304,7 @@ def build_stream(
 
 
 def describe_data(data: Data) -> str:
-    """One line for the log.
+    """Summarise the data in one line for the log.
 
     Examples:
         >>> describe_data(Data(Classes.of(7), [], None, None, {"labeled": 5, "unlabeled": 9}))

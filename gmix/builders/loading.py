@@ -1,4 +1,4 @@
-"""Batches, each fetched before the step that learns from it: what goes wrong with one costs no step."""
+"""Loading of batches: each is fetched before its step starts, so that a failure never costs a step."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from gmix.runtime.console import explain
 from gmix.runtime.interrupts import leave_to_parent
 
 SHARED_MEMORY = Path("/dev/shm")
-PREFETCH = 2  # batches a loader process makes ahead, as torch has it
+PREFETCH = 2  # batches each loader process prefetches, torch's default
 
 
 class Loader:
-    """Iterates over the batches of a stream, made by as many processes as the flags say.
+    """Iterator over the batches of a stream, prepared by `--workers` loader processes.
 
     Args:
-        config: the flags.
-        stream: its items are the batches.
-        steps: which of them.
-        device: which they are for; they are not put there.
-        waiting: around each wait for a batch; may end it with `CutShort`.
-        tell: called with what a person should know.
-        known: names of the images that were left out before; grows.
+        config: Configuration of the run.
+        stream: Data set whose items are the batches.
+        steps: Indices of the batches to load.
+        device: Device they are meant for; they are not moved there.
+        waiting: Makes a context for each wait for a batch; may end the wait with `CutShort`.
+        tell: Called with messages for the user.
+        known: Names of the images left out so far; the list is extended.
 
     Attributes:
-        error: why the next batch cannot be made, if so.
+        error: Reason why the next batch cannot be built, if any.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class Loader:
             yield batch
 
     def fetch(self) -> None:
-        """Make sure that the next batch, if there is one, is there, or that `error` says why not.
+        """Wait until the next batch is ready or `error` is set.
 
-        Neither is so if `waiting` ended the wait.
+        If `waiting` ends the wait, neither is the case.
         """
         if self._ready is not None or self.error is not None or self._next >= self._steps.stop:
             return
@@ -93,12 +93,12 @@ class Loader:
             pass
         except BatchError as error:
             self.error = error
-        except Exception as error:  # of anybody's transform, or of torch
+        except Exception as error:  # raised by a user's transform, or by torch
             self.error = BatchError(explain(error), "mend that")
             self.error.__cause__ = error
 
     def close(self) -> None:
-        """End the loader processes."""
+        """Stop the loader processes."""
         self._source = self._ready = None
 
     def _load(self) -> Batch:
@@ -146,7 +146,7 @@ class Loader:
         try:
             with deaths_wait():
                 source = iter(loader)
-        except OSError as error:  # semaphores are in shared memory as well
+        except OSError as error:  # semaphores need shared memory too
             raise BatchError(
                 f"cannot start loader processes: {explain(error)}",
                 f"make room in {SHARED_MEMORY}, or use --workers 0",
@@ -155,18 +155,18 @@ class Loader:
 
 
 class Made(NamedTuple):
-    """What a loader process hands over."""
+    """Result of a loader process for one batch."""
 
     batch: Any
-    left_out: dict[str, str]  # by it, so far
+    left_out: dict[str, str]  # by this process, so far
 
 
 class Attempts(Dataset[Any]):
-    """Item t is batch t, or a sentence that says why it cannot be made.
+    """Data set whose item t is batch t, or the reason why it cannot be built.
 
     Args:
-        stream: its items are the batches.
-        shared: whether loader processes hand batches over in shared memory.
+        stream: Data set whose items are the batches.
+        shared: Whether loader processes hand batches over in shared memory.
     """
 
     def __init__(self, stream: TwoStream, shared: bool) -> None:
@@ -184,10 +184,10 @@ class Attempts(Dataset[Any]):
 
 
 def pack(batch: Batch, *, shared: bool) -> Any:
-    """Make a batch ready for the way to another process, its masks as bytes.
+    """Prepare a batch for transfer to another process, with its masks as bytes.
 
-    The move into shared memory is made here: where `multiprocessing` makes it, in a thread, an error would be
-    lost, and the batch waited for in vain. What has no room there becomes arrays, which travel through a pipe.
+    Tensors are moved into shared memory here: `multiprocessing` would do so in a thread, where an error gets lost and
+    the batch is awaited in vain. Without room in shared memory, they become arrays and travel through a pipe.
     """
     packed = batch._replace(y_labeled=batch.y_labeled.byte())
     if shared:
@@ -202,23 +202,23 @@ def pack(batch: Batch, *, shared: bool) -> Any:
 
 
 def unpack(packed: Any) -> Batch:
-    """Return a batch of tensors, which `Batch.to` makes what it was."""
+    """Convert a packed batch back to tensors; `Batch.to` restores the type of the masks."""
     return Batch(*(torch.from_numpy(t) if isinstance(t, np.ndarray) else t for t in packed))
 
 
 def as_is(made: Any) -> Any:
-    """Hand over what was made: torch's own function would make tensors of numbers and lists."""
+    """Return the argument unchanged; torch's own collate function would convert numbers and lists to tensors."""
     return made
 
 
 @contextmanager
 def deaths_wait() -> Iterator[None]:
-    """Keep torch from raising an error when a loader process dies, in the middle of a step even.
+    """Keep torch from raising an error in the middle of a step when a loader process dies.
 
-    Whoever waits for its batch finds out within seconds, when no step is half done.
+    Waiting for the next batch detects the death within seconds, when no step is half done.
     """
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
-        yield  # torch does the same
+        yield  # torch sets no handler here either
         return
     before = signal.getsignal(signal.SIGCHLD)
     yield
@@ -231,11 +231,11 @@ def _is_torchs(handler: Any) -> bool:
 
 
 def shortage(config: TrainConfig, stream: TwoStream) -> str | None:
-    """What to say if shared memory has no room for the batches of the loader processes, as Docker's 64 MB.
+    """Return a warning if shared memory is too small for the batches, as Docker's default 64 MB; else None.
 
     Args:
-        config: the flags.
-        stream: its items are the batches.
+        config: Configuration of the run.
+        stream: Data set whose items are the batches.
     """
     needed = (PREFETCH * config.workers + 2) * batch_bytes(config, stream)
     free = free_shared_memory()
@@ -249,9 +249,9 @@ def shortage(config: TrainConfig, stream: TwoStream) -> str | None:
 
 
 def batch_bytes(config: TrainConfig, stream: TwoStream) -> int:
-    """Return the bytes of a packed batch: float32 images, and a byte a pixel beside them.
+    """Compute the size of a packed batch in bytes: float32 images, and one mask byte per pixel.
 
-    Images cannot travel as bytes without other numbers: resampling and colour changes leave fractions.
+    Images cannot be sent as bytes without changing them: resampling and colour changes leave fractions.
     """
     height, width = config.crop_size()
     unlabeled = 0 if stream.unlabeled is None else stream.batch_unlabeled
@@ -260,7 +260,7 @@ def batch_bytes(config: TrainConfig, stream: TwoStream) -> int:
 
 
 def free_shared_memory() -> float:
-    """Return the bytes that are free where processes share memory; infinite where nothing limits it."""
+    """Return the free shared memory in bytes; infinite if there is no limit."""
     try:
         return shutil.disk_usage(SHARED_MEMORY).free
     except OSError:  # not Linux

@@ -1,4 +1,4 @@
-"""From names and YAML to a method made of objects."""
+"""Methods from a configuration."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from gmix.nn.network import GuidedMixNet
 
 
 def build_method(config: TrainConfig, net: GuidedMixNet) -> Method:
-    """Make the method the flags name, around a network.
+    """Build the method that the flags name, around a network.
 
-    Its constructor is given `mean` and `std`, by which images were normalised, and `variant`, if it takes them.
+    The constructor receives `variant`, and the `mean` and `std` of the normalisation, if it takes them.
 
     Raises:
-        ValueError: if the method, its variant or one of its arguments is unknown.
+        ValueError: If the method, its variant or one of its arguments is unknown.
     """
     mean, std = image_stats(config)
     kind = lookup(config.method, METHODS, "--method").load()
@@ -37,10 +37,10 @@ def build_method(config: TrainConfig, net: GuidedMixNet) -> Method:
 
 
 def check_batch_sizes(config: TrainConfig, method: Method, micro_batches: int) -> None:
-    """Make sure that a method finds the images it needs in each micro-batch.
+    """Check that each micro-batch holds the images that a method needs.
 
     Raises:
-        ValueError: if it does not.
+        ValueError: If it does not.
     """
     if method.needs_unlabeled and config.batch_unlabeled == 0:
         raise ValueError(

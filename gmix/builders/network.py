@@ -1,4 +1,4 @@
-"""From flags to the network, and what its encoder expects of images."""
+"""Network from a configuration, and the input statistics of its encoder."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Stats = tuple[float, ...]
 
 
 def image_stats(config: TrainConfig) -> tuple[Stats, Stats]:
-    """Mean and standard deviation per channel, of images in 0..1, that the encoder expects.
+    """Return the mean and standard deviation per channel that the encoder expects, for images in 0..1.
 
-    What pretrained weights expect of RGB, averaged, serves any other number of channels.
+    With other than three channels, each gets the average of the RGB values.
     """
     mean, std = encoder_stats(config.encoder)
     if config.channels == 3:
@@ -25,10 +25,10 @@ def image_stats(config: TrainConfig) -> tuple[Stats, Stats]:
 
 
 def build_net(config: TrainConfig, channels: int) -> GuidedMixNet:
-    """The SMP model the flags describe, with its encoder's weights, wrapped for training.
+    """Build the SMP model of the configuration, load its encoder's weights and wrap it for training.
 
     Raises:
-        ValueError: if architecture, encoder or weights are unknown or do not fit.
+        ValueError: If architecture, encoder or weights are unknown or do not fit.
     """
     architecture = find_architecture(config.arch)
     from_smp = config.encoder_weights == "imagenet"
@@ -42,7 +42,7 @@ def build_net(config: TrainConfig, channels: int) -> GuidedMixNet:
         if twice := sorted(given.keys() & config.model_args.keys()):
             raise ValueError(f"--model-args says {twice[0]}, which is a flag of its own")
         model = build_architecture(architecture, {**given, **config.model_args})
-    except Exception as error:  # whatever SMP, timm or a download raise
+    except Exception as error:  # anything SMP, timm or a download raises
         hint = "; if the weights cannot be downloaded: --encoder-weights lite0, none or a file"
         raise ValueError(
             f"cannot build {config.arch} with the encoder {config.encoder}: {one_line(error)}"
@@ -54,5 +54,5 @@ def build_net(config: TrainConfig, channels: int) -> GuidedMixNet:
 
 
 def layout(config: TrainConfig) -> torch.memory_format:
-    """Memory format of images and weights."""
+    """Return the memory format of images and weights."""
     return torch.channels_last if config.channels_last else torch.contiguous_format

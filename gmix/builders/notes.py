@@ -1,4 +1,4 @@
-"""What a person should know of their data, but need not be an error: a sentence each."""
+"""Warnings about the data that need not be errors, one sentence each."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from gmix.data.images import value_span
 
 
 class Seen(NamedTuple):
-    """What reading all of a data set showed."""
+    """Findings from reading a whole data set."""
 
-    ids: set[int]  # in the masks, 255 among them
-    brightest: float  # value of an image, of 255
+    ids: set[int]  # values in the masks, 255 included
+    brightest: float  # highest value in any image, 0..255
     sizes: frozenset[tuple[int, int]] = frozenset()  # of the images, height and width
 
 
 def clipped(images: Sequence[Path], format: ImageFormat) -> str:
-    """Say which images hold values outside of a range that was given, or that it is of no use; else nothing."""
-    if format.span is None:  # then such images are refused
+    """Describe images with values outside the given range, or say that the range has no effect; else ""."""
+    if format.span is None:  # such images are refused then
         return ""
     with ThreadPool(4) as pool:
         spans = pool.map(partial(value_span, channels=format.channels), images)
@@ -48,7 +48,7 @@ def clipped(images: Sequence[Path], format: ImageFormat) -> str:
 
 
 def dark(config: TrainConfig, seen: Sequence[Seen]) -> str:
-    """Say that images look as if they had fewer bits than their files; nothing if they do not.
+    """Describe images that seem to have fewer bits than their files; else return "".
 
     Examples:
         >>> dark(TrainConfig(), [Seen({0}, 255 * 4095 / 65535)])[:61]
@@ -64,7 +64,7 @@ def dark(config: TrainConfig, seen: Sequence[Seen]) -> str:
 
 
 def turned(config: TrainConfig, images: Sequence[Path]) -> str:
-    """Say what is assumed of masks whose images EXIF turns; nothing if that was said, or none is turned."""
+    """Describe what is assumed about masks of images that EXIF rotates; "" if it was given, or none is."""
     if config.mask_orientation is not None:
         return ""
     with ThreadPool(4) as pool:
@@ -83,7 +83,7 @@ def turned(config: TrainConfig, images: Sequence[Path]) -> str:
 
 
 def strays(config: TrainConfig) -> Iterator[str]:
-    """What to say of masks in the folder that no image has the name of."""
+    """Yield a warning about masks that match no image."""
     if config.images is None or config.masks is None:
         return
     unmatched, total = masks_without_image(folder_images(config.images), config.masks)
@@ -99,7 +99,7 @@ def strays(config: TrainConfig) -> Iterator[str]:
 
 
 def absent(split: str, classes: Classes, seen: set[int]) -> Iterator[str]:
-    """Say which classes no mask of a split has.
+    """Yield a warning about classes that occur in no mask of a split.
 
     Examples:
         >>> list(absent("labeled", Classes.of(3), {0, 1, 255}))

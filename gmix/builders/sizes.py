@@ -1,4 +1,4 @@
-"""Whether the encoder takes images of the sizes that a run will show it."""
+"""Check that the encoder accepts the image sizes of a run."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from gmix.nn.sizes import dry_run, fixed_size
 
 
 def check_sizes(net: GuidedMixNet, config: TrainConfig, tested: Iterable[tuple[int, int]]) -> None:
-    """Try sizes on an encoder that takes one only, so that a wrong one ends the run now and not at its validation.
+    """Try all sizes on an encoder with a fixed size, so that a wrong one ends the run now, not at validation.
 
     Args:
-        net: The network to train.
-        config: The run's flags.
+        net: Network to train.
+        config: Configuration of the run.
         tested: Sizes of the validation images.
 
     Raises:
-        ValueError: If one does not fit; names the flag.
+        ValueError: If a size does not fit; the message names the flag.
     """
     if not fixed_size(net.model.encoder)[1]:
         return
@@ -36,5 +36,5 @@ def check_sizes(net: GuidedMixNet, config: TrainConfig, tested: Iterable[tuple[i
                 f"{what} {height}x{width}: {error} (--size HxW, "
                 '--model-args "{img_size: [H, W]}")'
             ) from error
-        except RuntimeError:  # an operation without shapes on `meta`: the image itself will tell
+        except RuntimeError:  # an operation that `meta` lacks: the image itself will tell
             continue

@@ -1,1 +1,1 @@
-"""The command line: words on the screen, and nothing else."""
+"""Command line: text on the screen, and nothing else."""

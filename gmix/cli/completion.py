@@ -1,4 +1,4 @@
-"""What the TAB key adds to a command line: commands, flags and values, in bash and zsh."""
+"""Tab completion of commands, flags and values, in bash and zsh."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLAGS: dict[str, type[Any]] = {
     "splits audit": commands.SplitsAuditConfig,
 }
 
-# Known words are proposed; where there are none, bash falls back to the names of files.
+# Known words are suggested; if there are none, bash falls back to file names.
 SCRIPT = """\
 if [ -n "$ZSH_VERSION" ]; then
   typeset -f compdef >/dev/null || {{ autoload -U compinit && compinit; }}
@@ -46,11 +46,11 @@ complete -o default -F _gmix gmix
 
 
 def completion_script() -> str:
-    """The script that a shell is to read: `eval "$(gmix completion)"`.
+    r"""Return the script for the shell to evaluate: `eval "$(gmix completion)"`.
 
     Examples:
         >>> [line.strip() for line in completion_script().splitlines() if "--dataset)" in line]
-        ['*\\\\ --dataset) known="voc sbd context cityscapes ade20k coco coco_stuff camvid" ;;']
+        ['*\\ --dataset) known="voc sbd context cityscapes ade20k coco coco_stuff camvid" ;;']
     """
     values, cases = {"--config": ""}, []
     for command, kind in FLAGS.items():
@@ -68,7 +68,7 @@ def completion_script() -> str:
         "--dataset": DATASETS.replace(",", ""),
         "--method": " ".join(METHODS),
     }
-    # A flag that waits for its value comes first.
+    # Flags that take a value come first.
     cases = [f'*\\ {name}) known="{words}" ;;' for name, words in values.items()] + cases
     first = dict.fromkeys(command.split()[0] for command in FLAGS)
     return SCRIPT.format(
@@ -79,7 +79,7 @@ def completion_script() -> str:
 
 
 def choices(hint: Any) -> list[str]:
-    """The words that a type allows, if it lists them.
+    """List the values that a `Literal` type allows; empty for other types.
 
     Examples:
         >>> choices(Literal["onnx", "torch"] | None), choices(int)

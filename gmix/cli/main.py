@@ -1,6 +1,6 @@
 """The command line: `gmix train | compare | report | evaluate | predict | pseudo-label | export | splits | demo`.
 
-Nothing heavy is imported before a command has read its flags: help and typing errors come at once.
+Nothing heavy is imported before a command has parsed its flags, so help and errors appear at once.
 """
 
 from __future__ import annotations
@@ -84,14 +84,14 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run a command.
 
     Args:
-        argv: the words after `gmix`; None takes them from the process.
+        argv: Arguments after `gmix`; None takes those of the process.
 
     Returns:
-        0; or 1 if the work cannot be done, 2 if the command line cannot be understood, both with
-        one line on stderr. With `--debug` the error is raised instead.
+        0 on success, 1 if the command fails, 2 if the command line is invalid. Both errors print one line to stderr;
+        with `--debug` the exception is raised instead.
     """
     show_anything()
     words = list(sys.argv[1:] if argv is None else argv)
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(words: Sequence[str]) -> int:
-    """`gmix train`."""
+    """Run `gmix train`."""
     about = "Train a segmentation model on a few masks and many images."
     config = parse(TrainConfig, "gmix train", about, words, TRAIN_EXAMPLES)
     if config.dry_run:
@@ -158,7 +158,7 @@ def train(words: Sequence[str]) -> int:
 
 
 def compare(words: Sequence[str]) -> int:
-    """`gmix compare`."""
+    """Run `gmix compare`."""
     about = "Train several methods with equal steps on your images, and compare them."
     config = parse(CompareConfig, "gmix compare", about, words, COMPARE_EXAMPLES)
     from gmix.compare import compare as run
@@ -178,7 +178,7 @@ def compare(words: Sequence[str]) -> int:
 
 
 def report(words: Sequence[str]) -> int:
-    """`gmix report`."""
+    """Run `gmix report`."""
     about = "Show what one or more trainings did, in one HTML file that fetches nothing."
     first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
     runs, flags = words[:first], words[first:]
@@ -197,7 +197,7 @@ def report(words: Sequence[str]) -> int:
 
 
 def announce_report(runs: Sequence[Path], config: TrainConfig, out: Path | None = None) -> None:
-    """Draw the report of finished trainings and say where it is; failing that, warn."""
+    """Draw the report of finished trainings and print its path; warn if that fails."""
     from gmix.report import try_report
 
     file = None if out is None else str(out)
@@ -207,7 +207,7 @@ def announce_report(runs: Sequence[Path], config: TrainConfig, out: Path | None 
 
 
 def evaluate(words: Sequence[str]) -> int:
-    """`gmix evaluate`."""
+    """Run `gmix evaluate`."""
     about = "Score a trained model on images with masks, at the masks' own resolution."
     config = parse(EvaluateConfig, "gmix evaluate", about, words)
     from gmix.deploy.evaluate import score_model
@@ -225,7 +225,7 @@ def evaluate(words: Sequence[str]) -> int:
 
 
 def predict(words: Sequence[str]) -> int:
-    """`gmix predict`."""
+    """Run `gmix predict`."""
     about = "Write a class mask and an overlay for each image of a folder."
     config = parse(PredictConfig, "gmix predict", about, words)
     if config.model is None or config.images is None or config.out is None:
@@ -246,7 +246,7 @@ def predict(words: Sequence[str]) -> int:
 
 
 def pseudo_label(words: Sequence[str]) -> int:
-    """`gmix pseudo-label`."""
+    """Run `gmix pseudo-label`."""
     about = "Write masks of what a model is sure of, how sure it is, and the regions as COCO JSON."
     config = parse(PseudoLabelConfig, "gmix pseudo-label", about, words)
     if config.model is None or config.images is None or config.out is None:
@@ -275,7 +275,7 @@ def pseudo_label(words: Sequence[str]) -> int:
 
 
 def export(words: Sequence[str]) -> int:
-    """`gmix export`."""
+    """Run `gmix export`."""
     about = "Write a trained model as one file: images in 0..255 to logits, without gmix."
     config = parse(ExportConfig, "gmix export", about, words)
     if config.model is None or config.out is None:
@@ -293,7 +293,7 @@ def export(words: Sequence[str]) -> int:
 
 
 def demo(words: Sequence[str]) -> int:
-    """`gmix demo`."""
+    """Run `gmix demo`."""
     about = "Train supervised and GuidedMix on scenes made here, and compare the two."
     config = parse(DemoConfig, "gmix demo", about, words)
     from gmix.demo import run_demo
@@ -306,7 +306,7 @@ def demo(words: Sequence[str]) -> int:
 
 
 def completion(words: Sequence[str]) -> int:
-    """`gmix completion`."""
+    """Run `gmix completion`."""
     if words:
         print('usage: eval "$(gmix completion)"    in ~/.bashrc or ~/.zshrc')
         return 0 if words[0] in ("-h", "--help") else 2

@@ -1,4 +1,4 @@
-"""The command line of splits: `gmix splits make | audit`."""
+"""Command line of splits: `gmix splits make | audit`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ examples:
 
 
 def splits(words: Sequence[str]) -> int:
-    """`gmix splits make` and `gmix splits audit`."""
+    """Run `gmix splits make` or `gmix splits audit`."""
     if not words or words[0] in ("-h", "--help", "help"):
         print(SPLITS_HELP, end="")
         return 0 if words else 2
@@ -51,7 +51,7 @@ def splits(words: Sequence[str]) -> int:
 
 
 def make(words: Sequence[str]) -> int:
-    """`gmix splits make`."""
+    """Run `gmix splits make`."""
     about = "Choose labeled images at random, by a seed, and write the lists."
     config = parse(SplitsMakeConfig, "gmix splits make", about, words, MAKE_EXAMPLES)
     from gmix.splits import make_splits
@@ -72,7 +72,7 @@ def make(words: Sequence[str]) -> int:
 
 
 def audit(words: Sequence[str]) -> int:
-    """`gmix splits audit`."""
+    """Run `gmix splits audit`."""
     about = "Look for what is wrong with a split; exit code 1 if --val is trained on."
     config = parse(SplitsAuditConfig, "gmix splits audit", about, words, AUDIT_EXAMPLES)
     from gmix.compare.board import print_table

@@ -1,1 +1,1 @@
-"""What a user can say: options, their dataclasses, flags, YAML, recipes, and which files and networks those name."""
+"""Configuration: options, dataclasses, flags, YAML and recipes, and the files and networks they name."""

@@ -1,7 +1,7 @@
-"""Which networks words can name: flags, YAML and the `config.json` of a model reach SMP and timm through here.
+"""Networks by name: flags, YAML and the `config.json` of a model reach SMP and timm only through this module.
 
-timm builds whatever it is told: some names ask a hub, some arguments name a file that old releases unpickle.
-Only what shapes a network gets through.
+timm builds whatever it is asked for: some names contact a hub, and some arguments name a file that old releases
+unpickle. Only arguments that shape a network are passed on.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from gmix.nn.unet import GuidedMixUnet
 
 ARCHITECTURES = {**smp.MODEL_ARCHITECTURES_MAPPING, "guidedmixunet": GuidedMixUnet}
 
-# What SMP and timm take beside an architecture's own arguments, and only shapes it.
+# Arguments that SMP and timm accept besides an architecture's own, and that only shape the network.
 FURTHER = (
     *("img_size", "patch_size", "window_size", "dynamic_img_size", "dynamic_img_pad"),
     *("strict_img_size", "output_stride", "drop_rate", "drop_path_rate", "drop_block_rate"),
     *("proj_drop_rate", "attn_drop_rate", "pos_drop_rate", "patch_drop_rate", "init_values"),
     *("class_token", "reg_tokens", "no_embed_class", "qk_norm", "decoder_use_batchnorm"),
 )
-LARGEST = 16384  # of the numbers: channels, pixels
+LARGEST = 16384  # upper limit of numeric arguments: channels, pixels
 
 
 def find_architecture(name: str, what: str = "--arch") -> Any:
-    """The class of that name, in any case.
+    """Return the architecture class of that name, ignoring case.
 
     Raises:
-        ValueError: if there is none; calls the name `what`.
+        ValueError: If it is unknown; the message calls the name `what`.
     """
     return lookup(name, ARCHITECTURES, what)
 
 
 def build_architecture(architecture: Any, arguments: Mapping[str, Any]) -> Any:
-    """Build an SMP model of a class.
+    """Build an SMP model of an architecture class.
 
     Args:
-        architecture: what `find_architecture` found.
-        arguments: its own, and those of `FURTHER`.
+        architecture: Class from `find_architecture`.
+        arguments: Arguments of the class, and those in `FURTHER`.
 
     Raises:
-        ValueError: if the encoder or an argument is none that is known here.
-        Exception: whatever SMP and timm raise on values that do not fit.
+        ValueError: If the encoder or an argument is unknown.
+        Exception: Anything SMP and timm raise on invalid values.
     """
     check_encoder(arguments.get("encoder_name", "resnet34"))
     own = inspect.signature(architecture.__init__).parameters.values()
@@ -64,10 +64,10 @@ def build_architecture(architecture: Any, arguments: Mapping[str, Any]) -> Any:
 
 
 def check_encoder(name: Any) -> None:
-    """Refuse what is no encoder of SMP's or timm's own.
+    """Refuse an encoder that is not built into SMP or timm.
 
     Raises:
-        ValueError: if it is not; another's weights are given as a file.
+        ValueError: If it is not; weights from elsewhere are given as a file.
 
     Examples:
         >>> check_encoder("tu-convnext_tiny.fb_in22k")
@@ -87,14 +87,14 @@ def check_encoder(name: Any) -> None:
 
 
 def _check_value(key: str, value: Any) -> None:
-    """Refuse what is no plain value of a reasonable size."""
+    """Refuse anything but plain values of a reasonable size."""
     if isinstance(value, Mapping):
         plain = len(value) <= 16 and all(isinstance(name, str) for name in value)
         inside = list(value.values())
     elif isinstance(value, list | tuple):
         plain, inside = len(value) <= 64, list(value)
     elif isinstance(value, int | float):
-        plain, inside = abs(value) <= LARGEST, []  # nan is not
+        plain, inside = abs(value) <= LARGEST, []  # NaN fails this test
     else:
         plain, inside = value is None or (isinstance(value, str) and len(value) <= 200), []
     if not plain:

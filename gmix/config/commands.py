@@ -1,6 +1,6 @@
-"""The flags of the other commands than `gmix train` and `gmix compare`.
+"""Flags of every command except `gmix train` and `gmix compare`.
 
-Importing this file costs nothing (no torch), so that `gmix --help` answers at once.
+Importing this module is cheap (no torch), so that `gmix --help` answers at once.
 """
 
 # ruff: noqa: RUF009 - `option` is `dataclasses.field` with a help text
@@ -37,7 +37,7 @@ from gmix.config.options import (
 
 @dataclass
 class EvaluateConfig:
-    """What `gmix evaluate` needs; without data flags it takes the validation images of the run."""
+    """Options of `gmix evaluate`; without data flags it scores the validation images of the run."""
 
     model: str | None = option(None, SAVED, "DIR", "--out folder of a finished `gmix train`")
     val_images: str | None = option(
@@ -73,18 +73,18 @@ class EvaluateConfig:
     )
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
+        """Check the values."""
         check_range("batch", self.batch, 1)
         check_threads(self.threads)
 
     def center_size(self) -> tuple[int, int] | None:
-        """Height and width of the centre to score; None: all of each image."""
+        """Return height and width of the centre to score; None for the whole image."""
         if self.incomparable_center is None:
             return None
         return parse_size(self.incomparable_center, "incomparable_center")
 
     def scale_factors(self) -> list[float]:
-        """The sizes to average over."""
+        """Return the scales to average over."""
         try:
             factors = [float(part) for part in self.scales.split(",")]
         except ValueError:
@@ -96,7 +96,7 @@ class EvaluateConfig:
 
 @dataclass
 class PredictConfig:
-    """What `gmix predict` needs."""
+    """Options of `gmix predict`."""
 
     model: str | None = option(None, SAVED, "DIR", "--out folder of a finished `gmix train`")
     images: str | None = option(None, IMAGES, "DIR", "of any kind and size")
@@ -109,13 +109,13 @@ class PredictConfig:
     threads: int | None = option(None, MACHINE, "N", "CPU threads (default: torch decides)")
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
+        """Check the values."""
         check_threads(self.threads)
 
 
 @dataclass
 class ExportConfig:
-    """What `gmix export` needs."""
+    """Options of `gmix export`."""
 
     model: str | None = option(None, SAVED, "DIR", "--out folder of a finished `gmix train`")
     out: str | None = option(None, OUTPUT, "FILE", "model.onnx, or model.pt2 for torch.export")
@@ -127,7 +127,7 @@ class ExportConfig:
     )
 
     def chosen_format(self) -> Literal["onnx", "torch"]:
-        """What `--format` or the ending of `--out` says.
+        """Return the format from `--format`, or from the suffix of `--out`.
 
         Examples:
             >>> ExportConfig(out="model.pt2").chosen_format()
@@ -147,7 +147,7 @@ class ExportConfig:
 
 @dataclass
 class PseudoLabelConfig:
-    """What `gmix pseudo-label` needs."""
+    """Options of `gmix pseudo-label`."""
 
     model: str | None = option(None, SAVED, "DIR", "--out folder of a finished `gmix train`")
     images: str | None = option(None, IMAGES, "DIR", "of any kind and size")
@@ -165,7 +165,7 @@ class PseudoLabelConfig:
     threads: int | None = option(None, MACHINE, "N", "CPU threads (default: torch decides)")
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
+        """Check the values."""
         if not 0 <= self.min_confidence <= 1:
             raise ValueError(
                 f"--min-confidence must lie between 0 and 1, got {self.min_confidence}"
@@ -176,7 +176,7 @@ class PseudoLabelConfig:
 
 @dataclass
 class ReportConfig:
-    """What `gmix report` needs, besides the runs themselves."""
+    """Options of `gmix report`, besides the runs themselves."""
 
     out: str | None = option(
         None, OUTPUT, "FILE", "the page (default: report.html where the runs are), or the figure"
@@ -197,7 +197,7 @@ class ReportConfig:
     threads: int | None = option(None, MACHINE, "N", "CPU threads (default: torch decides)")
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
+        """Check the values."""
         check_range("images", self.images, 1, 100)
         check_threads(self.threads)
         if self.figure is not None and Path(self.out or "").suffix not in (".pdf", ".png", ".svg"):
@@ -208,7 +208,7 @@ class ReportConfig:
 
 @dataclass
 class DemoConfig:
-    """What `gmix demo` needs."""
+    """Options of `gmix demo`."""
 
     out: str = option(
         "gmix-demo", OUTPUT, "DIR", "gets the scenes, both runs and the picture sheet"
@@ -217,14 +217,14 @@ class DemoConfig:
     seed: int = option(0, OPTIM, "N", "same seed, same result")
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
+        """Check the values."""
         if self.steps is not None:
             check_range("steps", self.steps, 1)
 
 
 @dataclass
 class SplitsMakeConfig:
-    """What `gmix splits make` needs; the data flags are those of `gmix train`."""
+    """Options of `gmix splits make`; the data flags are those of `gmix train`."""
 
     images: str | None = option(None, DATA, "DIR", "images; those without a mask are unlabeled")
     masks: str | None = option(None, DATA, "DIR", "masks (PNG), named like their images")
@@ -250,7 +250,7 @@ class SplitsMakeConfig:
 
 @dataclass
 class SplitsAuditConfig:
-    """What `gmix splits audit` needs."""
+    """Options of `gmix splits audit`."""
 
     root: str | None = option(
         None, SPLIT, "DIR", "what the lists are relative to: the data set's folder"

@@ -1,4 +1,4 @@
-"""Which files the flags name: images, their masks, and images without."""
+"""Files that the flags name: images, their masks, and images without masks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Found = tuple[Pairs, list[Sequence[Path]]]
 
 
 def known_layout(config: Any) -> Layout | None:
-    """The data set that `--dataset` (or `--voc`) names."""
+    """Return the known data set that `--dataset` (or `--voc`) names."""
     if config.dataset is not None:
         layout: Layout = lookup(config.dataset.replace("-", "_"), LAYOUTS, "--dataset")
         return layout
@@ -35,13 +35,13 @@ def known_layout(config: Any) -> Layout | None:
 
 
 def known_data(config: Any) -> tuple[Layout, Path] | None:
-    """A known data set and its folder, if the flags say to take the images from one.
+    """Return a known data set and its folder, if the flags name one.
 
     Args:
-        config: anything with `dataset`, `data` and `voc`.
+        config: Any options with `dataset`, `data` and `voc`.
 
     Raises:
-        ValueError: if they do not make sense together.
+        ValueError: If the flags contradict each other.
     """
     layout = known_layout(config)
     if config.voc is not None:
@@ -56,7 +56,7 @@ def known_data(config: Any) -> tuple[Layout, Path] | None:
 
 
 def known_finder(config: Any) -> Finder | None:
-    """Finds the files of the known data set that the flags name; with `--download`, fetches it first."""
+    """Return a finder for the known data set of the flags; with `--download`, fetch the data set first."""
     known = known_data(config)
     if known is None:
         check_lists(config)
@@ -69,10 +69,10 @@ def known_finder(config: Any) -> Finder | None:
 
 
 def check_lists(config: Any) -> None:
-    """Lists name files below a folder; without one they would be ignored without a word.
+    """Refuse list flags that would silently be ignored, because no folder says where their paths start.
 
     Raises:
-        ValueError: if there is one.
+        ValueError: If such a flag is given.
     """
     for item in fields(config):
         given = getattr(config, item.name)
@@ -84,15 +84,15 @@ def check_lists(config: Any) -> None:
 
 
 def training_files(config: TrainConfig, found: Found | None = None) -> tuple[Pairs, Paths]:
-    """Labeled images with their masks, and all unlabeled images.
+    """Return labeled images with their masks, and all unlabeled images.
 
     Args:
-        config: the flags.
-        found: what `all_files` made of them, for those who go on to look for other files.
+        config: The flags.
+        found: Result of `all_files`, if it was already called.
     """
     (images, masks), groups = found or all_files(config)
     if config.labels is not None:
-        groups = [images, *groups]  # first, so that all are spelled as these are
+        groups = [images, *groups]  # first, so that its spelling of each path is kept
         pairs = evenly_spaced(list(zip(images, masks, strict=True)), config.labels)
         images, masks = [image for image, _ in pairs], [mask for _, mask in pairs]
     return (images, masks), Paths.union(*groups).without(images)
@@ -101,9 +101,9 @@ def training_files(config: TrainConfig, found: Found | None = None) -> tuple[Pai
 def held_out_files(
     config: TrainConfig, unlabeled: Sequence[Path], found: Found | None = None
 ) -> Pairs | None:
-    """Up to `--held-out` of the unlabeled images whose masks `--labels` left unused, with them.
+    """Select up to `--held-out` unlabeled images whose masks `--labels` left unused, with these masks.
 
-    Training goes on using the images; the masks are only there to measure by.
+    Training still uses the images; the masks only serve for measuring.
     """
     if config.held_out == 0:
         return None
@@ -117,7 +117,7 @@ def held_out_files(
 
 
 def all_files(config: TrainConfig, finder: Finder | None = None) -> Found:
-    """All training images with a mask, whatever `--labels` says, and groups of those without."""
+    """Return all training images with a mask, ignoring `--labels`, and groups of images without one."""
     rest: list[Sequence[Path]] = []
     finder = finder or known_finder(config)
     if finder is not None:
@@ -137,11 +137,11 @@ def all_files(config: TrainConfig, finder: Finder | None = None) -> Found:
 
 
 def validation_files(config: Any, finder: Finder | None = None) -> Pairs | None:
-    """Validation images with their masks, or None if there are none.
+    """Return validation images with their masks, or None if there are none.
 
     Args:
-        config: anything with `val_images`, `val_masks`, `dataset`, `data`, `voc`, `val_list` and `val_part`.
-        finder: what `known_finder` made of them.
+        config: Any options with `val_images`, `val_masks`, `dataset`, `data`, `voc`, `val_list` and `val_part`.
+        finder: Result of `known_finder`, if it was already called.
     """
     if config.val_images is not None:
         if config.val_masks is None:
@@ -161,10 +161,10 @@ def validation_files(config: Any, finder: Finder | None = None) -> Pairs | None:
 
 
 def check_disjoint(labeled: Sequence[Path], validation: Sequence[Path]) -> None:
-    """A network is not judged on what it was taught.
+    """Refuse to validate on labeled training images.
 
     Raises:
-        ValueError: if images are both labeled and validation images.
+        ValueError: If an image is both labeled and used for validation.
     """
     both = set(labeled).difference(Paths(labeled).without(validation))
     if both:

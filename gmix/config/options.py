@@ -1,6 +1,6 @@
-"""How a flag is declared and checked, and what the flags of several commands share.
+"""Declaration and checks of flags, and the help texts that several commands share.
 
-Importing this file costs nothing (no torch), so that `gmix --help` answers at once.
+Importing this module is cheap (no torch), so that `gmix --help` answers at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 
 def option(default: Any, group: str, metavar: str, help: str) -> Any:
-    """A dataclass field that knows its own help text: the command line is built from it."""
+    """Declare a dataclass field with its help text; the command line is built from these fields."""
     metadata = {"group": group, "metavar": metavar, "help": help}
     if default is dict:
         return field(default_factory=dict, metadata=metadata)
@@ -22,7 +22,7 @@ def option(default: Any, group: str, metavar: str, help: str) -> Any:
 
 
 def left_out(default: Any, why: str) -> Any:
-    """An inherited field that a command does without: no flag, and `why` for those who try it."""
+    """Declare an inherited field that a command does not offer as a flag; `why` tells users who try it."""
     return field(init=False, default=default, metadata={"help": why})
 
 
@@ -52,12 +52,12 @@ DATASETS = "voc, sbd, context, cityscapes, ade20k, coco, coco_stuff, camvid"
 
 
 def flag(name: str) -> str:
-    """The command-line spelling of a field."""
+    """Return the command-line spelling of a field."""
     return "--" + name.replace("_", "-")
 
 
 def suggest(word: str, known: Sequence[str]) -> str:
-    """A hint at what was meant, or nothing.
+    """Return a hint at the closest known word, or an empty string.
 
     Examples:
         >>> suggest("--crops", ["--crop", "--size"])
@@ -68,14 +68,14 @@ def suggest(word: str, known: Sequence[str]) -> str:
 
 
 def lookup(name: str, table: dict[str, Any], what: str) -> Any:
-    """The entry of a table, whatever the case of the name."""
+    """Return an entry of a table, ignoring the case of the name."""
     if name.lower() not in table:
         raise ValueError(f"{what} {name} is unknown: choose one of {', '.join(sorted(table))}")
     return table[name.lower()]
 
 
 def check_range(name: str, value: int, least: int, most: int = 2**31 - 1) -> None:
-    """Refuse a number that is too small or too large for its field."""
+    """Refuse a value outside the range of its field."""
     if value < least:
         raise ValueError(f"{flag(name)} must be at least {least}, got {value}")
     if value > most:
@@ -83,16 +83,16 @@ def check_range(name: str, value: int, least: int, most: int = 2**31 - 1) -> Non
 
 
 def check_threads(threads: int | None) -> None:
-    """Refuse a number of CPU threads that no machine has; None leaves it to torch."""
+    """Refuse an unrealistic number of CPU threads; None leaves the choice to torch."""
     if threads is not None:
         check_range("threads", threads, 1, 1024)
 
 
 def parse_size(text: str, name: str = "size") -> tuple[int, int]:
-    """Read `HxW`.
+    """Parse `HxW`.
 
     Raises:
-        ValueError: if the text is not two positive whole numbers joined by `x`.
+        ValueError: If the text is not two positive whole numbers joined by `x`.
     """
     parts = text.lower().split("x")
     good = [part for part in parts if part.isdecimal() and len(part) < 6 and int(part) > 0]
@@ -104,10 +104,10 @@ def parse_size(text: str, name: str = "size") -> tuple[int, int]:
 
 
 def parse_range(text: str, name: str, example: str) -> tuple[float, float]:
-    """Read `LOW-HIGH`; either may be negative.
+    """Parse `LOW-HIGH`; either may be negative.
 
     Raises:
-        ValueError: if the text is not two numbers, the first at most as large as the second.
+        ValueError: If the text is not two numbers, or the first is larger than the second.
 
     Examples:
         >>> parse_range("-1000-400", "value_range", "0-4095")
@@ -126,10 +126,10 @@ def parse_range(text: str, name: str, example: str) -> tuple[float, float]:
 def read_windows(
     window: str | None, stride: str | None, edge: Edge
 ) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """Height and width of a window, and of the step to the next; None: whole images.
+    """Parse window and stride into height and width each; None for whole images.
 
     Raises:
-        ValueError: if the flags are not written `HxW`, or do not fit each other.
+        ValueError: If the flags are not written `HxW`, or contradict each other.
 
     Examples:
         >>> read_windows("513x513", None, "shift")

@@ -1,4 +1,4 @@
-"""From a dataclass of options to a command's flags, help text and YAML keys."""
+"""Flags, help text and YAML keys of a command, built from a dataclass of options."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ C = TypeVar("C")
 
 
 def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: str = "") -> C:
-    """Read flags into a dataclass.
+    """Parse flags into a dataclass.
 
-    `--config FILE` holds the same flags, and so does a recipe. What is given here wins over the file, and the file
-    over the recipe.
+    `--config FILE` and recipes hold the same options. Flags given here override the file, and the file overrides the
+    recipe.
 
     Args:
-        kind: dataclass whose fields were made by `gmix.config.options.option`.
-        prog: the command, for its help text.
-        about: one sentence.
-        words: the flags.
-        epilog: printed below the help text.
+        kind: Dataclass whose fields were declared with `gmix.config.options.option`.
+        prog: Name of the command, for its help text.
+        about: One-sentence description of the command.
+        words: The command-line arguments.
+        epilog: Text printed below the help text.
 
     Raises:
-        UsageError: if a flag is unknown or a value is of the wrong type.
-        SystemExit: after `--help`.
+        UsageError: If a flag is unknown or a value has the wrong type.
+        SystemExit: After `--help`.
 
     Examples:
         >>> from gmix.config.train_config import TrainConfig
@@ -49,7 +49,7 @@ def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: st
     given = read(parser.parse_args, words)
     settings = settings_of_files(given, hints, refused)
     if settings:
-        checked = read(parser.parse_object, deepcopy(settings))  # which changes what it is given
+        checked = read(parser.parse_object, deepcopy(settings))  # which it modifies
         parser.set_defaults({name: checked[name] for name in settings})
         given = read(parser.parse_args, words)
         spelled = settings | spelled
@@ -63,24 +63,24 @@ def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: st
 
 
 def hints_of(kind: type[Any]) -> dict[str, Any]:
-    """Return the type of each flag of a command."""
+    """Return the type of each option of a command."""
     types = get_type_hints(kind)
     return {item.name: types[item.name] for item in fields(kind) if item.init}
 
 
 def refused_by(kind: type[Any]) -> dict[str, Field[Any]]:
-    """Return the flags that a command does without, which others have."""
+    """Return the inherited fields that a command does not offer as flags."""
     return {item.name: item for item in fields(kind) if not item.init}
 
 
 def build_parser(kind: type[Any], prog: str, about: str, epilog: str) -> Any:
-    """Build the parser of a command; its arguments are those of `parse`."""
+    """Build the parser of a command; the arguments are those of `parse`."""
     from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
     hints, refused, defaults = hints_of(kind), refused_by(kind), kind()
 
     class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-        """One line a flag: what it is and its default."""
+        """Formatter that prints one line per flag: its description and its default."""
 
         def __init__(self, prog: str, *args: Any, **rest: Any) -> None:
             super().__init__(prog, max_help_position=32, width=118)  # type: ignore[no-untyped-call]
@@ -126,25 +126,25 @@ def build_parser(kind: type[Any], prog: str, about: str, epilog: str) -> Any:
 
 
 def read(method: Callable[[Any], Any], what: Any) -> dict[str, Any]:
-    """Let a parser read something.
+    """Call a parser method and convert its errors.
 
     Raises:
-        UsageError: if it cannot.
+        UsageError: If the method raises an error.
     """
     try:
         found: dict[str, Any] = method(what).as_dict()
     except UsageError:
         raise
-    except Exception as error:  # PyYAML raises nearly anything on values like "!!int ''"
+    except Exception as error:  # PyYAML raises all kinds of errors, e.g. on "!!int ''"
         raise UsageError(f"a value cannot be read: {type(error).__name__}: {error}") from None
     return found
 
 
 def spelled_values(words: Sequence[str], hints: dict[str, Any]) -> dict[str, Any]:
-    """Return the mappings among the flags as they are written, with text in quotes as text.
+    """Return the mappings among the flags as written, keeping quoted text as text.
 
     Raises:
-        UsageError: if a value looks like something else than the parser takes it for.
+        UsageError: If the parser would read a value as something else than it looks like.
     """
     spelled: dict[str, Any] = {}
     for before, word in zip(["", *words], words, strict=False):
@@ -156,22 +156,22 @@ def spelled_values(words: Sequence[str], hints: dict[str, Any]) -> dict[str, Any
 def settings_of_files(
     given: dict[str, Any], hints: dict[str, Any], refused: dict[str, Field[Any]]
 ) -> dict[str, Any]:
-    """Read the settings of `--config FILE` and of the recipe, in which the file wins.
+    """Read the settings of `--config FILE` and of the recipe; the file overrides the recipe.
 
     Args:
-        given: the flags.
-        hints: the types of all flags.
-        refused: those the command does without.
+        given: Options given on the command line.
+        hints: Type of each option.
+        refused: Options that the command does not offer.
 
     Raises:
-        UsageError: if a key is unknown, or a value cannot be its.
+        UsageError: If a key is unknown, or a value does not have its type.
     """
     settings = {} if given["config"] is None else read_yaml(given["config"])
     recipe = given.get("recipe") or settings.get("recipe")
     if recipe is not None:
         settings = {**read_recipe(str(recipe)), **settings}
     source = given["config"] or f"the recipe {recipe}"
-    for name, item in refused.items():  # the file of another command may say the obvious
+    for name, item in refused.items():  # files of other commands may give the default
         if name in settings and settings.pop(name) != item.default:
             raise UsageError(f"{source}: {misplaced(item)}")
     for name, value in settings.items():
@@ -186,24 +186,24 @@ def settings_of_files(
 
 
 def read_value(name: str, text: str, hints: dict[str, Any]) -> dict[str, Any]:
-    """Refuse a value that the parser reads as something else than it looks like.
+    """Refuse a value that YAML 1.1 reads as something else than it looks like.
 
     Args:
-        name: the flag, or `--method-args.KEY`.
-        text: its value.
-        hints: the types of all flags.
+        name: A flag, or `--method-args.KEY`.
+        text: Value of the flag.
+        hints: Type of each option.
 
     Returns:
-        The flag's name and value, if that is a mapping; else nothing.
+        Name and value of the flag if the value is a mapping, else an empty mapping.
 
     Raises:
-        ValueError: if it is such a value.
+        ValueError: If the value is refused.
     """
     top, _, key = name.removeprefix("--").replace("-", "_").partition(".")
     hint = str(hints.get(top))
     if "dict" in hint and not key:
         if text.lstrip().startswith(("{", "[")) or ": " in text:
-            return {top: parse_yaml(text, name)}  # which is stricter than the parser
+            return {top: parse_yaml(text, name)}  # stricter than the parser
     elif "int" in hint or "float" in hint or key:
         try:
             check_number(text, name)
@@ -213,12 +213,12 @@ def read_value(name: str, text: str, hints: dict[str, Any]) -> dict[str, Any]:
 
 
 def misplaced(item: Field[Any]) -> str:
-    """Why a command does without a flag."""
+    """Return the message for a flag that the command does not offer."""
     return f"{flag(item.name)} has no place here: {item.metadata['help']}"
 
 
 def plain(message: str, hints: dict[str, Any], refused: dict[str, Field[Any]]) -> str:
-    """An error message of the parser, in the words of this library."""
+    """Translate an error message of the parser into the terms of this library."""
     found = re.match(r'(?:Validation failed: )?\s*Parser key "(\w+)', message)
     if found and found[1] in hints:
         value = message.rsplit("alue: ", 1)[-1].strip()
@@ -233,7 +233,7 @@ def plain(message: str, hints: dict[str, Any], refused: dict[str, Field[Any]]) -
 
 
 def expected(hint: Any) -> str:
-    """A type, as a person says it.
+    """Describe a type in plain words.
 
     Examples:
         >>> expected(int | None), expected(Literal["adamw", "sgd"])
@@ -252,7 +252,7 @@ def expected(hint: Any) -> str:
 
 
 def missing(config: Any, *names: str) -> UsageError:
-    """What to say if one of these flags was not given.
+    """Return the error for the first of these flags that was not given.
 
     Examples:
         >>> from gmix.config.train_config import TrainConfig

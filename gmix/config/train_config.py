@@ -1,6 +1,6 @@
-"""What a training depends on: every field is a command-line flag, a YAML key and a Python argument.
+"""Configuration of a training: every field is a command-line flag, a YAML key and a Python argument.
 
-Importing this file costs nothing (no torch), so that `gmix --help` answers at once.
+Importing this module is cheap (no torch), so that `gmix --help` answers at once.
 """
 
 # ruff: noqa: RUF009 - `option` is `dataclasses.field` with a help text
@@ -36,10 +36,10 @@ from gmix.methods import METHODS
 
 @dataclass
 class TrainConfig:
-    """Everything one training run depends on.
+    """Configuration of one training run.
 
-    Paths are strings; sizes are written `HxW` (height first). Each field is documented by its own
-    help text, which `gmix train --help` prints.
+    Paths are strings; sizes are written `HxW` (height first). The help text of each field is its documentation; `gmix
+    train --help` prints it.
 
     Examples:
         >>> config = TrainConfig(images="photos", masks="masks", classes="7", steps=100)
@@ -213,7 +213,7 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
+        """Check the values."""
         self.method = self.method.lower()
         for name in ("steps", "batch_labeled", "accumulate", "log_every", "keep_last", "channels"):
             check_range(name, getattr(self, name), 1)
@@ -231,10 +231,10 @@ class TrainConfig:
         if self.labels is not None:
             check_range("labels", self.labels, 1)
         check_threads(self.threads)
-        if self.seed.bit_length() > 63:  # what torch takes
+        if self.seed.bit_length() > 63:  # the limit of torch
             raise ValueError(f"--seed must be below 2^63 either way, got {self.seed}")
         for name in ("lr", "encoder_lr", "weight_decay", "rotate", "jitter"):
-            if not 0 <= getattr(self, name) < math.inf:  # nan is neither
+            if not 0 <= getattr(self, name) < math.inf:  # also refuses NaN
                 raise ValueError(f"{flag(name)} must be 0 or more, got {getattr(self, name)}")
         batches = (self.batch_labeled, self.batch_unlabeled * self.learns_unlabeled)
         if any(batch % self.accumulate for batch in batches):
@@ -252,22 +252,22 @@ class TrainConfig:
 
     @property
     def learns_unlabeled(self) -> bool:
-        """Tell whether the method learns from unlabeled images; an unknown one is refused when it is built."""
+        """Return whether the method learns from unlabeled images; unknown methods are refused later."""
         return self.method not in METHODS or METHODS[self.method].unlabeled
 
     def crop_size(self) -> tuple[int, int]:
-        """Height and width of the training crop."""
+        """Return height and width of the training crop."""
         return parse_size(self.crop or self.size or "256x256", "crop")
 
     def scale_range(self) -> tuple[float, float]:
-        """Smallest and largest random scale."""
+        """Return the smallest and largest random scale."""
         low, high = parse_range(self.scale, "scale", "0.5-2")
         if not low > 0:
             raise ValueError(f"{flag('scale')} must be above 0, got {self.scale}")
         return low, high
 
     def value_span(self) -> tuple[float, float] | None:
-        """Which values are black and white in images of more than 8 bits, if they were given."""
+        """Return the values of black and white for images of more than 8 bits, if they were given."""
         if self.value_range is None:
             return None
         low, high = parse_range(self.value_range, "value_range", "0-4095")
@@ -278,7 +278,7 @@ class TrainConfig:
 
 @dataclass
 class CompareConfig(TrainConfig):
-    """What `gmix compare` needs: the flags of `gmix train`, and which methods to run how often.
+    """Options of `gmix compare`: the flags of `gmix train`, the methods to run, and the number of seeds.
 
     Examples:
         >>> config = CompareConfig(methods="supervised, unimatch", seeds=2, seed=5)
@@ -299,7 +299,7 @@ class CompareConfig(TrainConfig):
     dry_run: bool = left_out(False, "it is for `gmix train`: one training at a time")
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot work."""
+        """Check the values."""
         super().__post_init__()
         for name in ("seeds", "jobs"):
             check_range(name, getattr(self, name), 1)
@@ -309,10 +309,10 @@ class CompareConfig(TrainConfig):
             raise ValueError("--full needs --labels N: without it every run has all masks already")
 
     def method_names(self) -> list[str]:
-        """The methods asked for, each once, in their order."""
+        """Return the methods to compare, without duplicates, in the order given."""
         names = (name.strip().lower() for name in self.methods.split(","))
         return list(dict.fromkeys(filter(None, names)))
 
     def all_seeds(self) -> list[int]:
-        """The seed of each run of a method."""
+        """Return the seed of each run of a method."""
         return [self.seed + i for i in range(self.seeds)]

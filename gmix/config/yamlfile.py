@@ -1,4 +1,4 @@
-"""Settings as YAML: read from a file, written into a run, compared when it is resumed."""
+"""Settings as YAML: read from a file, written to a run's folder, compared when the run is resumed."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a mapping of flags (`batch-labeled` or `batch_labeled`) from a YAML file.
 
     Raises:
-        ValueError: if the file cannot be read or is no mapping.
+        ValueError: If the file cannot be read or is not a mapping.
     """
     return _read(Path(path), lambda path: path.read_text(encoding="utf-8"))
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Read the `config.yaml` of a run, which is a file and not what a shell pipes in.
+    """Read the `config.yaml` of a run, which must be a regular file.
 
     Raises:
-        ValueError: if it cannot be read or is no mapping.
+        ValueError: If it cannot be read or is not a mapping.
     """
     return _read(folder / "config.yaml", lambda path: read_plain(path, MOST_SETTINGS))
 
@@ -44,10 +44,10 @@ def _read(path: Path, read: Callable[[Path], str]) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """A mapping of flags from the text of a YAML file; `source` is what errors call it.
+    """Parse YAML text into a mapping of flags; error messages call the text `source`.
 
     Raises:
-        ValueError: if it is no mapping, or holds what YAML 1.1 reads as something else than it looks like.
+        ValueError: If it is not a mapping, or holds a value that YAML 1.1 reads as something else than it looks like.
 
     Examples:
         >>> parse_yaml("batch-labeled: 4", "mine.yaml")
@@ -63,7 +63,7 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
         found = yaml.load(text, _loader())
     except _ReadOddly as odd:
         raise ValueError(f"{source}: {odd}, or put quotes around it if it is text") from None
-    except Exception as error:  # PyYAML raises nearly anything on what it cannot understand
+    except Exception as error:  # PyYAML raises all kinds of errors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{source} is not valid YAML: {reason}") from None
     found = {} if found is None else found
@@ -82,7 +82,7 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
 
 @cache
 def _loader() -> Any:
-    """PyYAML's safe loader, for which `1e-3` is a number and not text."""
+    """Return PyYAML's safe loader, changed to read `1e-3` as a number."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -94,10 +94,10 @@ def _loader() -> Any:
 
 
 def check_number(text: str, source: str) -> None:
-    """Refuse what is read as a number that it does not look like, such as `1:30` for 90.
+    """Refuse text that is read as a number it does not look like, such as `1:30` for 90.
 
     Raises:
-        ValueError: if it is; `source` is what it calls the text's place.
+        ValueError: If it is; the message begins with `source`.
 
     Examples:
         >>> check_number("1_8", "--labels")
@@ -119,7 +119,7 @@ class _ReadOddly(ValueError):
     """A value that YAML 1.1 reads as something else than it looks like."""
 
 
-# What says plainly what it is, and what to do with anything else.
+# The unambiguous spelling of each type, and the advice for any other.
 _PLAIN = {
     "int": (r"[-+]?(0|[1-9][0-9]*)", "write a decimal number"),
     "float": (r"[^_:]*", "write a decimal number"),
@@ -129,7 +129,7 @@ _PLAIN = {
 
 
 def _check_scalar(node: Any) -> None:
-    """Refuse octal, hexadecimal and sexagesimal numbers, `yes` and `off`, and dates."""
+    """Refuse octal, hexadecimal and sexagesimal numbers, dates, and booleans other than true and false."""
     import yaml
 
     pattern, better = _PLAIN.get(node.tag.rpartition(":")[2], (r"(?s).*", ""))
@@ -140,12 +140,12 @@ def _check_scalar(node: Any) -> None:
         raise _ReadOddly(f"{node.value} is {shown} in YAML 1.1: {better}")
 
 
-# A few lines of aliases of aliases can stand for more than any memory holds.
+# A few lines of nested aliases can expand to more than fits into memory.
 YAML_NODES = 200_000
 
 
 def _check_yaml(root: Any) -> None:
-    """Refuse what PyYAML takes without a word: keys given twice or of another kind, endless aliases."""
+    """Refuse what PyYAML accepts silently: duplicate keys, keys of other types, endless aliases."""
     waiting, count = [root], 0
     while waiting:
         node, count = waiting.pop(), count + 1
@@ -166,14 +166,14 @@ def _check_yaml(root: Any) -> None:
 
 
 def write_yaml(config: TrainConfig, path: Path) -> None:
-    """Write the resolved configuration: `gmix train --config FILE` repeats the run."""
+    """Write the resolved configuration, with which `gmix train --config FILE` repeats the run."""
     import yaml
 
     fresh = replace(config, resume=False, dry_run=False, report="html")
     write_own(path, yaml.safe_dump(asdict(fresh), sort_keys=False))
 
 
-# Where a run may go on elsewhere, or report more often, without changing its result.
+# Settings that may change on resume, because they do not affect the result.
 FREE_ON_RESUME = {
     "resume",
     "out",
@@ -199,15 +199,15 @@ _PROCESSES = " (a step has a micro-batch or more for each process)"
 
 
 def check_unchanged(config: TrainConfig, path: Path) -> None:
-    """Refuse to resume a run under other settings than it was started with.
+    """Refuse to resume a run with other settings than it was started with.
 
     Raises:
-        ValueError: naming the first flag that differs, both values and the remedy.
+        ValueError: If a setting differs; the message names the first flag, both values and the remedy.
     """
     import yaml
 
     before = read_settings(path.parent)
-    written = parse_yaml(yaml.safe_dump(asdict(config)), "the flags")  # there a tuple is a list
+    written = parse_yaml(yaml.safe_dump(asdict(config)), "the flags")  # tuples become lists
     for name, now in written.items():
         if name not in FREE_ON_RESUME and name in before and before[name] != now:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Images and masks from real folders, augmentation, and the deterministic two-stream batches."""
+"""Images and masks from files, augmentation, and deterministic batches of two streams."""
 
 from gmix.data.classes import IGNORE, Classes
 from gmix.data.datasets import Cached, ImageDataset, Sample, SegmentationDataset

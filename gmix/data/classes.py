@@ -1,4 +1,4 @@
-"""Class names, the map from raw mask ids to classes, and one colour for each class."""
+"""Class names, the map from raw mask ids to classes, and a colour for each class."""
 
 import colorsys
 import re
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 IGNORE = 255
-"""The mask value that is left out of every loss and every score."""
+"""Mask value that every loss and every score ignores."""
 
 Color = tuple[int, int, int]
 
-# Okabe-Ito, then Tol's muted set: told apart with every common kind of colour blindness.
+# Okabe-Ito, then Tol's muted set: distinguishable with all common kinds of colour blindness.
 _COLORS = (
     *("e69f00", "56b4e9", "009e73", "f0e442", "0072b2", "d55e00", "cc79a7", "999933"),
     *("882255", "88ccee", "117733", "ddcc77", "332288", "cc6677", "44aa99", "aa4499"),
@@ -20,17 +20,17 @@ _COLORS = (
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a data set.
+    """Classes of a data set.
 
     A mask holds class ids `0..num_classes-1` and 255 (ignored). A *binary* problem has the two
     ids 0 (background) and 1 (foreground) and a network with one sigmoid channel.
 
     Attributes:
-        names: One name per class id.
-        label_map: Raw id in the mask file -> class id; raw ids not named become 255.
-            `None`: the file holds class ids already, and any other value is an error.
-        binary: Two classes told by one logit channel.
-        colors: RGB (0..255) per class, where the data set has its own.
+        names: Name of each class id.
+        label_map: Maps raw ids in mask files to class ids; other raw ids become 255. If `None`, files hold class ids,
+            and any other value is an error.
+        binary: Whether one logit channel separates two classes.
+        colors: RGB (0..255) per class, if the data set defines them.
 
     Examples:
         >>> classes = Classes(("background", "cat", "cow"), label_map={0: 0, 8: 1, 10: 2})
@@ -74,16 +74,16 @@ class Classes:
         classes: int | str | Path | Sequence[str],
         label_map: str | Path | Mapping[int, int] | None = None,
     ) -> "Classes":
-        """Builds the classes from what a person writes on a command line.
+        """Build the classes from values given on a command line.
 
         Args:
-            classes: A number K, a file with one name per line, or the names. K = 1 (or one
-                name) is the binary case: background and that foreground.
+            classes: A number K, a file with one name per line, or the names. K = 1 (or a single name) is the binary
+                case: a background and that foreground.
             label_map: A mapping, an inline string `"0:0,8:1"`, or a text, YAML or JSON file of
                 `raw: class` pairs; the class may be an id or one of the names.
 
         Raises:
-            ValueError: If a file is missing or empty, or an entry cannot be understood.
+            ValueError: If a file is missing or empty, or an entry cannot be parsed.
 
         Examples:
             >>> Classes.of(["background", "cat"], "0:0, 8:cat").label_map
@@ -116,19 +116,19 @@ class Classes:
 
     @property
     def num_classes(self) -> int:
-        """Number of class ids in a mask; 2 in the binary case."""
+        """Return the number of class ids in a mask; 2 in the binary case."""
         return len(self.names)
 
     @property
     def channels(self) -> int:
-        """Number of logit channels of the network: 1 in the binary case, else `num_classes`."""
+        """Return the number of logit channels: 1 in the binary case, else `num_classes`."""
         return 1 if self.binary else len(self.names)
 
     @property
     def palette(self) -> list[Color]:
-        """One RGB colour (0..255) per class: `colors`, or ours, with a black background.
+        """Return an RGB colour (0..255) per class: `colors`, or a default palette with a black background.
 
-        Ours are told apart with every common kind of colour blindness, the first 16 of them.
+        The first 16 default colours are distinguishable with all common kinds of colour blindness.
 
         Examples:
             >>> Classes.of(["background", "cat"]).palette
@@ -141,14 +141,14 @@ class Classes:
 
 
 def _is_number(text: str) -> bool:
-    return text.isdecimal() and len(text) < 20  # Python refuses to read numbers of 4300 digits
+    return text.isdecimal() and len(text) < 20  # Python refuses to parse 4300 digits
 
 
 def _color(index: int) -> Color:
     if index < len(_COLORS):
         red, green, blue = bytes.fromhex(_COLORS[index])
         return red, green, blue
-    # Golden-ratio steps never repeat a hue; two lightness levels keep neighbours apart.
+    # Golden-ratio steps never repeat a hue; two lightness levels separate neighbours.
     rgb = colorsys.hls_to_rgb(index * 0.618034 % 1, 0.35 + 0.3 * (index % 2), 0.65)
     red, green, blue = (round(255 * value) for value in rgb)
     return red, green, blue
@@ -162,7 +162,7 @@ def _read_text(path: str | Path, what: str) -> str:
 
 
 def _parse_label_map(source: str | Path, names: Sequence[str]) -> dict[int, int]:
-    # Read by hand: YAML 1.1 takes "8:1" for a sexagesimal number.
+    # Parsed by hand: YAML 1.1 reads "8:1" as a sexagesimal number.
     inline = isinstance(source, str) and re.match(r"\s*\{?\s*[\"']?\d+[\"']?\s*:", source)
     text = str(source) if inline else _read_text(source, "label map")
     text = re.sub(r"#.*|^---.*|[{}\"']", "", text, flags=re.MULTILINE)

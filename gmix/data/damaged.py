@@ -1,4 +1,4 @@
-"""Images by name, and those that cannot be read."""
+"""Names of images, and handling of images that cannot be read."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ T = TypeVar("T")
 
 
 class Readable(Dataset[T]):
-    """Serves the next item in place of one that cannot be read (`--skip-damaged`).
+    """Data set that replaces each unreadable item with the next one (`--skip-damaged`).
 
-    Nobody has to be told which ones: while the files stay as they are, item i is the same in every process and
-    after every restart.
+    No coordination is needed: as long as the files do not change, item i is the same in every process and after every
+    restart.
 
     Args:
-        dataset: Raises a `ValueError` for an item that cannot be read.
-        allowed: How many such items this process leaves out; at one more the error is raised.
+        dataset: Data set that raises a `ValueError` for an item that cannot be read.
+        allowed: Number of items this process may leave out; one more raises the error.
 
     Attributes:
-        left_out: Why each item met so far cannot be read, by its place.
+        left_out: Reason why an item cannot be read, by index, for those found so far.
 
     Examples:
         >>> class Items(Dataset[int]):
@@ -54,7 +54,7 @@ class Readable(Dataset[T]):
             try:
                 item: T = self.dataset[place]
             except ValueError as error:
-                # Another thread may have met it just now.
+                # Another thread may have found it in the meantime.
                 if place not in self.left_out and len(self.left_out) >= self.allowed:
                     raise
                 self.left_out[place] = str(error)
@@ -62,28 +62,28 @@ class Readable(Dataset[T]):
                 return item
 
     def read_once(self) -> None:
-        """Find out now what has to be left out.
+        """Read every item now to find those that must be left out.
 
         Raises:
-            ValueError: if it is too much.
+            ValueError: If there are more than allowed.
         """
 
         def look(index: int) -> None:
-            _ = self[index]  # which is not kept
+            _ = self[index]  # the item is discarded
 
         with ThreadPool(4) as pool:
             for _ in pool.imap(look, range(len(self))):
                 pass
 
     def place(self, index: int) -> int:
-        """Return the place of what item `index` is, as far as is known."""
+        """Return the index that item `index` is read from, as far as known."""
         while index in self.left_out:
             index = (index + 1) % len(self)
         return index
 
 
 def left_out(datasets: Iterable[Any]) -> dict[str, str]:
-    """Return why images were left out so far, by their names."""
+    """Return the reasons why images were left out so far, by image name."""
     return {
         item_name(readable.dataset, place): reason
         for dataset in datasets
@@ -94,7 +94,7 @@ def left_out(datasets: Iterable[Any]) -> dict[str, str]:
 
 
 def item_name(dataset: Any, index: int) -> str:
-    """What an image of a data set is best called: its path, or its place.
+    """Return a readable name for an item of a data set: its path, or its index.
 
     Examples:
         >>> from pathlib import Path

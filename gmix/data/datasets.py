@@ -1,4 +1,4 @@
-"""Map-style data sets of images with and without masks."""
+"""Map-style data sets of images, with and without masks."""
 
 import math
 from collections import deque
@@ -29,10 +29,10 @@ _TYPES = tuple(map(np.dtype, ("u1", "f4", "f8", "f2", "i1", "i2", "i4", "i8", "u
 
 
 class Sample(NamedTuple):
-    """An image with its mask.
+    """An image and its mask.
 
     Attributes:
-        image: `(C, H, W)`, uint8, or float32 in 0..255 where files have more than 8 bits.
+        image: `(C, H, W)`, uint8, or float32 in 0..255 for files of more than 8 bits.
         mask: int64 `(H, W)`, class ids and 255.
     """
 
@@ -41,21 +41,21 @@ class Sample(NamedTuple):
 
 
 class SegmentationDataset(Dataset[Sample]):
-    """Images with masks, read when asked for.
+    """Images with masks, read on access.
 
     Args:
         images: Image files.
-        masks: Mask files in the same order.
+        masks: Mask files, in the order of the images.
         classes: Class names and label map.
-        size: Height and width to resize to (image bilinear, mask nearest); `None` keeps each
-            image's own size, as evaluation wants it.
+        size: Height and width to resize to (bilinear for images, nearest for masks); `None` keeps the original size,
+            which evaluation needs.
         format: Channels of the images, and what their values mean.
-        turn_masks: Whether masks were drawn on the stored pixels of photos that EXIF shows turned: then each is
-            turned with its image, unless it has EXIF data of its own.
+        turn_masks: Whether masks were drawn on the stored pixels of photos that EXIF rotates. If so, each mask is
+            rotated like its image, unless it has EXIF data itself.
 
     Raises:
-        ValueError: If the lists differ in length or are empty; when an item is read: if a file
-            is broken, the two sizes differ, or the mask holds an id that is no class.
+        ValueError: If the lists differ in length or are empty. On access: if a file is broken, the sizes of image and
+            mask differ, or the mask holds an unknown id.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class SegmentationDataset(Dataset[Sample]):
             )
         if self.size is not None:
             image = v2.functional.resize(image, list(self.size), antialias=True)
-            # As a plain tensor: for a Mask, older torchvision takes NEAREST, half a pixel off.
+            # As a plain tensor: for a Mask, older torchvision uses NEAREST, which is half a pixel off.
             pixels = v2.functional.resize(
                 mask.as_subclass(torch.Tensor)[None],
                 list(self.size),
@@ -113,15 +113,15 @@ class SegmentationDataset(Dataset[Sample]):
 
 
 class ImageDataset(Dataset[tv_tensors.Image]):
-    """Images alone, read when asked for; no mask is ever looked for.
+    """Images without masks, read on access.
 
     Args:
         images: Image files.
-        size: Height and width to resize to; `None` keeps each image's own size.
+        size: Height and width to resize to; `None` keeps the original size.
         format: Channels of the images, and what their values mean.
 
     Raises:
-        ValueError: If there is no image; when an item is read: if the file is broken.
+        ValueError: If there is no image. On access: if the file is broken.
     """
 
     def __init__(
@@ -144,14 +144,14 @@ class ImageDataset(Dataset[tv_tensors.Image]):
 
 
 class Cached(Dataset[T]):
-    """Reads every item of a data set once, now, and serves copies of it from memory.
+    """Copy of a data set in memory: every item is read once, now, and returned as a copy.
 
-    For data sets that fit into memory: `4 * H * W` bytes per labeled image of 8 bits and 3 channels. Items are equal to
-    those of the wrapped data set. A broken file shows up here, before any training. All items are in one tensor,
-    which loader processes share however they were started, if there is room in shared memory.
+    It needs `4 * H * W` bytes per labeled image of 8 bits and 3 channels. Items equal those of the wrapped data set. A
+    broken file shows up here, before any training. All items are in one tensor, which loader processes share (forked or
+    spawned) if shared memory has room for it.
 
     Args:
-        dataset: A `SegmentationDataset` or `ImageDataset` (or one with the same items).
+        dataset: A `SegmentationDataset` or `ImageDataset`, or any data set with the same kind of items.
 
     Examples:
         >>> image = tv_tensors.Image(torch.full((3, 2, 2), 7, dtype=torch.uint8))
@@ -160,14 +160,14 @@ class Cached(Dataset[T]):
     """
 
     def __init__(self, dataset: MapDataset[T]) -> None:
-        self.dataset = dataset  # which knows what its items are called
+        self.dataset = dataset  # knows the names of its items
         length = len(dataset)
-        with ThreadPoolExecutor() as pool:  # decoding frees the GIL
+        with ThreadPoolExecutor() as pool:  # decoding releases the GIL
             packed = deque(pool.map(lambda index: _pack(dataset[index]), range(length)))
-        # By numpy: torch would start threads, which a process forked later on waits for in vain.
+        # numpy, because torch would start threads, which deadlock processes forked later.
         block, places = np.empty(sum(len(one) for one, _ in packed), np.uint8), list[list[int]]()
         start = 0
-        while packed:  # each is freed before the next is copied
+        while packed:  # free each before copying the next
             one, described = packed.popleft()
             block[start : start + len(one)] = one
             places.append([start, *described])
@@ -180,7 +180,7 @@ class Cached(Dataset[T]):
         if isinstance(self._block, Tensor):
             try:
                 self._block.share_memory_()  # type: ignore[no-untyped-call]
-            except RuntimeError:  # a container may have 64 MB for it: then each process gets a copy
+            except RuntimeError:  # containers may have only 64 MB: each process copies then
                 state["_block"] = self._block.numpy()
         return state
 
@@ -201,7 +201,7 @@ class Cached(Dataset[T]):
 
 
 def _pack(item: Any) -> tuple[npt.NDArray[np.uint8], list[int]]:
-    """The bytes of image and mask; the image's type, whether there is a mask, and their shape."""
+    """Return the bytes of image and mask; the image's type, whether there is a mask, and their shape."""
     masked = isinstance(item, tuple)
     image = (item[0] if masked else item).numpy()
     parts = [image.ravel().view(np.uint8)]

@@ -1,4 +1,4 @@
-"""The pixels of an image file: all the bits and channels it stores, upright."""
+"""Decoding of image files with all the bits and channels they store, upright."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from gmix.runtime.infile import plain_file
 
 Pixels = npt.NDArray[Any]
 
-# What image files may be. Pillow knows more kinds, EPS among them, for which it starts another program.
+# Formats of image files. Pillow supports more, among them EPS, for which it starts another program.
 KINDS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
-# And mask files: these keep a value as it is.
+# Formats of mask files: lossless ones.
 LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
 
 ORIENTATION = 0x0112
-"""The EXIF (and TIFF) tag that says how a picture is turned."""
+"""EXIF (and TIFF) tag of the orientation."""
 
-# Modes of one channel in which Pillow hands over the pixels as they are in the file.
+# One-channel modes in which Pillow returns the pixels as stored.
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
-# What `ImageOps.exif_transpose` does for a value of the tag "orientation".
+# Operations of `ImageOps.exif_transpose` by value of the orientation tag.
 _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -40,7 +40,7 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
 
 
 def upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Turn stored pixels `(H, W)` or `(H, W, C)` as EXIF says a picture is shown.
+    """Rotate or mirror stored pixels `(H, W)` or `(H, W, C)` as EXIF says.
 
     Examples:
         >>> upright(np.array([[1, 2, 3]]), 3)
@@ -51,30 +51,30 @@ def upright(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def orientation(path: str | Path) -> int:
-    """Read how EXIF says that a picture is turned; 1 if it is not, or cannot be read."""
+    """Read the EXIF orientation of an image; 1 if it is upright, or cannot be read."""
     try:
         with open_file(path) as file:
             if is_tiff(file):
                 return tiff_orientation(file)
             if _png_header(file) != (0, 0):
-                # Elsewhere in a PNG file Pillow would have to decode it all to find this.
+                # To find it elsewhere in a PNG file, Pillow would have to decode the whole file.
                 content = file.read()
                 if b"eXIf" not in content and b"rientation" not in content:
                     return 1
             with open_picture(file) as picture:
                 return int(picture.getexif().get(ORIENTATION, 1))
-    except Exception:  # whoever reads the file says what is wrong with it
+    except Exception:  # reading the file will report the error
         return 1
 
 
 def load_image(file: BinaryIO, channels: int) -> Pixels:
-    """Load what is to be seen: `(H, W)` or `(H, W, C)` numbers of any type, the larger the brighter.
+    """Load an image as `(H, W)` or `(H, W, C)` numbers of any type, brighter meaning larger.
 
-    What a file is, it says itself, whatever it is called. Palettes become colours; where one or three `channels`
-    are wanted, an alpha channel is dropped, and for one channel colour becomes grey.
+    The content decides the format, not the file name. Palettes become colours. If one or three `channels` are wanted,
+    an alpha channel is dropped; for one channel, colour becomes grey.
 
     Raises:
-        ValueError: If the file holds more than one picture, or what this cannot read as a picture.
+        ValueError: If the file holds more than one picture, or cannot be decoded.
     """
     depth, colour = _png_header(file)
     if _starts_with(file, b"\x93NUMPY"):
@@ -86,14 +86,15 @@ def load_image(file: BinaryIO, channels: int) -> Pixels:
                 pixels = _without_alpha(pixels, tiff.alpha, tiff.rgb, channels)
                 return upright(pixels, tiff.orientation)
             tiff.check()
-            # Pillow makes RGB of other colours, but not of 16 bits, nor well of pictures that lie on their side.
+            # Pillow converts other colours to RGB, but not with 16 bits, and not well if rows and columns are
+            # swapped.
             if tiff.bits > 8 or tiff.orientation > 4:
                 raise ValueError(
                     "it is turned or deeper than 8 bits, and neither RGB nor grey: save it as RGB"
                 )
     with open_picture(file) as picture:
         _expect_one_picture(picture)
-        if depth == 16 and colour in (2, 4, 6):  # of these Pillow keeps 8 bits
+        if depth == 16 and colour in (2, 4, 6):  # Pillow keeps 8 bits of these
             from imagecodecs import png_decode
 
             file.seek(0)
@@ -104,13 +105,13 @@ def load_image(file: BinaryIO, channels: int) -> Pixels:
 
 
 def load_ids(file: BinaryIO) -> tuple[Pixels, str]:
-    """Load the samples as stored: palette indices, and grey values of few bits as these bits.
+    """Load the samples as stored: palette indices, or grey values in their original bit depth.
 
     Returns:
-        The samples, and what they are, for an error message.
+        The samples, and a description of them for error messages.
 
     Raises:
-        ValueError: If the file holds more than one picture, or is of a kind that changes values.
+        ValueError: If the file holds more than one picture, or has a format that changes values.
     """
     depth, _ = _png_header(file)
     if _starts_with(file, b"\x93NUMPY"):
@@ -125,25 +126,25 @@ def load_ids(file: BinaryIO) -> tuple[Pixels, str]:
         turned = ImageOps.exif_transpose(picture)
         ids = np.array(turned)
         if turned.mode == "L" and depth in (2, 4):
-            ids = ids // (255 // (2**depth - 1))  # Pillow makes the largest value white
+            ids = ids // (255 // (2**depth - 1))  # Pillow scales the largest value to white
         return ids, f"a colour image (mode {turned.mode})"
 
 
 def load_npy(file: BinaryIO) -> Pixels:
-    """Load an array; no pickle is run."""
+    """Load an array, refusing pickles."""
     array: Pixels = np.load(file, allow_pickle=False)
     return array
 
 
 @contextmanager
 def open_file(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file, but no pipe: that would be to wait for whoever may write to it."""
+    """Open a regular file; opening a pipe could block."""
     with plain_file(path).open("rb") as file:
         yield file
 
 
 def open_picture(file: BinaryIO, kinds: tuple[str, ...] = KINDS) -> Image.Image:
-    """Open an image file by Pillow; its pixels are not read yet."""
+    """Open an image file with Pillow, without reading its pixels."""
     file.seek(0)
     try:
         picture = Image.open(file, formats=kinds)
@@ -153,7 +154,7 @@ def open_picture(file: BinaryIO, kinds: tuple[str, ...] = KINDS) -> Image.Image:
     if picture.format == "BMP" and picture.mode in ("1", "L"):
         file.seek(14)
         header = file.read(16)
-        place = 10 if header[0] == 12 else 14  # a header of OS/2 is shorter
+        place = 10 if header[0] == 12 else 14  # OS/2 headers are shorter
         bits = int.from_bytes(header[place : place + 2], "little")
         if bits != {"1": 1, "L": 8}[picture.mode]:
             raise ValueError(
@@ -166,10 +167,10 @@ def open_picture(file: BinaryIO, kinds: tuple[str, ...] = KINDS) -> Image.Image:
 def _pixels(picture: Image.Image, channels: int) -> Pixels:
     turned = ImageOps.exif_transpose(picture)
     if turned.mode in _DEEP:
-        # Some releases of Pillow hold 16-bit PNG files in 32 bits.
+        # Some releases of Pillow load 16-bit PNG files as 32 bits.
         deep = np.array(turned)
         return deep.astype(np.uint16) if picture.format == "PNG" else deep
-    clear = turned.info.pop("transparency", None)  # Pillow would warn that it is lost
+    clear = turned.info.pop("transparency", None)  # Pillow would warn that it gets lost
     if channels in (1, 3):
         return np.array(turned.convert("L" if channels == 1 else "RGB"))
     if turned.mode == "P":
@@ -180,8 +181,8 @@ def _pixels(picture: Image.Image, channels: int) -> Pixels:
 
 
 def _expect_one_picture(picture: Any) -> None:
-    """Refuse what would be lost: pictures after the first, and numbers that Pillow rounds."""
-    # Not of JPEG files, where cameras append smaller or brighter copies; nor of TIFF files, which are looked at.
+    """Refuse files that would lose data: several pictures, or numbers that Pillow rounds."""
+    # Not for JPEG, where cameras append smaller or brighter copies, nor for TIFF, which is checked elsewhere.
     count = getattr(picture, "n_frames", 1) if picture.format in ("PNG", "GIF", "WEBP") else 1
     if count > 1:
         raise ValueError(f"it holds {count} pictures, expected one: save each as a file of its own")
@@ -190,7 +191,7 @@ def _expect_one_picture(picture: Any) -> None:
 
 
 def _without_alpha(pixels: Pixels, alpha: bool, rgb: bool, channels: int) -> Pixels:
-    """Drop alpha, and make grey of RGB, where one or three channels are wanted."""
+    """Drop alpha and convert RGB to grey, if one or three channels are wanted."""
     if channels not in (1, 3):
         return pixels
     if alpha:
@@ -204,7 +205,7 @@ def _without_alpha(pixels: Pixels, alpha: bool, rgb: bool, channels: int) -> Pix
 
 
 def _channels_last(array: Pixels, channels: int) -> Pixels:
-    """Turn an array of either order into `(H, W, C)`; `(H, W)` stays."""
+    """Convert an array in either channel order to `(H, W, C)`; `(H, W)` is unchanged."""
     if array.ndim == 3 and array.shape[2] not in (1, channels) and array.shape[0] in (1, channels):
         return array.transpose(1, 2, 0)
     return array
@@ -222,7 +223,7 @@ def _starts_with(file: BinaryIO, magic: bytes) -> bool:
 
 
 def _png_header(file: BinaryIO) -> tuple[int, int]:
-    """Read bits a sample and type of colour of a PNG file; zeros for others."""
+    """Return the bit depth and colour type of a PNG file; zeros for other files."""
     file.seek(0)
     start = file.read(26)
     file.seek(0)

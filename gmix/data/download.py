@@ -1,4 +1,4 @@
-"""Fetching the data sets that torchvision fetches."""
+"""Download of the data sets that torchvision can fetch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from gmix.data.layouts import LAYOUTS, Layout, find_home
 
 
 def fetch(layout: Layout, root: str | Path) -> None:
-    """Downloads a data set into `root`, unless it is there already.
+    """Download a data set into `root`, unless it is there already.
 
-    PASCAL VOC 2012 (2 GB) and the SBD (1.4 GB) come from where torchvision gets them, and are unpacked as it
-    unpacks them.
+    PASCAL VOC 2012 (2 GB) and the SBD (1.4 GB) are downloaded and unpacked by torchvision.
 
     Raises:
-        ValueError: If torchvision has no download of that data set, or it fails.
+        ValueError: If torchvision cannot download that data set, or the download fails.
     """
     if find_home(layout, root) is not None:
         return
@@ -30,7 +29,7 @@ def fetch(layout: Layout, root: str | Path) -> None:
             datasets.SBDataset(str(root), mode="segmentation", download=True)
         else:
             raise ValueError("its owners give it to registered users only, or elsewhere")
-    except Exception as error:  # whatever a download raises
+    except Exception as error:  # any error of the download
         raise ValueError(
             f"cannot download {layout.title} to {root}: {error}; put it there by hand"
         ) from error

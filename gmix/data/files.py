@@ -1,4 +1,4 @@
-"""Which files make up a data set: folders, masks by name, and even choices."""
+"""Files of a data set: images in folders, masks matched by name, and evenly spaced subsets."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -12,11 +12,11 @@ MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".npy", ".mat")  # lossless on
 
 
 def find_images(folder: str | Path) -> list[Path]:
-    """Image files directly inside a folder, sorted by name.
+    """List the image files directly inside a folder, sorted by name.
 
     Args:
-        folder: The folder; sub-folders and hidden files are not looked at. File types: jpg,
-            jpeg, png, bmp, tif, tiff, webp, npy, in any case.
+        folder: Folder to list; sub-folders and hidden files are ignored. File types: jpg, jpeg, png, bmp, tif, tiff,
+            webp, npy, in any case.
 
     Raises:
         ValueError: If the folder is missing or holds no image.
@@ -25,25 +25,24 @@ def find_images(folder: str | Path) -> list[Path]:
 
 
 def find_masks(folder: str | Path) -> list[Path]:
-    """Mask files directly inside a folder, as `find_images` finds images."""
+    """List the mask files directly inside a folder, like `find_images`."""
     return [Path(folder, name) for name in names_in(Path(folder), MASK_SUFFIXES, "mask")]
 
 
 def match_masks(
     images: Sequence[Path], mask_folder: str | Path
 ) -> tuple[list[Path], list[Path], list[Path]]:
-    """Splits images into those with a mask of the same stem and the rest.
+    """Split images into those with a mask of the same stem and the rest.
 
     Args:
         images: Image files.
-        mask_folder: Folder of png, bmp, tif, npy or mat masks, named like their image.
+        mask_folder: Folder of png, bmp, tif, npy or mat masks, named like their images.
 
     Returns:
-        Images with a mask, their masks (same order), and the images without one.
+        Images with a mask, their masks in the same order, and the images without one.
 
     Raises:
-        ValueError: If the folder is missing or empty, two files share a stem, or no image has
-            a mask.
+        ValueError: If the folder is missing or empty, two files share a stem, or no image has a mask.
     """
     masks = _by_stem(find_masks(mask_folder))
     stems = _by_stem(images)
@@ -58,10 +57,10 @@ def match_masks(
 
 
 def pair_masks(images: Sequence[Path], mask_folder: str | Path) -> list[Path]:
-    """The mask of every image, by stem, in the order of the images.
+    """Return the mask of each image, matched by stem, in the order of the images.
 
     Raises:
-        ValueError: As `match_masks`, and if any image has no mask (the first one is named).
+        ValueError: As in `match_masks`, and if an image has no mask; the message names the first one.
     """
     _, masks, rest = match_masks(images, mask_folder)
     if rest:
@@ -73,16 +72,16 @@ def pair_masks(images: Sequence[Path], mask_folder: str | Path) -> list[Path]:
 
 
 def masks_without_image(images: Iterable[Path], mask_folder: str | Path) -> tuple[list[Path], int]:
-    """Masks that `match_masks` leaves aside, because no image has their stem, and how many masks there are."""
+    """Return masks that match no image, and the number of all masks in the folder."""
     masks = find_masks(mask_folder)
     stems = {image.stem for image in images}
     return [mask for mask in masks if mask.stem not in stems], len(masks)
 
 
 def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
-    """Keeps `count` items at even distances, the first one always.
+    """Select `count` items at even distances, beginning with the first.
 
-    Every k-th item where some k gives exactly `count` of them, else item `floor(i * len / count)`.
+    This is every k-th item if some k gives exactly `count` of them, else item `floor(i * len / count)`.
 
     Raises:
         ValueError: If `count` is not in `1..len(items)`.
@@ -101,18 +100,18 @@ def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
 
 
 def names_in(folder: Path, suffixes: Sequence[str], what: str) -> list[str]:
-    """Of the files in a folder that end so."""
+    """List the names of the files in a folder that have one of these suffixes."""
     if not folder.is_dir():
         raise ValueError(f"the {what} folder {folder} does not exist")
     names: list[str] = []
     others: list[str] = []
-    with os.scandir(folder) as entries:  # which knows what is a file: of a million none is asked
+    with os.scandir(folder) as entries:  # knows the file types: no file is queried itself
         for entry in entries:
             if entry.name[0] != "." and entry.name.lower().endswith(tuple(suffixes)):
                 plain = entry.is_file(follow_symlinks=False) or Path(entry).is_file()
                 (names if plain else others).append(entry.name)
     for path in sorted(folder / name for name in others):
-        if path.is_symlink() and not path.exists():  # such a data set is not a smaller one
+        if path.is_symlink() and not path.exists():  # a broken link is an error
             raise ValueError(f"{path} is a link that leads nowhere: mend or delete it")
     if not names:
         kinds = ", ".join(suffix[1:] for suffix in suffixes)

@@ -1,4 +1,4 @@
-"""Reading one image file into a tensor."""
+"""Reading of an image file into a tensor."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torchvision import tv_tensors
 
 from gmix.data.decode import Pixels, load_image, open_file
 
-# Half a step of 8 bits: what resampling and float16 leave beside 0..1.
+# Half a step of 8 bits: the error that resampling and float16 leave outside 0..1.
 _ROUNDING = 0.5 / 255
 
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """What images are read as.
+    """Format in which images are read.
 
     Attributes:
-        channels: 1 (grey), 3 (RGB), or as many as the files have, e.g. 4.
-        span: The pixel values that become 0 and 255, in files of more than 8 bits. Without it these are 0 and
-            65535 for 16 bits and 0 and 1 for floating point.
+        channels: 1 (grey), 3 (RGB), or the number of channels of the files, e.g. 4.
+        span: Pixel values that become 0 and 255, in files of more than 8 bits. The default is 0 and 65535 for 16 bits,
+            0 and 1 for floating point.
 
     Examples:
         >>> ImageFormat(channels=1, span=(0, 4095)).scaled(np.array([4095], dtype=np.uint16))
@@ -41,7 +41,7 @@ class ImageFormat:
             raise ValueError(f"`span` must be two rising numbers, got {self.span}")
 
     def scaled(self, pixels: Pixels) -> Pixels:
-        """Pixels of any type as uint8 (if they are that) or float32, 0..255.
+        """Convert pixels to 0..255: bool and uint8 to uint8, all other types to float32.
 
         Raises:
             ValueError: If their range is not known.
@@ -51,13 +51,13 @@ class ImageFormat:
         if pixels.dtype == np.uint8:
             return pixels
         low, high = self._black_and_white(pixels)
-        # Whole numbers of 32 bits and the like are more than float32 tells apart.
+        # float32 cannot hold every integer of 32 or more bits.
         fine: Pixels = pixels.astype(np.float32 if pixels.itemsize <= 2 else np.float64)
         scaled: Pixels = np.clip((fine - low) * (255 / (high - low)), 0, 255).astype(np.float32)
         return scaled
 
     def _black_and_white(self, pixels: Pixels) -> tuple[float, float]:
-        """Tell which values become 0 and 255, if that can be known."""
+        """Return the values that become 0 and 255."""
         kind = pixels.dtype.kind
         if kind not in "iuf":
             raise ValueError(f"its pixels are {pixels.dtype}: expected numbers")
@@ -65,7 +65,7 @@ class ImageFormat:
             raise ValueError("some of its pixels are nan or infinite: give them a value")
         if self.span is not None:
             return self.span
-        if kind == "u" and pixels.itemsize == 2:  # in either order of bytes
+        if kind == "u" and pixels.itemsize == 2:  # in either byte order
             return 0, 65535
         if kind != "f":
             raise ValueError(
@@ -85,34 +85,33 @@ RGB = ImageFormat()
 
 
 def read_image(path: str | Path | BinaryIO, format: ImageFormat = RGB) -> tv_tensors.Image:
-    """Reads an image upright (EXIF orientation).
+    """Read an image upright (EXIF orientation).
 
-    Files of one channel become RGB and colour becomes grey where the format wants that; an alpha channel is
-    dropped, unless four channels are wanted. `.npy` files hold `(H, W)`, `(H, W, C)` or `(C, H, W)`; TIFF files
-    may have any number of channels.
+    Grey becomes RGB, and colour becomes grey, as the format requires. An alpha channel is dropped unless four channels
+    are wanted. `.npy` files hold `(H, W)`, `(H, W, C)` or `(C, H, W)`; TIFF files may have any number of channels.
 
     Args:
-        path: A file, or what is in one.
-        format: What it is read as.
+        path: A path, or an open binary file.
+        format: Format to read it in.
 
     Returns:
         `(C, H, W)`: uint8 if the file has 8 bits, else float32 in 0..255.
 
     Raises:
-        ValueError: If the file cannot be read or has another number of channels; names it.
+        ValueError: If the file cannot be read or has another number of channels; the message names it.
     """
     try:
         pixels = format.scaled(_load(path, format.channels))
-    except Exception as error:  # readers raise nearly anything on a broken file
+    except Exception as error:  # decoders raise all kinds of errors
         raise ValueError(f"cannot read image {path}: {error}") from None
     return tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(pixels)))
 
 
 def value_span(path: str | Path, channels: int = 3) -> tuple[float, float] | None:
-    """Find the least and the largest number in an image file; `None` for one of 8 bits or fewer.
+    """Return the smallest and largest value in an image file; `None` for files of up to 8 bits.
 
     Raises:
-        ValueError: As `read_image`.
+        ValueError: As in `read_image`.
     """
     try:
         pixels = _load(path, channels)
@@ -124,7 +123,7 @@ def value_span(path: str | Path, channels: int = 3) -> tuple[float, float] | Non
 
 
 def _load(path: str | Path | BinaryIO, channels: int) -> Pixels:
-    """Load `(C, H, W)` numbers of any type."""
+    """Load the numbers of an image as `(C, H, W)`, of any type."""
     if isinstance(path, (str, Path)):
         with open_file(path) as file:
             return _channels_first(load_image(file, channels), channels)
@@ -147,10 +146,10 @@ def _channels_first(pixels: Pixels, channels: int) -> Pixels:
 
 
 def to_rgb(image: torch.Tensor) -> npt.NDArray[np.uint8]:
-    """An image to look at: of one or two channels the first in grey, of more the first three as RGB.
+    """Convert an image to RGB for display: the first of one or two channels in grey, else the first three.
 
     Args:
-        image: `(C, H, W)` in 0..255.
+        image: Tensor `(C, H, W)` in 0..255.
 
     Returns:
         uint8 `(H, W, 3)`.
@@ -160,6 +159,6 @@ def to_rgb(image: torch.Tensor) -> npt.NDArray[np.uint8]:
         [[[7, 7, 7]]]
     """
     shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-    # By numpy: this is called in threads, for each of which torch would start threads of its own.
+    # numpy, because this runs in threads, in each of which torch would start further threads.
     pixels: npt.NDArray[np.uint8] = shown.permute(1, 2, 0).numpy().round().astype(np.uint8)
     return pixels

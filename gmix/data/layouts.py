@@ -20,23 +20,23 @@ TRAIN_VAL_TEST = {"train": "train", "val": "val", "test": "test"}
 
 @dataclass(frozen=True)
 class Layout:
-    """How a data set lies in its folder.
+    """File layout of a known data set.
 
-    `images` and `masks` are paths below the root, without suffix. In them `{name}` is the name of an image,
-    `{split}` the folder of a split, `{city}` what precedes the first underscore of the name. Where several are
-    given, people have the data set in several forms, and the first that is there is meant.
+    `images` and `masks` are paths below the root, without suffix. In them `{name}` is the name of an image, `{split}`
+    the folder of a split, and `{city}` the part of the name before the first underscore. Several paths stand for
+    alternative forms of the data set; the first that exists is used.
 
     Attributes:
-        title: The data set, as people call it.
-        table: Its classes: `tables/TABLE.tsv` has a line for each, with the raw id in the mask.
-        images: Where an image may lie.
-        masks: Where its mask may lie.
-        lists: Where the list of a split lies, `{list}` being its name; empty: splits are folders.
-        splits: The folder of each split.
-        homes: Where the data set may lie below the root, for those who unpacked an archive there.
-        ignored: Raw ids without a class that do occur. Where a table's raw ids are its class ids, any other
-            id but 255 is an error.
-        class_ids: Endings of the masks that hold class ids already, in place of raw ids.
+        title: Name of the data set, for messages.
+        table: Table of its classes: `tables/TABLE.tsv` has a line for each, with the raw id in masks.
+        images: Possible paths of images.
+        masks: Possible paths of masks.
+        lists: Path of the list of a split, with its name as `{list}`; empty if splits are folders.
+        splits: Folder of each split.
+        homes: Folders below the root that may hold the data set, for archives unpacked there.
+        ignored: Raw ids that occur in masks but belong to no class. If raw ids are class ids, any other id but 255 is
+            an error.
+        class_ids: Suffixes of the masks that hold class ids instead of raw ids.
 
     Examples:
         >>> LAYOUTS["cityscapes"].title, len(LAYOUTS["cityscapes"].classes().names)
@@ -54,14 +54,14 @@ class Layout:
     class_ids: tuple[str, ...] = ()
 
     def classes(self, masks: Iterable[Path] = ()) -> Classes:
-        """Class names, colours and label map.
+        """Return class names, colours and label map.
 
         Args:
-            masks: The masks that will be read: where a data set has masks with raw and others with class ids,
-                their names tell which these are. Without masks: raw ids.
+            masks: Masks that will be read. If a data set has masks with raw ids and masks with class ids, their names
+                tell which these are. Without masks: raw ids.
 
         Raises:
-            ValueError: If there are some of both.
+            ValueError: If there are both kinds.
 
         Examples:
             >>> LAYOUTS["cityscapes"].classes([Path("a_gtFine_labelIds.png")]).label_map[7]
@@ -150,11 +150,11 @@ LAYOUTS = {
         ignored=(11,),
     ),
 }
-"""The data sets known by name."""
+"""Known data sets, by name."""
 
 
 def read_table(table: str) -> tuple[list[int], tuple[str, ...], tuple[Color, ...] | None]:
-    """Raw ids, names and (where the data set has its own) colours of a data set's classes."""
+    """Read the raw ids, names and (if the data set defines them) colours of a data set's classes."""
     text = (files("gmix.data") / "tables" / f"{table}.tsv").read_text(encoding="utf-8")
     raw, names, colors = zip(*(line.split("\t") for line in text.splitlines()[1:]), strict=True)
     rgb = [bytes.fromhex(color) for color in colors if color]
@@ -163,33 +163,33 @@ def read_table(table: str) -> tuple[list[int], tuple[str, ...], tuple[Color, ...
 
 
 def images_of(layout: Layout, root: str | Path, listing: str | Path) -> Paths:
-    """The images of a split; masks are neither needed nor looked for.
+    """List the images of a split; no masks are needed or searched for.
 
     Args:
-        layout: Of the data set.
-        root: Its folder.
-        listing: The name of a split, or a list file as `read_split` reads it. Its entries are names of images, with
-            or without folders and suffix, or pairs of paths below the root, which need no layout.
+        layout: Layout of the data set.
+        root: Folder of the data set.
+        listing: Name of a split, or a list file as `read_split` reads it. Its entries are names of images, with or
+            without folders and suffix, or pairs of paths below the root, which need no layout.
 
     Raises:
-        ValueError: If the split or a file of it is missing.
+        ValueError: If the split or one of its files is missing.
     """
     return Finder(layout, root).images(listing)
 
 
 def masks_of(layout: Layout, root: str | Path, listing: str | Path) -> list[Path]:
-    """The masks of a split, in the order of `images_of`.
+    """List the masks of a split, in the order of `images_of`.
 
-    A mask that the list names itself is taken if it is there; the others are found by the image's name.
+    A mask that is named in the list is used if it exists; the others are found by the image's name.
 
     Raises:
-        ValueError: As `images_of`.
+        ValueError: As in `images_of`.
     """
     return Finder(layout, root).masks(listing)
 
 
 def find_home(layout: Layout, root: str | Path) -> Path | None:
-    """The folder that holds a data set: the root, or one that its archive makes there; None if there is none."""
+    """Return the folder that holds a data set: the root, or one that its archive creates; else None."""
     for home in layout.homes:
         for template in (*layout.images, *layout.masks):
             for place in _in_splits(layout, template.split("/")[0]):
@@ -199,14 +199,14 @@ def find_home(layout: Layout, root: str | Path) -> Path | None:
 
 
 class Finder:
-    """Finds the files of a data set, entry by entry.
+    """Search for the files of a data set, entry by entry.
 
     Args:
-        layout: Of the data set.
-        root: Its folder.
+        layout: Layout of the data set.
+        root: Folder of the data set.
 
     Raises:
-        ValueError: If the root is no folder.
+        ValueError: If the root is not a folder.
     """
 
     def __init__(self, layout: Layout, root: str | Path) -> None:
@@ -215,12 +215,12 @@ class Finder:
         self.home = Path(root) if home is None else home
         self._wrong = "" if home is not None else f": is {root} the folder of {layout.title}?"
         self._folders: dict[str, tuple[str, frozenset[str]]] = {}
-        self._template: str | None = None  # of the masks, once the first was found
+        self._template: str | None = None  # of masks, once the first was found
         if not Path(root).is_dir():
             raise ValueError(f"{root} is no folder: expected that of {layout.title}")
 
     def entries(self, listing: str | Path) -> Iterable[Entry]:
-        """What a list names, or what lies in the folder of a split.
+        """Return the entries of a list, or the images in the folder of a split.
 
         Raises:
             ValueError: If there is neither.
@@ -246,34 +246,34 @@ class Finder:
                     return [Entry(name) for name in found]
         lists = (home / layout.lists).parent
         where = f"in {lists}" if layout.lists else f"a split with images ({', '.join(splits)})"
-        # The one list that is looked for unasked: whoever brings lists of their own folders has none such.
+        # `val` is the only list that is searched for by default; users with lists of their own may have no such list.
         hint = " (without one, give --val-images DIR --val-masks DIR)" * (str(listing) == "val")
         raise ValueError(f"the list {listing} is neither {where} nor a file{self._wrong}{hint}")
 
     def images(self, listing: str | Path) -> Paths:
-        """`images_of`, by a finder that knows the folders of earlier lists."""
+        """Return the images of a list like `images_of`, reusing the folders read for earlier lists."""
         return Paths(map(self._image, self.entries(listing)))
 
     def masks(self, listing: str | Path) -> list[Path]:
-        """`masks_of`, by a finder that knows the folders of earlier lists."""
+        """Return the masks of a list like `masks_of`, reusing the folders read for earlier lists."""
         return [self.mask(entry) for entry in self.entries(listing)]
 
     def pairs(self, listing: str | Path) -> tuple[list[Path], list[Path]]:
-        """Both, of a list that is read once."""
+        """Return the images and masks of a list, which is read only once."""
         entries = list(self.entries(listing))
         return [self.image(entry) for entry in entries], [self.mask(entry) for entry in entries]
 
     def image(self, entry: Entry) -> Path:
-        """The image of an entry.
+        """Return the image of an entry.
 
         Raises:
-            ValueError: If it is not there.
+            ValueError: If it does not exist.
         """
         return Path(self._image(entry))
 
     def _image(self, entry: Entry) -> str:
         name = entry.image
-        if "/" not in name and "." not in name:  # what most lists have, and some a million times
+        if "/" not in name and "." not in name:  # the usual case: lists may have a million names
             for prefix, present in self._usual_folders:
                 for suffix in IMAGE_SUFFIXES:
                     if name + suffix in present:
@@ -288,16 +288,16 @@ class Finder:
 
     @cached_property
     def _usual_folders(self) -> list[tuple[str, frozenset[str]]]:
-        """Where images lie that are named by their name alone."""
+        """Return the folders of images that are listed by name alone."""
         templates = (t for t in self.layout.images if t.endswith("/{name}") and "{city}" not in t)
         places = (place for t in templates for place in _in_splits(self.layout, t))
         return [self._folder(place.rpartition("/")[0]) for place in places]
 
     def mask(self, entry: Entry) -> Path:
-        """The mask of an entry.
+        """Return the mask of an entry.
 
         Raises:
-            ValueError: If it is not there.
+            ValueError: If it does not exist.
         """
         path = None if entry.mask is None else self._first([entry.mask], MASK_SUFFIXES)
         if path is not None:
@@ -307,7 +307,7 @@ class Finder:
         for template in templates:
             path = self._first([template.format(**each) for each in fields], MASK_SUFFIXES)
             if path is not None:
-                self._template = template  # masks of one kind for all
+                self._template = template  # the same kind of masks for all
                 return Path(path)
         expected = self.home / templates[-1].format(**fields[0])
         raise ValueError(
@@ -315,14 +315,14 @@ class Finder:
         )
 
     def _places(self, name: str) -> Iterator[str]:
-        """Where an image of that name may lie: what looks like a path is first taken for one."""
+        """Yield possible paths of an image; what looks like a path is tried as a path first."""
         if "/" in name or "." in name:
             yield name
         yield from self._in_layout(name)
         yield name
 
     def _in_layout(self, name: str) -> Iterator[str]:
-        """Where the layout has images of that name."""
+        """Yield the paths of an image of that name in the layout."""
         stem = _without_suffix(name, IMAGE_SUFFIXES)
         for template in self.layout.images:
             bare = stem.removesuffix(template.rpartition("}")[2])
@@ -332,8 +332,8 @@ class Finder:
                 yield place.format(city=bare.partition("_")[0], name=bare)
 
     def _fields(self, entry: Entry) -> list[dict[str, str]]:
-        """What may have to be put into the template of its mask."""
-        if not self.layout.splits:  # the name alone, be there an image or not
+        """Return candidate values for the placeholders in the template of an entry's mask."""
+        if not self.layout.splits:  # the image need not exist
             name = _without_suffix(entry.image, (*IMAGE_SUFFIXES, *MASK_SUFFIXES))
             return [{"name": name}, {"name": name.rpartition("/")[2]}]
         relative = self.image(entry).relative_to(self.home).with_suffix("").as_posix()
@@ -346,7 +346,7 @@ class Finder:
         return fields or [{"split": "SPLIT", "city": "CITY", "name": relative}]
 
     def _first(self, names: Iterable[str], suffixes: Sequence[str]) -> str | None:
-        """The first file there is, with a suffix of its own or one of these."""
+        """Return the first file that exists, with its own suffix or one of `suffixes`."""
         for name in names:
             folder, _, last = name.rpartition("/")
             prefix, present = self._folder(folder)
@@ -358,10 +358,10 @@ class Finder:
         return None
 
     def _folder(self, folder: str) -> tuple[str, frozenset[str]]:
-        """What stands before the names in a folder, and these; it is read once.
+        """Return the path prefix and the file names of a folder, which is read only once.
 
-        To ask the disk for every single file of a list of a million takes long, and to trust the list would let
-        a training stop at a missing image after hours.
+        Querying every file of a list of a million takes long; trusting the list would let a training stop at a missing
+        image after hours.
         """
         if folder not in self._folders:
             path = self.home / folder

@@ -1,4 +1,4 @@
-"""Reading mask files, and what they say of themselves beside each other."""
+"""Reading of mask files, and checks of masks against each other."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ Found = TypeVar("Found")
 
 
 def read_mask(path: str | Path, classes: Classes, orientation: int = 1) -> tv_tensors.Mask:
-    """Read a mask upright as class ids: palette *indices*, grey values or numbers, through the label map.
+    """Read a mask upright and convert palette indices, grey values or numbers to class ids.
 
-    Values are taken as stored: of a grey PNG file of 2 bits these are 0 to 3. `.npy` files hold an array of whole
-    numbers; `.mat` files what the SBD and PASCAL Context have in theirs (`GTcls.Segmentation`, `LabelMap`).
+    Values are read as stored: those of a grey PNG file of 2 bits are 0 to 3. `.npy` files hold an array of integers;
+    `.mat` files hold the variables of the SBD and PASCAL Context (`GTcls.Segmentation`, `LabelMap`).
 
     Args:
-        path: The file.
+        path: Mask file.
         classes: Class names and label map.
-        orientation: How to turn it, as EXIF has it, if it was drawn on stored pixels that are shown turned.
+        orientation: EXIF orientation to apply, for a mask drawn on the stored pixels of a photo that is shown rotated.
 
     Returns:
-        int64 tensor `(H, W)` of class ids and 255.
+        Tensor `(H, W)`, int64, of class ids and 255.
 
     Raises:
-        ValueError: If the file cannot be read, is a colour image, or (without a label map) holds
-            an id that is no class; names file and value.
+        ValueError: If the file cannot be read, is a colour image, or (without a label map) holds an unknown id; the
+            message names file and value.
     """
     ids = upright(_whole_ids(path), orientation)
     if classes.label_map is None:
@@ -56,14 +56,14 @@ def read_mask(path: str | Path, classes: Classes, orientation: int = 1) -> tv_te
     return tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(ids)))
 
 
-WHITE = {0: 0, 1: 1, IGNORE: 1}  # the label map of masks with a foreground of 255
+WHITE = {0: 0, 1: 1, IGNORE: 1}  # label map of masks whose foreground is 255
 
 
 def check_white(classes: Classes, masks: Sequence[Path]) -> None:
-    """Refuse other masks, for a model that reads 255 as the foreground, in which 255 must be something else.
+    """Refuse masks where 255 cannot be the foreground, for a model that reads 255 as the foreground.
 
     Raises:
-        ValueError: If one of them holds 1 as well; names it.
+        ValueError: If a mask holds 1 as well; the message names it.
     """
     if not classes.binary or classes.label_map != WHITE:
         return
@@ -76,10 +76,10 @@ def check_white(classes: Classes, masks: Sequence[Path]) -> None:
 
 
 def fit_binary(classes: Classes, masks: Sequence[Path]) -> Classes:
-    """Read 255 as the foreground of a binary problem without a label map, if that is how the masks store it.
+    """Map 255 to the foreground of a binary problem without a label map, if masks store it so.
 
     Raises:
-        ValueError: As `holds_only_0_and_255`.
+        ValueError: As in `holds_only_0_and_255`.
     """
     if classes.binary and classes.label_map is None and holds_only_0_and_255(masks):
         return replace(classes, label_map=WHITE)
@@ -87,18 +87,18 @@ def fit_binary(classes: Classes, masks: Sequence[Path]) -> Classes:
 
 
 def holds_only_0_and_255(masks: Sequence[Path]) -> bool:
-    """Tell whether a binary data set has its foreground stored as 255, as most editors do.
+    """Return whether a binary data set stores its foreground as 255, as most editors do.
 
-    That is so if 255 occurs and nothing but 0 beside it; where masks have a 1, 255 is what is ignored.
+    This is the case if 255 occurs and only 0 besides; in masks with a 1, 255 is ignored pixels.
 
     Raises:
-        ValueError: If some masks are of one kind and some of the other; names one of each.
+        ValueError: If the masks are of both kinds; the message names one of each.
     """
     ones: Path | None = None
     whites: Path | None = None
     for path, seen in zip(masks, _in_threads(_readable_values, masks), strict=True):
         if seen - {0, 1, IGNORE}:
-            return False  # whoever reads it says what is wrong
+            return False  # reading the mask will report the error
         if 1 in seen:
             ones = ones or path
         elif IGNORE in seen:
@@ -115,17 +115,17 @@ def _readable_values(path: Path) -> set[int]:
     try:
         return set(_values(path))
     except ValueError:
-        return set()  # whoever reads it says what is wrong, or leaves it out
+        return set()  # reading the mask will report the error, or skip it
 
 
 class _Painted(NamedTuple):
-    """Tell how a mask file shows its indices."""
+    """A mask file and its palette."""
 
     path: Path
     palette: npt.NDArray[np.uint8]  # (N, 3)
 
     def color(self, index: int) -> Color | None:
-        """Tell the colour of an index, if the palette has one."""
+        """Return the colour of an index, or None if the palette has none."""
         if index >= len(self.palette):
             return None
         red, green, blue = self.palette[index].tolist()
@@ -133,15 +133,15 @@ class _Painted(NamedTuple):
 
 
 def compare_palettes(masks: Sequence[Path]) -> list[str]:
-    """Compare the palettes of masks: where each file was given one of its own, indices are no classes.
+    """Compare the palettes of masks: if each file has its own palette, indices are not classes.
 
-    Pixels are only read where palettes differ.
+    Pixels are only read if palettes differ.
 
     Returns:
-        A sentence if an index has several colours, which may be on purpose.
+        A sentence if an index has several colours, which may be intended; else an empty list.
 
     Raises:
-        ValueError: If a colour has another index in one mask than in another; names both.
+        ValueError: If a colour has different indices in two masks; the message names both.
     """
     raw = list(_in_threads(_palette_bytes, masks))
     kinds = {palette for palette in raw if palette is not None}
@@ -157,7 +157,7 @@ def compare_palettes(masks: Sequence[Path]) -> list[str]:
             if color is None:
                 continue
             first, other = colors.setdefault(color, (index, mask))
-            # A palette may well show two indices alike.
+            # A palette may show two indices in the same colour.
             if first != index and color not in (mask.color(first), other.color(index)):
                 raise ValueError(
                     f"the colour {color} is {first} in mask {other.path} but {index} in {mask.path}: indices of "
@@ -180,7 +180,7 @@ def _paint(path: Path) -> tuple[_Painted, list[int]]:
 
 
 def _palette_bytes(path: Path) -> tuple[str, bytes] | None:
-    """Read the palette of a file, not its pixels; None if it has none, or for whoever reads it to say what it is."""
+    """Read the palette of a file without its pixels; None if it has none or cannot be read."""
     try:
         with open_file(path) as file, open_picture(file, LOSSLESS) as picture:
             palette: Any = picture.palette if picture.mode == "P" else None
@@ -200,10 +200,10 @@ def _values(path: str | Path) -> list[int]:
 
 
 def _whole_ids(path: str | Path) -> Ids:
-    """Return what a mask file holds, if these are whole numbers, one a pixel."""
+    """Return the values of a mask file, which must be one integer per pixel."""
     try:
         ids, kind = _load(Path(path))
-    except Exception as error:  # readers raise nearly anything on a broken file
+    except Exception as error:  # decoders raise all kinds of errors
         raise ValueError(f"cannot read mask {path}: {error}") from None
     if ids.ndim != 2 or ids.dtype.kind not in "biu":
         raise ValueError(

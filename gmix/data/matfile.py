@@ -1,4 +1,4 @@
-"""Masks in MATLAB files, as the SBD and PASCAL Context have them."""
+"""Masks in MATLAB files, in the formats of the SBD and PASCAL Context."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-# A mask of the SBD has 25 arrays. SciPy reads one inside of another by calling itself, in a stack that ends.
+# A mask of the SBD has 25 arrays. SciPy reads nested arrays recursively, and the stack is finite.
 MOST_ARRAYS = 200
 MOST_BYTES = 2**30
 
@@ -22,12 +22,12 @@ def load_mat(file: BinaryIO) -> npt.NDArray[Any]:
     """Load `GTcls.Segmentation` or `LabelMap`.
 
     Raises:
-        ValueError: If there is neither, or the file nests arrays without end.
+        ValueError: If there is neither, or the file nests arrays too deeply.
     """
     from scipy.io import loadmat, whosmat
 
     content = file.read()
-    if 0 not in content[:4]:  # else it is of version 4, which knows no arrays of arrays
+    if 0 not in content[:4]:  # else version 4, which has no nested arrays
         _check_nesting(content)
     wanted = ("GTcls", "LabelMap")
     options: dict[str, Any] = {"squeeze_me": True, "struct_as_record": False}
@@ -41,7 +41,7 @@ def load_mat(file: BinaryIO) -> npt.NDArray[Any]:
 
 
 def _check_nesting(content: bytes) -> None:
-    """Count the arrays of a file of version 5 by the headers of its elements."""
+    """Count the arrays of a file of version 5 by the headers of its elements, and refuse too many."""
     order = "<" if content[126:128] == b"IM" else ">"
     place, arrays = 128, 0
     while place + 8 <= len(content) and arrays <= MOST_ARRAYS:
@@ -52,9 +52,7 @@ def _check_nesting(content: bytes) -> None:
             if len(data) == MOST_BYTES:
                 raise ValueError(f"it unpacks to more than {MOST_BYTES} bytes")
             arrays = max(arrays, _count_arrays(data, 0, order))
-        elif (
-            kind == _MATRIX
-        ):  # to the end of the file, since SciPy does not heed the size of an array
+        elif kind == _MATRIX:  # to the end of the file: SciPy ignores the size of an array
             arrays = max(arrays, _count_arrays(content, place, order))
         place += 8 + size
     if arrays > MOST_ARRAYS:
@@ -66,13 +64,13 @@ def _count_arrays(data: bytes, place: int, order: str) -> int:
     while place + 8 <= len(data) and count <= MOST_ARRAYS:
         kind, size = struct.unpack_from(f"{order}II", data, place)
         place += 8
-        if kind == _MATRIX:  # its parts come next
+        if kind == _MATRIX:  # its elements follow
             count += 1
             if size and place + 8 <= len(data):
-                # SciPy takes 16 bytes for the flags, whatever their header says.
+                # SciPy reads 16 bytes of flags, whatever their header says.
                 if struct.unpack_from(f"{order}II", data, place) != _FLAGS:
                     raise ValueError("an array in it does not begin as MATLAB's do")
                 place += 16
-        elif kind >> 16 == 0:  # else it is small, and its data are in the header
+        elif kind >> 16 == 0:  # else a small element: its data are in the header
             place += (size + 7) // 8 * 8
     return count

@@ -1,4 +1,4 @@
-"""A million paths in little memory, and finding them in a second or two."""
+"""Compact lists of a million paths, and fast operations on them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from gmix.data.files import IMAGE_SUFFIXES, names_in
 
 
 class Paths(Sequence[Path]):
-    """Paths as one block of text: about as many bytes as they have letters, and 8 each.
+    """Paths in one block of text, which takes their bytes and 8 more for each.
 
-    A list of a million `Path` takes 330 MB, and each loader process soon has a copy of its own: looking at
-    an object of Python writes to it. Here there is no object until a path is asked for. The block is a
-    tensor, which processes share however they were started.
+    A list of a million `Path` takes 330 MB, and each loader process soon has its own copy, because reading a Python
+    object writes its reference count. Here a path becomes an object only on access. The block is a tensor, which
+    processes share whether they were forked or spawned.
 
     Args:
-        paths: Any paths; they are looked at once.
+        paths: Any paths; iterated over once.
 
     Examples:
         >>> paths = Paths(["b/2.jpg", Path("a") / "1.jpg"])
@@ -35,10 +35,10 @@ class Paths(Sequence[Path]):
     def __init__(self, paths: Iterable[str | Path]) -> None:
         text, lengths, all_texts = bytearray(), array("q", [0]), _texts(paths)
         while some := [path.encode("utf-8", "surrogatepass") for path in islice(all_texts, 4096)]:
-            text += b"".join(some)  # file names need not be Unicode
+            text += b"".join(some)  # file names need not be valid Unicode
             lengths.extend(map(len, some))
         self._text = torch.frombuffer(text or bytearray(1), dtype=torch.uint8)
-        # By numpy: torch would start threads, which a process forked later on waits for in vain.
+        # numpy, because torch would start threads, which deadlock processes forked later.
         self._ends = torch.from_numpy(np.cumsum(np.frombuffer(lengths, dtype=np.int64)))
 
     def __len__(self) -> int:
@@ -57,13 +57,13 @@ class Paths(Sequence[Path]):
         return map(Path, self.texts())
 
     def text(self, index: int) -> str:
-        """One path as text. Python keeps room for the names of every `Path` there was, not for those of texts."""
+        """Return a path as text; unlike a `Path`, it leaves no interned names in memory."""
         place = range(len(self))[index]
         (path,) = self._slice(place, place + 1)
         return path
 
     def texts(self) -> Iterator[str]:
-        """Every path as text."""
+        """Yield every path as text."""
         for first in range(0, len(self), 4096):
             yield from self._slice(first, first + 4096)
 
@@ -74,7 +74,7 @@ class Paths(Sequence[Path]):
             yield text[start - ends[0] : end - ends[0]].decode("utf-8", "surrogatepass")
 
     def without(self, others: Iterable[str | Path]) -> Paths:
-        """Those that are not among `others`, however either spells the folders.
+        """Return the paths that are not among `others`, even if folders are spelled differently.
 
         Examples:
             >>> [path.name for path in Paths(["a", "b", "c"]).without([Path("x/../b")])]
@@ -82,27 +82,27 @@ class Paths(Sequence[Path]):
         """
         alike = Spelling()
         out = {os.path.normcase(alike(text)) for text in _texts(others)}
-        if os.path is posixpath:  # where names have one case, and no time need be spent on it
+        if os.path is posixpath:  # file names are case-sensitive: skip the slow normcase
             return Paths(text for text in self.texts() if alike(text) not in out)
         return Paths(text for text in self.texts() if os.path.normcase(alike(text)) not in out)
 
     @classmethod
     def union(cls, *groups: Iterable[str | Path]) -> Paths:
-        """Each path of any group once, in the order of paths: folder by folder, each as it was spelled first.
+        """Merge groups of paths: sorted, without duplicates, in the spelling met first.
 
         Examples:
             >>> [path.as_posix() for path in Paths.union(["a-b/x", "a/z"], [Path("a/y"), "a/b/../z"])]
             ['a/y', 'a/z', 'a-b/x']
         """
         alike = Spelling()
-        # With nothing smaller between folders this is the order of `sorted` over `Path`.
+        # With the smallest character between folders, this is the order of `sorted` over `Path`.
         keys = [alike(text).replace(os.sep, "\0") for group in groups for text in _texts(group)]
         keys.sort()
         return cls(key.replace("\0", os.sep) for key, _ in groupby(keys))
 
 
 class Spelling:
-    """One spelling of each folder, the first it is met in: absolute or not, through `..` or a link, it is the same.
+    """Map each folder to the spelling met first, whether absolute, relative, through `..` or a link.
 
     Examples:
         >>> alike = Spelling()
@@ -115,7 +115,7 @@ class Spelling:
         self._known: dict[str, str] = {}
 
     def __call__(self, path: str) -> str:
-        """The path with its folder in that spelling; a folder is looked up once, for there may be a million paths."""
+        """Return the path with its folder in that spelling; each folder is resolved only once."""
         name = path.rpartition(os.sep)[2]
         folder = path[: len(path) - len(name)]
         if folder not in self._known:
@@ -124,17 +124,17 @@ class Spelling:
 
 
 def folder_images(folder: str | Path) -> Paths:
-    """What `find_images` finds, for folders of any size: no file is looked at alone.
+    """List images like `find_images`, for folders of any size: files are not queried one by one.
 
     Raises:
-        ValueError: As `find_images`.
+        ValueError: As in `find_images`.
     """
     prefix = prefix_of(Path(folder))
     return Paths(prefix + name for name in names_in(Path(folder), IMAGE_SUFFIXES, "image"))
 
 
 def prefix_of(folder: Path) -> str:
-    """What stands before the names in a folder: nothing for the current one."""
+    """Return what precedes the file names in paths of a folder: nothing for the current one."""
     return str(folder / "x")[:-1]
 
 

@@ -1,4 +1,4 @@
-"""Doing what comes next while something else runs."""
+"""Prefetching and writing behind, in threads."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ R = TypeVar("R")
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T], workers: int = 2) -> Iterator[R]:
-    """`map(function, items)` whose next results are made while the last one is used.
+    """Apply `function` to `items` like `map`, computing the next results while the last one is used.
 
-    Around a loop's source it reads ahead; around its result it writes behind: `items` are then taken, and so made, by
-    the thread that asks, and `function` puts them away.
+    Wrapped around a loop's source, it reads ahead. Wrapped around its result, it writes behind: `items` are then
+    computed in the calling thread, and `function` writes them in the others.
 
-    Threads, not processes: what reads and writes images (Pillow, numpy, the system) frees Python's lock most of
-    the time; they start at once, take any function, and copy nothing. `Executor.map` alone would start on all items,
+    It uses threads, not processes: reading and writing images (Pillow, numpy, the system) mostly releases Python's
+    lock, and threads start at once, take any function, and copy nothing. `Executor.map` alone would start on all items,
     and keep all results, before the first is used (its `buffersize` needs Python 3.14).
 
     Args:
-        function: called in other threads, from `workers` of them at once.
-        items: taken one by one, in the thread that asks for results.
-        workers: threads, and how many results there are besides the one in use.
+        function: Called in other threads, `workers` of them at once.
+        items: Iterated over in the thread that asks for results.
+        workers: Number of threads, and of results kept besides the one in use.
 
     Yields:
-        The results, in the order of the items. What `function` raises comes where its result would have come, what
-        `items` raise comes when they do. A loop that ends earlier waits for what was begun, and begins no more.
+        The results, in the order of the items. An exception of `function` is raised in place of its result, one of
+        `items` when it occurs. A loop that ends early waits for calls already started, and starts no more.
 
     Examples:
         >>> list(ahead(len, ["one", "three"]))
@@ -41,7 +41,7 @@ def ahead(function: Callable[[T], R], items: Iterable[T], workers: int = 2) -> I
         pending: deque[Future[R]] = deque()
         for item in items:
             pending.append(pool.submit(function, item))
-            del item  # it is the thread's, and may be large
+            del item  # the thread owns it, and it may be large
             if len(pending) > workers:
                 yield pending.popleft().result()
         while pending:

@@ -1,7 +1,7 @@
-"""How large the compressed pieces of a TIFF file are, before one of them is decoded.
+"""Sizes of the compressed segments of a TIFF file, checked before any is decoded.
 
-A piece in a codec for pictures has a header of its own, which may ask for any amount of memory. All other codecs that
-are read get the room that the page has for a piece, and no more.
+A segment in an image codec has a header of its own, which may ask for any amount of memory. All other supported codecs
+decode into the space the page reserves for a segment, and no more.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import Any
 
 # Raw, CCITT, LZW, Deflate, PackBits, LZMA and Zstandard.
 _BOUNDED = (1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 34926, 50000)
-_WEBP = (34927, 50001)  # its pictures end at 16383 x 16383
+_WEBP = (34927, 50001)  # limited to 16383 x 16383
 _JPEG = (6, 7, 33007, 34892)
 _JPEG_2000 = (33003, 33004, 33005, 34712)
 _PNG = (34933,)
 
 
 def check_segments(page: Any) -> None:
-    """Refuse a page with a piece that says it is larger than its place, or does not say how large it is.
+    """Refuse a page with a segment that claims to be larger than its place, or does not state its size.
 
     Args:
-        page: Of tifffile, or a frame of one.
+        page: A page or frame of tifffile.
 
     Raises:
-        ValueError: If it has one.
+        ValueError: If it has such a segment.
     """
     key = page.keyframe
     codec = int(key.compression)
@@ -42,7 +42,7 @@ def check_segments(page: Any) -> None:
     room = _blocks(height) * _blocks(width)
     file = page.parent.filehandle
     for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):
-        if not (offset and length):  # left out: it is empty
+        if not (offset and length):  # omitted: an empty segment
             continue
         file.seek(offset)
         sizes = [*read(file.read(length))]
@@ -56,12 +56,12 @@ def check_segments(page: Any) -> None:
 
 
 def _blocks(length: int) -> int:
-    """Round up to what JPEG encodes at a time."""
+    """Round a length up to the blocks of JPEG."""
     return -(-length // 16) * 16
 
 
 def jpeg_sizes(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield height and width from the frame header of a JPEG stream, if there is one.
+    """Yield height and width from the frame header of a JPEG stream, if it has one.
 
     Examples:
         >>> [*jpeg_sizes(bytes.fromhex("ffd8 ffc0 0011 08 0010 0020 03"))]
@@ -72,7 +72,7 @@ def jpeg_sizes(data: bytes) -> Iterator[tuple[int, int]]:
         marker = data[place + 1]
         if marker == 0xFF:  # filling
             place += 1
-        elif 0xD0 <= marker <= 0xD8 or marker == 0x01:  # without a length
+        elif 0xD0 <= marker <= 0xD8 or marker == 0x01:  # markers without a length
             place += 2
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             yield struct.unpack_from(">HH", data, place + 5)
@@ -82,7 +82,7 @@ def jpeg_sizes(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def jpeg_2000_sizes(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield height and width of every codestream that there may be in a JPEG 2000 file or stream.
+    """Yield height and width of every codestream in a JPEG 2000 file or stream.
 
     Examples:
         >>> [*jpeg_2000_sizes(bytes.fromhex("ff4f ff51 0029 0000 00000020 00000010") + bytes(8))]

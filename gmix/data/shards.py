@@ -1,4 +1,4 @@
-"""Images in tar files (WebDataset shards), any of which can be read at any time."""
+"""Images in tar files (WebDataset shards), with random access."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ Size = tuple[int, int]
 
 
 class Member(NamedTuple):
-    """Where an image lies in a shard."""
+    """Location of an image in a shard."""
 
     suffix: str  # without the dot
-    offset: int  # of its first byte
+    offset: int  # of the first byte
     size: int  # in bytes
 
 
 def find_shards(pattern: str | Path) -> list[Path]:
-    """The shards of a folder, or of a pattern as WebDataset writes it.
+    """List the shards of a folder, or of a pattern in WebDataset's notation.
 
     Args:
-        pattern: A folder (all `.tar` in it, by name), a file, or `pool/{000000..000099}.tar`, which
-            the package `webdataset` expands.
+        pattern: A folder (all its `.tar` files, by name), a file, or `pool/{000000..000099}.tar`, which the package
+            `webdataset` expands.
 
     Raises:
-        ValueError: If there is none, or one of the pattern is missing.
+        ValueError: If there is none, or one in the pattern is missing.
     """
     folder = Path(pattern)
     if folder.is_dir():
@@ -57,12 +57,12 @@ def find_shards(pattern: str | Path) -> list[Path]:
 
 
 def list_members(shard: str | Path) -> list[Member]:
-    """The images of a shard in their order: of each sample the first.
+    """List the images of a shard in order: the first image of each sample.
 
-    A sample is what has one name up to the first dot: `0001.jpg` and `0001.json`, say.
+    The files of a sample share their name up to the first dot, e.g. `0001.jpg` and `0001.json`.
 
     Raises:
-        ValueError: If the file is no whole tar file.
+        ValueError: If the file is not a complete tar file.
     """
     found: dict[str, Member] = {}
     try:
@@ -81,16 +81,16 @@ def list_members(shard: str | Path) -> list[Member]:
 
 
 def write_index(shard: str | Path) -> Path:
-    """Writes down where the images of a shard are, so that the next start need not look for them.
+    """Write an index of the images in a shard, so that later starts need not scan it.
 
-    The file NAME.idx beside NAME.tar is that of NVIDIA's `wds2idx` (v1.1) with the images alone: the
-    number of samples, then suffix, offset and size of each.
+    The file NAME.idx beside NAME.tar has the format of NVIDIA's `wds2idx` (v1.1), limited to images: the number of
+    samples, then suffix, offset and size of each.
 
     Returns:
-        Its path.
+        Path of the index.
 
     Raises:
-        ValueError: As `list_members`, or if it cannot be written.
+        ValueError: As in `list_members`, or if the index cannot be written.
     """
     members = list_members(shard)
     lines = [f"v1.1 {len(members)}", *(f"{m.suffix} {m.offset} {m.size}" for m in members)]
@@ -100,10 +100,10 @@ def write_index(shard: str | Path) -> Path:
 
 
 def read_index(shard: str | Path) -> list[Member]:
-    """What `write_index` wrote, or `wds2idx` in version 1.1 or 1.2.
+    """Read an index written by `write_index`, or by `wds2idx` in version 1.1 or 1.2.
 
     Raises:
-        ValueError: If it is no index, or that of another file.
+        ValueError: If it is not an index, or belongs to another file.
     """
     index = Path(shard).with_suffix(".idx")
     members = []
@@ -127,19 +127,18 @@ def read_index(shard: str | Path) -> list[Member]:
 
 
 class ShardedImages(Dataset[tv_tensors.Image]):
-    """Images in tar files, as `ImageDataset` has those in a folder.
+    """Images in tar files, the counterpart of `ImageDataset` for folders.
 
-    Item i is always the same image, so batches, workers and restarts are as with a folder of the same
-    images in the same order. What is kept in memory is 24 bytes an image. Shards that `write_index`
-    has seen need not be read through first.
+    Item i is always the same image, so batches, workers and restarts behave as with a folder of the same images in the
+    same order. Memory use is 24 bytes per image. Shards indexed by `write_index` need not be scanned first.
 
     Args:
-        shards: Local tar files, not compressed; their order is that of the images.
-        size: Height and width to resize to; `None` keeps each image's own size.
+        shards: Local, uncompressed tar files; their order is that of the images.
+        size: Height and width to resize to; `None` keeps the original size.
         format: Channels of the images, and what their values mean.
 
     Raises:
-        ValueError: If there is no image, or a shard is cut short; when an item is read: if it is broken.
+        ValueError: If there is no image, or a shard is truncated. On access: if the image is broken.
 
     Examples:
         >>> import tempfile
@@ -180,7 +179,7 @@ class ShardedImages(Dataset[tv_tensors.Image]):
     def __getitem__(self, index: int) -> tv_tensors.Image:
         number, offset, size = self._places[index].tolist()
         shard = self.shards[number]
-        # Opened anew each time: an open file shared by processes has one position for all of them.
+        # Reopened each time: processes that share an open file share its position.
         with shard.open("rb") as file:
             file.seek(offset)
             data = _Image(file.read(size), self.name(index))
@@ -190,13 +189,13 @@ class ShardedImages(Dataset[tv_tensors.Image]):
         return image
 
     def name(self, index: int) -> str:
-        """Where an image is: the index knows no file names."""
+        """Return the location of an image; the index holds no file names."""
         number, offset, _ = self._places[index].tolist()
         return f"{index} at byte {offset} of {self.shards[number]}"
 
 
 class _Image(io.BytesIO):
-    """An image file in memory that an error message can name."""
+    """An image file in memory with a name for error messages."""
 
     def __init__(self, data: bytes, name: str) -> None:
         super().__init__(data)

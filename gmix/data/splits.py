@@ -1,4 +1,4 @@
-"""Split files: which images a run learns from with masks, without them, and is judged on."""
+"""Split files: which images are labeled, which are unlabeled, and which are for validation."""
 
 import hashlib
 import json
@@ -13,11 +13,11 @@ from gmix.runtime.atomic import atomic_write_text
 
 
 class Entry(NamedTuple):
-    """A line of a split file.
+    """Line of a split file.
 
     Attributes:
         image: An id, or a path relative to the data set's root, with `/` on every system.
-        mask: The path of its mask, if the line names one.
+        mask: Path of its mask, if the line has one.
     """
 
     image: str
@@ -25,28 +25,28 @@ class Entry(NamedTuple):
 
 
 def read_split(path: str | Path) -> list[Entry]:
-    """All of `split_entries`."""
+    """Read all entries of a split file, as `split_entries` yields them."""
     return list(split_entries(path))
 
 
 def split_entries(path: str | Path) -> Iterator[Entry]:
-    """Reads the split files that are in circulation, one entry after the other.
+    """Yield the entries of a split file, in any of the formats in circulation.
 
-    A line is an id (`2007_000032`), an image, or an image and its mask with blanks between them,
-    or one tab, which lets the names hold blanks. Windows line ends, blank lines, a missing last
-    newline, a byte order mark and backslashes are fine. A leading slash means the data set's root
-    (`/JPEGImages/a.jpg`), so that no entry leads out of it.
+    A line is an id (`2007_000032`), an image, or an image and its mask, separated by blanks, or by one tab, which
+    allows blanks in the names. Windows line ends, blank lines, a missing last newline, a byte order mark and
+    backslashes are accepted. A leading slash means the data set's root (`/JPEGImages/a.jpg`), so no entry points
+    outside it.
 
     Raises:
-        ValueError: If the file cannot be read, is no UTF-8 text or names no image; with the line,
-            if it has more than two parts, or names a drive, a network path or a parent folder.
+        ValueError: If the file cannot be read, is not UTF-8 or names no image; or if a line has more than two parts, or
+            names a drive, a network path or a parent folder (the message gives the line).
     """
     try:
         data = Path(path).read_bytes()
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the list file {path}: {error}") from None
     empty = True
-    # Split as bytes: as text, more than line ends would end a line.
+    # Split as bytes: text has further line separators.
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
         try:
             entry = _plain(line) or _parse(line.decode("utf-8"))
@@ -62,13 +62,12 @@ def split_entries(path: str | Path) -> Iterator[Entry]:
 
 
 def write_split(path: str | Path, entries: Iterable[Entry]) -> None:
-    """Writes a split file as `read_split` reads it: `image mask`, or the image alone, a line.
+    """Write a split file for `read_split`: `image mask`, or the image alone, on each line.
 
-    A tab stands between the two only where a name holds a blank. A file that says the same is
-    left as it is.
+    A tab separates the two only if a name holds a blank. A file with the same content is left as it is.
 
     Raises:
-        ValueError: If the file exists and says something else, or cannot be written.
+        ValueError: If the file exists with other content, or cannot be written.
     """
     path, text = Path(path), format_split(entries)
     check_same_text(path, text)
@@ -76,14 +75,14 @@ def write_split(path: str | Path, entries: Iterable[Entry]) -> None:
 
 
 def format_split(entries: Iterable[Entry]) -> str:
-    """The text of a split file.
+    r"""Format the entries as the text of a split file.
 
     Raises:
-        ValueError: If a name is no UTF-8, as Linux allows.
+        ValueError: If a name is not valid UTF-8, which Linux allows.
 
     Examples:
         >>> format_split([Entry("a.jpg", "a.png"), Entry("b c.jpg", "b c.png"), Entry("d")])
-        'a.jpg a.png\\nb c.jpg\\tb c.png\\nd\\n'
+        'a.jpg a.png\nb c.jpg\tb c.png\nd\n'
     """
     lines = []
     for image, mask in entries:
@@ -96,10 +95,10 @@ def format_split(entries: Iterable[Entry]) -> str:
 
 
 def check_same_text(path: Path, text: str) -> None:
-    """Makes sure that writing `text` loses nothing.
+    """Check that writing `text` would overwrite nothing else.
 
     Raises:
-        ValueError: If the file exists and says something else.
+        ValueError: If the file exists with other content.
     """
     if path.exists() and path.read_bytes() != text.encode():
         raise ValueError(
@@ -110,30 +109,28 @@ def check_same_text(path: Path, text: str) -> None:
 def fingerprint(
     labeled: Iterable[str], unlabeled: Iterable[str] = (), validation: Iterable[str] = ()
 ) -> str:
-    """A short hash of which images are used for what; their order and repetitions do not count.
+    """Return a short hash of which images are used for what, ignoring their order and repetitions.
 
-    The first 12 hex digits of the SHA-256 of `[labeled, unlabeled, validation]` as JSON, each
-    sorted.
+    It is the first 12 hex digits of the SHA-256 of `[labeled, unlabeled, validation]` as JSON, each sorted.
 
     Args:
-        labeled: Names of the images that are learned from with their masks, as `data_names` gives
-            them.
-        unlabeled: Those learned from without.
-        validation: Those the run is judged on.
+        labeled: Names of the labeled images, as `data_names` returns them.
+        unlabeled: Names of the unlabeled images.
+        validation: Names of the validation images.
 
     Examples:
         >>> fingerprint(["b", "a"], ["c"]), fingerprint(["a", "b"], ["c"]), fingerprint(["a"])
         ('d5e2dbcac1fb', 'd5e2dbcac1fb', '1854c52b11fd')
     """
-    # Sorted first: a million names mostly come in order, which a set would lose.
+    # Sorted before removing duplicates: a million names are mostly in order, which a set would lose.
     names = [list(dict.fromkeys(sorted(group))) for group in (labeled, unlabeled, validation)]
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]
 
 
 def data_names(paths: Iterable[Path], root: str | Path | None = None) -> list[str]:
-    """What files are called wherever their data set lies: by the path below `root`, with `/`.
+    """Return portable names of files: the path below `root`, with `/`.
 
-    Files outside of it, or without a `root`, go by their file name.
+    Files outside it, and all files if there is no `root`, are named by their file name.
 
     Examples:
         >>> data_names([Path("voc/JPEGImages/a.jpg"), Path("more/b.jpg")], "voc")
@@ -144,7 +141,7 @@ def data_names(paths: Iterable[Path], root: str | Path | None = None) -> list[st
     start = "\0" if root is None else f"{root}{os.sep}"
     for text in paths.texts() if isinstance(paths, Paths) else map(str, paths):
         if text.startswith(start) and ".." not in text and os.sep == "/":
-            names.append(text[len(start) :])  # the usual case, in a moment: there may be a million
+            names.append(text[len(start) :])  # the usual case, and fast: there may be a million
             continue
         whole = whole_path(text)
         inside = base is not None and whole.is_relative_to(base)
@@ -153,16 +150,16 @@ def data_names(paths: Iterable[Path], root: str | Path | None = None) -> list[st
 
 
 def whole_path(path: str | Path) -> Path:
-    """The path from the file system's root, without `..`; links are not followed."""
+    """Return the path from the file system's root, without `..`; links are not resolved."""
     return Path(os.path.normpath(Path(path).absolute()))
 
 
-# What most names are made of.
+# The characters of most names.
 _COMMON = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-./"
 
 
 def _plain(line: bytes) -> Entry | None:
-    """What `_parse` says, in a moment, of nearly every line of nearly every list; None of the others."""
+    """Parse the most common lines fast, with the result of `_parse`; None for all others."""
     name = _common(line)
     if name is not None:
         return Entry(name)
@@ -175,10 +172,10 @@ def _plain(line: bytes) -> Entry | None:
 
 
 def _common(name: bytes) -> str | None:
-    # No folder or name that begins with a dot: nothing that could lead out of anything.
+    # No part begins with a dot, so nothing can point outside.
     if name.translate(None, _COMMON) or b"/." in name or b"//" in name:
         return None
-    if name[:1] in b"." or name[-1:] == b"/":  # nothing at all is in anything
+    if name[:1] in b"." or name[-1:] == b"/":  # an empty name is in any string
         return None
     return name.decode().removeprefix("/")
 
@@ -195,12 +192,12 @@ def _parse(line: str) -> Entry | None:
 
 
 def _inside(name: str) -> str:
-    # Checked by name, not by resolving: a data set may well be a folder of links.
+    # Checked by name, without resolving links: a data set may be a folder of links.
     name = name.replace("\\", "/")
     parts = PurePosixPath(name.removeprefix("/")).parts
-    # Windows takes "a/.. /b" and "a/.../b" for more than names.
+    # Windows treats "a/.. /b" and "a/.../b" as more than names.
     strange = any(not part.strip(". ") for part in parts)
-    drive = re.match(".:", "/".join(parts))  # of what is left: "/C:/x" and "./C:/x" hide one
+    drive = re.match(".:", "/".join(parts))  # after normalising: "/C:/x" and "./C:/x" hide one
     if strange or name.startswith("//") or drive:
         raise ValueError(f"{name!r} leads out of the data set: write a path inside of it")
     if not parts or re.search(r"[\x00-\x1f\x7f]", name):

@@ -22,13 +22,13 @@ from torch, numpy (`np.random`) or `random` is seeded for each image."""
 
 
 class Batch(NamedTuple):
-    """One training batch.
+    """A training batch.
 
     Attributes:
-        x_labeled: float `(N, C, H, W)`.
-        y_labeled: int64 `(N, H, W)`, 255 where padded or ignored; uint8 on its way from a loader process.
-        x_unlabeled: float `(M, C, H, W)`, or `None` without unlabeled images.
-        valid_unlabeled: bool `(M, H, W)`, `False` exactly on padding, or `None`.
+        x_labeled: Float `(N, C, H, W)`.
+        y_labeled: int64 `(N, H, W)`, 255 for padded or ignored pixels; uint8 in transfer from a loader process.
+        x_unlabeled: Float `(M, C, H, W)`, or `None` without unlabeled images.
+        valid_unlabeled: Bool `(M, H, W)`, `False` exactly at padded pixels, or `None`.
     """
 
     x_labeled: Tensor
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
         device: torch.device | str,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> "Batch":
-        """The batch on another device, its images in a memory format."""
+        """Move the batch to another device, converting images to a memory format."""
         moved: Any = (t if t is None else t.to(device, non_blocking=True) for t in self)
         x_labeled, y_labeled, x_unlabeled, valid = moved
         x_labeled, y_labeled = x_labeled.to(memory_format=memory_format), y_labeled.long()
@@ -50,10 +50,10 @@ class Batch(NamedTuple):
         return Batch(x_labeled, y_labeled, x_unlabeled, valid)
 
     def split(self, count: int) -> "list[Batch]":
-        """Cut the batch into micro-batches of equal size, in its order.
+        """Split the batch into micro-batches of equal size, in order.
 
         Args:
-            count: How many; must divide the number of labeled and of unlabeled images.
+            count: Number of micro-batches; must divide the numbers of labeled and of unlabeled images.
 
         Examples:
             >>> batch = Batch(torch.zeros(4, 3, 8, 8), torch.zeros(4, 8, 8), torch.zeros(6, 3, 8, 8))
@@ -65,25 +65,24 @@ class Batch(NamedTuple):
 
 
 class TwoStream(Dataset[Batch]):
-    """A map-style data set whose item t *is* batch t, for every t >= 0.
+    """Map-style data set whose item t *is* batch t, for every t >= 0.
 
-    Each stream walks through its images in a new order every epoch, without dropping any; a batch
-    may reach into the next epoch, and may be larger than the data set. Order and augmentation
-    depend on `(seed, stream, position)` alone: not on the number of workers, not on where the run
-    was resumed, and the labeled stream not on whether there is an unlabeled one. An image is
-    augmented anew at each visit.
+    Each stream visits all its images in a new order every epoch; a batch may reach into the next epoch, and may be
+    larger than the data set. Order and augmentation depend on `(seed, stream, position)` alone: not on the number of
+    workers or where the run was resumed, and in the labeled stream not on whether there is an unlabeled one. Each visit
+    of an image has a new augmentation.
 
     Use it with `DataLoader(stream, batch_size=None, sampler=range(start, steps), num_workers=w)`.
 
     Args:
-        labeled: Data set of images with their masks: of `Sample`, or of pairs of tensors.
+        labeled: Data set of images with masks: of `Sample`, or of pairs of tensors.
         unlabeled: Data set of images, or `None`.
-        batch_labeled: Labeled images per batch.
-        batch_unlabeled: Unlabeled images per batch.
-        labeled_transform: `(image, mask) -> (image, mask)`; must give one size for all.
-        unlabeled_transform: The same for unlabeled images; it gets a mask of zeros, and where it
-            pads that mask with 255 the pixel is marked as not valid.
-        seed: Any whole number.
+        batch_labeled: Number of labeled images per batch.
+        batch_unlabeled: Number of unlabeled images per batch.
+        labeled_transform: Function `(image, mask) -> (image, mask)`; all results must have the same size.
+        unlabeled_transform: The same for unlabeled images; it receives a mask of zeros. Pixels whose mask it pads with
+            255 are marked as not valid.
+        seed: Any integer.
 
     Raises:
         ValueError: If a data set is empty or a batch size is not positive.
@@ -119,19 +118,19 @@ class TwoStream(Dataset[Batch]):
         self.unlabeled_transform = unlabeled_transform
         self.seed = seed
         self.shard_index, self.shard_count = 0, 1
-        self._shuffled: dict[str, tuple[int, Tensor]] = {}  # by stream: an epoch, its order
+        self._shuffled: dict[str, tuple[int, Tensor]] = {}  # by stream: epoch and its order
         _check("labeled", len(self.labeled), batch_labeled)
         if self.unlabeled is not None:
             _check("unlabeled", len(self.unlabeled), batch_unlabeled)
 
     def shard(self, index: int, count: int) -> "TwoStream":
-        """Return a stream that makes one of so many equal shards of each batch.
+        """Return a stream of one of `count` equal shards of each batch, for distributed training.
 
-        For processes that train together: shard by shard, they make what one alone makes.
+        Together, the shards make up the batches of the whole stream.
 
         Args:
-            index: 0 .. count - 1; `Batch.split(count)[index]` of each batch.
-            count: How many; must divide both batch sizes.
+            index: Index of the shard, 0 .. count - 1; batches equal `Batch.split(count)[index]`.
+            count: Number of shards; must divide both batch sizes.
 
         Examples:
             >>> images = [tv_tensors.Image(torch.zeros(3, 8, 8, dtype=torch.uint8))] * 5
@@ -146,7 +145,7 @@ class TwoStream(Dataset[Batch]):
         return shard
 
     def indices(self, step: int) -> tuple[list[int], list[int]]:
-        """Which labeled and which unlabeled images make up batch `step`, or this shard of it."""
+        """Return the indices of the labeled and unlabeled images of batch `step`, or of this shard of it."""
         positions = self._positions(self.batch_labeled, step)
         labeled = self._order("labeled", len(self.labeled), positions)
         if self.unlabeled is None:
@@ -191,7 +190,7 @@ class TwoStream(Dataset[Batch]):
         return result
 
     def _shuffle(self, stream: str, length: int, epoch: int) -> Tensor:
-        # The last one is kept: to shuffle a million images for every batch would cost more than the batch.
+        # The last order is cached: shuffling a million images for every batch would cost more than the batch.
         kept = self._shuffled.get(stream)
         if kept is None or kept[0] != epoch:
             generator = torch.Generator().manual_seed(hashed(self.seed, stream, "order", epoch))
@@ -208,7 +207,7 @@ class TwoStream(Dataset[Batch]):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw from this seed whatever a transform draws from: torch, numpy or `random`; all go on as before afterwards.
+    """Seed all global generators (torch, numpy, `random`) within the context; restore them afterwards.
 
     Examples:
         >>> with seeded(1):
@@ -220,7 +219,7 @@ def seeded(seed: int) -> Iterator[None]:
     drawn, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what others draw from
     try:
         with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would reseed CUDA as well and not put it back.
+            # Not torch.manual_seed, which would also reseed CUDA and not restore it.
             torch.default_generator.manual_seed(seed)
             random.seed(seed)
             np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002
@@ -239,6 +238,6 @@ def _check(stream: str, images: int, batch: int) -> None:
 
 
 def hashed(*parts: int | str) -> int:
-    """A whole number below 2**63, the same on every machine and Python."""
+    """Return an integer below 2**63, the same on every machine and Python version."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

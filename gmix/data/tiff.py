@@ -1,4 +1,4 @@
-"""The samples of a TIFF file, of any depth and number of channels."""
+"""Samples of a TIFF file, of any depth and number of channels."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _JPEG = (6, 7, 34892)
 
 
 class Tiff:
-    """The one picture of an open TIFF file; its samples are not read yet.
+    """The single picture of an open TIFF file; its samples are not read yet.
 
     Args:
-        page: Its only page, or the first of those that make up its channels or rows.
-        series: All these pages; `None` if there is one.
+        page: The only page, or the first of those that make up its channels or rows.
+        series: All these pages; `None` if there is only one.
 
     Attributes:
-        photometric: What samples mean: 0 grey from white to black, 1 grey, 2 RGB.
-        bits: Of a sample.
-        alpha: Whether the last channel is said to be alpha.
-        orientation: As in EXIF.
-        lossy: Whether the samples were compressed as JPEG.
+        photometric: Meaning of samples: 0 grey with white as 0, 1 grey, 2 RGB.
+        bits: Bits per sample.
+        alpha: Whether the last channel is marked as alpha.
+        orientation: Orientation, as in EXIF.
+        lossy: Whether the samples are compressed as JPEG.
     """
 
     def __init__(self, page: Any, series: Any = None) -> None:
@@ -48,34 +48,34 @@ class Tiff:
 
     @property
     def known(self) -> bool:
-        """Tell whether `brightness` knows what samples mean; other colours are for Pillow."""
+        """Return whether `brightness` can interpret the samples; Pillow handles other colours."""
         return self.photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE)
 
     @property
     def rgb(self) -> bool:
-        """Tell whether the first three channels of `brightness` are red, green and blue."""
+        """Return whether the first three channels of `brightness` are red, green and blue."""
         return self.photometric in (_RGB, _PALETTE)
 
     def check(self) -> None:
-        """Make sure that its pieces fit into it.
+        """Check that the compressed segments fit into the page.
 
         Raises:
             ValueError: If one is larger than the page has room for.
         """
         for page in [self._page] if self._series is None else self._series.pages:
-            if page is not None:  # else left out
+            if page is not None:  # else omitted
                 check_segments(page)
 
     def samples(self) -> Pixels:
-        """Read the samples as stored, `(H, W)` or `(H, W, C)`; pages in their own order."""
+        """Read the samples as stored, `(H, W)` or `(H, W, C)`; pages keep their own order."""
         self.check()
         source = self._page if self._series is None else self._series
-        samples: Pixels = source.asarray(maxworkers=1)  # images are read side by side already
+        samples: Pixels = source.asarray(maxworkers=1)  # images are already read in parallel
         planes_first = self._series is None and self._page.axes == "SYX"
         return samples.transpose(1, 2, 0) if planes_first else samples
 
     def brightness(self) -> Pixels:
-        """Read how bright each channel is, the larger the brighter, with samples of few bits spread over 8."""
+        """Read the brightness of each channel, brighter meaning larger, with few bits scaled to 8."""
         samples, white = self.samples(), 2**self.bits - 1
         if self.photometric == _PALETTE:
             colors = np.asarray(self._page.colormap, dtype=np.uint16).T  # of 16 bits each
@@ -88,7 +88,7 @@ class Tiff:
 
 
 def is_tiff(file: BinaryIO) -> bool:
-    """Tell whether a file begins as TIFF files do, BigTIFF among them."""
+    """Return whether a file begins like TIFF (or BigTIFF)."""
     file.seek(0)
     start = file.read(4)
     file.seek(0)
@@ -96,7 +96,7 @@ def is_tiff(file: BinaryIO) -> bool:
 
 
 def tiff_orientation(file: BinaryIO) -> int:
-    """Read how a TIFF file says that it is turned, as in EXIF."""
+    """Read the orientation of a TIFF file, as in EXIF."""
     import tifffile
 
     with tifffile.TiffFile(file) as tiff:
@@ -105,16 +105,16 @@ def tiff_orientation(file: BinaryIO) -> int:
 
 @contextmanager
 def open_tiff(file: BinaryIO, channels: int) -> Iterator[Tiff]:
-    """Open the picture of a TIFF file, whose header is looked at before memory is taken.
+    """Open the picture of a TIFF file, checking its header before memory is allocated.
 
-    Grey pages, as many as `channels`, are these channels. Smaller copies and masks of a page are passed over.
+    If there are `channels` grey pages, they are the channels. Reduced copies and masks of a page are skipped.
 
     Raises:
-        ValueError: If the file holds other pages, is too large, or is none.
+        ValueError: If the file holds other pages, is too large, or is not TIFF.
     """
     import tifffile
 
-    # What it logs of a broken file is no line of ours.
+    # Its log messages about broken files are not meant for our users.
     logging.getLogger("tifffile").addHandler(_QUIET)
     with tifffile.TiffFile(file) as tiff:
         pages: Any = tiff.pages
@@ -123,12 +123,12 @@ def open_tiff(file: BinaryIO, channels: int) -> Iterator[Tiff]:
         others = (page for page in islice(pages, 1, None) if not (page.is_reduced or page.is_mask))
         count = len(pages)
         if next(others, None) is None:
-            # Some programs store pages after the first without saying where.
+            # Some programs store further pages without an offset to them.
             count = tiff.series[0].size // max(1, first.size) if count == 1 else 1
         if count <= 1:
             yield Tiff(first)
             return
-        # Pages that are channels, or rows: that is how tifffile writes (H, W, 5) if not told otherwise.
+        # Pages may be channels, or rows: tifffile writes (H, W, 5) so by default.
         series = tiff.series[0] if channels in (count, first.shape[-1]) else None
         if series is None or len(series.shape) != 3 or series.size != count * first.size:
             raise ValueError(
@@ -143,7 +143,7 @@ def _check_page(page: Any, channels: int) -> None:
     _check_limit(page.imagelength * page.imagewidth)
     _check_limit(
         page.tilelength * page.tilewidth
-    )  # decoded as a whole, however little is in the image
+    )  # decoded as a whole, even if little of it is in the image
     if page.axes not in ("YX", "YXS", "SYX"):
         raise ValueError(f"its axes are {page.axes}, expected one flat picture")
     if page.samplesperpixel > max(4, channels):
@@ -154,7 +154,7 @@ def _check_page(page: Any, channels: int) -> None:
 
 def _check_limit(count: int) -> None:
     limit = None if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
-    if limit is not None and count > limit:  # as Pillow has it for other files
+    if limit is not None and count > limit:  # the limit of Pillow for other files
         raise ValueError(f"Image size ({count} pixels) exceeds limit of {limit} pixels")
 
 

@@ -1,4 +1,4 @@
-"""Augmentation: one resampling for scale, rotation, crop and flip; one matrix for all colours."""
+"""Augmentation: one resampling for scale, rotation, crop and flip; one matrix for all colour changes."""
 
 import math
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ Stats = tuple[float, ...]
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """How far colours may move.
+    """Ranges of the random colour changes.
 
     Attributes:
-        brightness: Factor drawn from `1 -/+ brightness`.
-        contrast: Factor drawn from `1 -/+ contrast`, about the image's mean grey.
-        saturation: Factor drawn from `1 -/+ saturation`.
-        hue: Turn of the colour circle drawn from `-/+ hue`; 0.5 is half a turn.
+        brightness: Range of the factor, `1 -/+ brightness`.
+        contrast: Range of the factor about the image's mean grey, `1 -/+ contrast`.
+        saturation: Range of the factor, `1 -/+ saturation`.
+        hue: Range of the rotation of the colour circle, `-/+ hue`; 0.5 is half a turn.
     """
 
     brightness: float = 0.3
@@ -43,24 +43,24 @@ def train_transform(
     mean: Stats = IMAGENET_DEFAULT_MEAN,
     std: Stats = IMAGENET_DEFAULT_STD,
 ) -> "TrainTransform":
-    """Random scale, rotation, crop, flip and colour for an image and its mask, then normalisation.
+    """Build the training transform: random scale, rotation, crop, flip and colour, then normalisation.
 
-    Geometry is one affine map, the same for image (bilinear) and mask (nearest). Where the crop
-    reaches outside the image, the result is 0 in the image and 255 in the mask.
+    The geometry is one affine map, the same for image (bilinear) and mask (nearest). Outside the image, the crop is
+    filled with 0 in the image and 255 in the mask.
 
     Args:
         crop: Height and width of the result.
         scale: Range of the uniform scale factor.
         flip: Probability of a left-right flip.
         rotate: Largest rotation to either side, in degrees, about the centre of the crop.
-        jitter: How far colours move, or `None` for unchanged colours. Saturation and hue are RGB's; with any
-            other number of channels brightness and contrast alone move.
+        jitter: Ranges of the colour changes, or `None` for unchanged colours. Saturation and hue need RGB; with any
+            other number of channels only brightness and contrast change.
         mean: Per-channel mean, for images scaled to 0..1.
         std: Per-channel standard deviation.
 
     Returns:
-        A callable `(image (C, H, W) in 0..255, mask (H, W)) -> (float (C, h, w), int64 (h, w))`, which
-        draws from torch's default generator.
+        A callable `(image (C, H, W) in 0..255, mask (H, W)) -> (float (C, h, w), int64 (h, w))`, which draws from
+        torch's default generator.
 
     Raises:
         ValueError: If a range is empty or a value is out of range.
@@ -88,9 +88,9 @@ def train_transform(
 def eval_transform(
     mean: Stats = IMAGENET_DEFAULT_MEAN, std: Stats = IMAGENET_DEFAULT_STD
 ) -> v2.Compose:
-    """Normalises an image in 0..255 (uint8 or float); a torchvision v2 transform.
+    """Build the transform that normalises an image in 0..255 (uint8 or float), for torchvision v2.
 
-    `mean` and `std` are those of images scaled to 0..1.
+    `mean` and `std` refer to images scaled to 0..1.
 
     Examples:
         >>> from torchvision import tv_tensors
@@ -104,7 +104,7 @@ def eval_transform(
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """The settings of `train_transform`, and the call that draws and applies one view."""
+    """Transform with the settings of `train_transform`, which draws and applies a random view per call."""
 
     crop: Size
     scale: tuple[float, float]
@@ -116,12 +116,12 @@ class TrainTransform:
 
     @cached_property
     def stats(self) -> tuple[Tensor, Tensor]:
-        """`mean` and `std` of images in 0..255, `(C, 1, 1)`."""
+        """Return `mean` and `std` for images in 0..255, `(C, 1, 1)`."""
         mean, std = (255 * torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
         return mean, std
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Draws one view of an image and its mask."""
+        """Draw a view of an image and its mask."""
         height, width = image.shape[-2:]
         scale = _uniform(*self.scale)
         scaled = max(1, round(height * scale)), max(1, round(width * scale))
@@ -134,7 +134,7 @@ class TrainTransform:
             flip=_uniform(0, 1) < self.flip,
         )
         if scale < 1:
-            # Antialiased here; the grid is in relative coordinates and fits any resolution.
+            # Antialiasing happens here; the grid has relative coordinates and fits any resolution.
             image = v2.functional.resize(image, list(scaled), antialias=True)
         image, mask = image.as_subclass(Tensor), mask.as_subclass(Tensor)
         view = _sample(image, grid, "bilinear")
@@ -149,7 +149,7 @@ class TrainTransform:
 
 
 def crop_grid(scaled: Size, crop: Size, corner: Size, degrees: float, flip: bool) -> Tensor:
-    """Where each pixel of a crop comes from, in relative image coordinates (-1..1).
+    """Compute the source of each pixel of a crop, in relative image coordinates (-1..1).
 
     Args:
         scaled: Height and width of the scaled image.
@@ -159,8 +159,8 @@ def crop_grid(scaled: Size, crop: Size, corner: Size, degrees: float, flip: bool
         flip: Whether to flip left and right.
 
     Returns:
-        float `(h, w, 2)`, x before y, as `grid_sample` wants it (`align_corners=False`); outside
-        -1..1 is outside the image.
+        Float `(h, w, 2)`, x before y, as `grid_sample` expects (`align_corners=False`); values outside -1..1 are
+        outside the image.
     """
     (full_h, full_w), (h, w) = scaled, crop
     down = torch.arange(h)[:, None] - (h - 1) / 2
@@ -169,7 +169,7 @@ def crop_grid(scaled: Size, crop: Size, corner: Size, degrees: float, flip: bool
         right = -right
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     grid = torch.empty(h, w, 2)
-    # The two axes are added last, so that everything before is as small as a row or a column.
+    # The two axes are combined last, so that all earlier terms are as small as a row or a column.
     for axis, (along, across, start, full) in enumerate(
         ((cos, -sin, corner[1] + w / 2, full_w), (sin, cos, corner[0] + h / 2, full_h))
     ):
@@ -182,25 +182,25 @@ def crop_grid(scaled: Size, crop: Size, corner: Size, degrees: float, flip: bool
 def adjust_color(
     image: Tensor, brightness: float, contrast: float, saturation: float, hue: float, grey: float
 ) -> Tensor:
-    """Brightness, contrast, saturation and hue as one 3x3 matrix and an offset.
+    """Change brightness, contrast, saturation and hue with one 3x3 matrix and an offset.
 
     Args:
-        image: float `(3, H, W)` in 0..255.
-        brightness: Factor; 1 keeps.
-        contrast: Factor about `grey`; 1 keeps.
-        saturation: Factor about each pixel's own grey; 1 keeps, 0 gives a grey image.
-        hue: Turn of the colour circle; 0 keeps, 0.5 is half a turn.
+        image: Float `(3, H, W)` in 0..255.
+        brightness: Factor; 1 changes nothing.
+        contrast: Factor about `grey`; 1 changes nothing.
+        saturation: Factor about each pixel's own grey; 1 changes nothing, 0 gives a grey image.
+        hue: Rotation of the colour circle; 0 changes nothing, 0.5 is half a turn.
         grey: Mean grey of the image, 0..255.
 
     Returns:
-        float `(3, H, W)`, clamped to 0..255.
+        Float `(3, H, W)`, clamped to 0..255.
     """
     turn = 2 * math.pi * hue
     cos, sin = saturation * math.cos(turn), saturation * math.sin(turn)
     chroma = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
     matrix = torch.from_numpy(brightness * contrast * _TO_RGB @ chroma @ _TO_YIQ).float()
     red, green, blue = matrix.T[:, :, None, None]
-    # Products and sums, no BLAS: the same bits with any number of threads.
+    # Products and sums instead of BLAS: bit-identical with any number of threads.
     moved: Tensor = image[0] * red
     moved += image[1] * green
     moved += image[2] * blue
@@ -210,7 +210,7 @@ def adjust_color(
 def adjust_contrast(
     image: Tensor, brightness: float, contrast: float, saturation: float, hue: float, grey: float
 ) -> Tensor:
-    """What of `adjust_color` has a meaning for any number of channels: brightness and contrast.
+    """Change brightness and contrast, the part of `adjust_color` that suits any number of channels.
 
     Examples:
         >>> adjust_contrast(torch.tensor([[[10.0, 30.0]]]), 2.0, 0.5, 1.0, 0.0, grey=20.0)
@@ -220,13 +220,13 @@ def adjust_contrast(
     return moved.add_(brightness * (1 - contrast) * grey).clamp_(0, 255)
 
 
-# Rows: luma, and two chroma axes; scaling the last two is saturation, turning them is hue.
+# Rows: luma and two chroma axes; scaling the last two changes saturation, rotating them changes hue.
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 _TO_RGB = np.linalg.inv(_TO_YIQ)
 
 
 def _draw_color(image: Tensor, jitter: ColorJitter) -> tuple[float, float, float, float, float]:
-    # A whole-number sum: exact, so the same with any number of threads. Every 4th pixel will do.
+    # An integer sum is exact, and so the same with any number of threads. Every 4th pixel suffices.
     pixels = image[:, ::4, ::4]
     sums = pixels.round().sum(dim=(1, 2), dtype=torch.int64).tolist()
     weights = _TO_YIQ[0] if len(image) == 3 else np.full(len(image), 1 / len(image))
@@ -252,6 +252,6 @@ def _uniform(low: float, high: float) -> float:
 
 
 def _between(end: int) -> int:
-    """A whole number between 0 and `end` (which may be negative), both included."""
+    """Draw an integer between 0 and `end` (which may be negative), both included."""
     low, high = min(end, 0), max(end, 0)
     return int(torch.randint(low, high + 1, ()).item())

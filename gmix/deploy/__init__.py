@@ -1,1 +1,1 @@
-"""What is done with a finished model: evaluate, predict, pseudo-label, export. Needs no trainer."""
+"""Uses of a trained model: evaluate, predict, pseudo-label, export. Independent of the trainer."""

@@ -1,4 +1,4 @@
-"""Scoring a finished run: `gmix evaluate`."""
+"""Scoring of a finished run: `gmix evaluate`."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ from gmix.runtime.own import check_own, own_file, write_own
 
 
 def score_model(config: EvaluateConfig) -> dict[str, Any]:
-    """Load a model and score it.
+    """Load a model and score it on images with masks.
 
     Returns:
-        `miou`, `pixel_accuracy`, `iou` by class name, `mean_dice`, `dice` by class name, `absent`
-        classes; all in 0..1. `split`, a hash of which images were scored. And `incomparable_center`, if that
-        is what was scored.
+        `miou`, `pixel_accuracy`, `iou` by class name, `mean_dice`, `dice` by class name, and `absent` classes, all
+        scores in 0..1; `split`, a hash of the names of the scored images; and `incomparable_center`, if only that was
+        scored.
 
     Raises:
-        ValueError: if the model or the images are missing or do not fit.
+        ValueError: If the model or the images are missing or do not match.
     """
     if config.model is None:
         raise missing(config, "model")
@@ -93,10 +93,10 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def check_places(config: EvaluateConfig) -> None:
-    """Find out now, and not after an hour of scoring, that a file cannot be written.
+    """Check before hours of scoring that the output files can be written.
 
     Raises:
-        ValueError: if it cannot.
+        ValueError: If one cannot be written.
     """
     for name in ("out", "picture"):
         path = getattr(config, name)
@@ -112,7 +112,7 @@ def check_places(config: EvaluateConfig) -> None:
 def write_scores(
     config: EvaluateConfig, found: dict[str, Any], matrix: ConfusionMatrix, classes: Classes
 ) -> None:
-    """Write the scores and the picture of their confusion matrix, as far as they are asked for."""
+    """Write the scores and the picture of the confusion matrix, as requested by the flags."""
     if config.out is not None:
         write_own(Path(config.out), json.dumps(found, indent=2) + "\n")
     if config.picture is not None:
@@ -121,18 +121,18 @@ def write_scores(
 
 
 def fit_masks(classes: Classes, config: EvaluateConfig | TrainConfig, masks: list[Path]) -> Classes:
-    """The model's classes, read from these masks as their data set wants it.
+    """Adapt the model's classes to the way these masks are stored.
 
-    A model trained on one kind of Cityscapes' masks may be tested on the other; one trained on masks of 0 and 1
-    on masks of 0 and 255.
+    A model trained on one kind of Cityscapes masks may be scored on the other, and one trained on masks of 0 and 1 on
+    masks of 0 and 255.
 
     Raises:
-        ValueError: If a mask cannot mean what the model has learned.
+        ValueError: If a mask does not match the classes of the model.
     """
     compare_palettes(masks)
     layout = known_layout(config)
     if layout is None or layout.classes().names != classes.names:
-        if isinstance(config, EvaluateConfig):  # not the run's own, which were looked at together
+        if isinstance(config, EvaluateConfig):  # masks of the run itself were checked together
             check_white(classes, masks)
         return fit_binary(classes, masks)
     return layout.classes(masks)
@@ -141,7 +141,7 @@ def fit_masks(classes: Classes, config: EvaluateConfig | TrainConfig, masks: lis
 def build_predict(
     config: EvaluateConfig | PredictConfig | PseudoLabelConfig,
 ) -> Inference | None:
-    """How images are tested; None: whole, as they are.
+    """Return how images are predicted; None if whole, as they are.
 
     Examples:
         >>> build_predict(EvaluateConfig(window="513x769"))
@@ -155,7 +155,7 @@ def build_predict(
 
 
 def judged_on(config: EvaluateConfig, run: Path) -> EvaluateConfig | TrainConfig:
-    """Where the images to score are: what the flags name, or the run's own, of another list or part if they say so."""
+    """Return the flags with the images to score: given ones or the run's, with another list or part if given."""
     folders = config.val_images is not None or config.val_masks is not None
     known = known_data(config) is not None
     if folders and known:
@@ -175,7 +175,7 @@ def judged_on(config: EvaluateConfig, run: Path) -> EvaluateConfig | TrainConfig
 
 
 def original_data(run: Path) -> TrainConfig:
-    """The data flags of the run."""
+    """Read the data flags of the run."""
     path = run / "config.yaml"
     if not path.is_file():  # OUT/model or OUT/best
         path = run.absolute().parent / "config.yaml"

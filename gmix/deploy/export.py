@@ -1,4 +1,4 @@
-"""A trained network as one file that runs without gmix: ONNX, or a program of `torch.export`."""
+"""Export of a trained network to one file that runs without gmix: ONNX, or `torch.export`."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ Format = Literal["onnx", "torch"]
 Run = Callable[[Tensor], Tensor]
 
 TOLERANCE = 1e-4
-"""How far logits of an exported file may be from those of torch, relative to the largest one."""
+"""Largest allowed difference of an exported file's logits from torch's, relative to the largest logit."""
 
-# Batch, height and width, in units of what images are padded to. The others are taller, wider, smaller
-# and larger, because a graph may hold only for what is like the images it was traced with.
+# Batch size, then height and width in units of the padding. The checked sizes are taller, wider, smaller and larger,
+# because a graph may only hold for images like those it was traced with.
 _TRACED = (2, 3.2, 4.1)
 _CHECKED = ((1, 2.3, 2.1), (3, 4.1, 3.3), (1, 2.1, 6.3), (1, 6.3, 2.1))
 
 
 class Deployable(nn.Module):
-    """Images as they are, in 0..255, to logits of their own size: all `gmix predict` does in between.
+    """Network that maps images in 0..255 to logits of their own size: all steps of `gmix predict`.
 
-    Resizes (if the model was trained so), normalises, pads to what the network can divide, runs the
-    network with MITrans, cuts and resizes back. Every step traces with symbolic sizes.
+    It resizes (if the model was trained so), normalises, pads to what the network can divide, runs the network with
+    MITrans, crops and resizes back. Every step traces with symbolic sizes.
 
     Args:
-        saved: network, input statistics and size.
+        saved: Network, input statistics and size.
 
     Shapes:
         (N, C, H, W) float in 0..255 -> (N, K, H, W), any N, H and W; K is 1 for a binary model.
@@ -70,19 +70,19 @@ class Deployable(nn.Module):
         self.smallest = net.padded(1, 1)[0]
         self.size = saved.size
         self.net = _any_size(net.export())
-        # Unlike the images, these are per channel of images in 0..1.
+        # The model's statistics are for images in 0..1.
         self.register_buffer("mean", 255 * torch.tensor(saved.mean)[:, None, None])
         self.register_buffer("std", 255 * torch.tensor(saved.std)[:, None, None])
 
     def forward(self, image: Tensor) -> Tensor:
-        """(N, C, H, W) images in 0..255 -> (N, K, H, W) logits."""
+        """Map images `(N, C, H, W)` in 0..255 to logits `(N, K, H, W)`."""
         own = image.shape[-2:]
         x = image
         if self.size is not None:
             x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
         x = (x - self.mean) / self.std
         below, right = (self._missing(length) for length in x.shape[-2:])
-        # Cut by padding: a slice is a view, whose layout tracing would take for that of every size.
+        # Cropped by negative padding: tracing would assume the memory layout of a slice for every size.
         logits = F.pad(self.net(F.pad(x, (0, right, 0, below))), (0, -right, 0, -below))
         if self.size is not None:
             logits = F.interpolate(logits, own, mode="bilinear")
@@ -99,26 +99,24 @@ class Deployable(nn.Module):
 def export_model(
     saved: SavedModel, path: str | Path, format: Format, size: Size | None = None
 ) -> float:
-    """Write a trained network as one file, and check the file against the network.
+    """Export a trained network to one file, and check the file against the network.
 
-    It maps float images (N, C, H, W) in 0..255, of any N, H and W, to logits (N, K, H, W): see
-    `Deployable`. What it says of itself, as JSON: `describe`.
+    The file maps float images `(N, C, H, W)` in 0..255, of any N, H and W, to logits `(N, K, H, W)`: see `Deployable`.
+    It holds the metadata of `describe`.
 
     Args:
-        saved: network, classes and input statistics.
-        path: the file; its folder is made if it does not exist.
+        saved: Network, classes and input statistics.
+        path: File to write; its folder is created if it does not exist.
         format: "onnx", or "torch" for `torch.export.load`.
-        size: height and width of all images, for runtimes and networks that need them fixed.
+        size: Fixed height and width of all images, for runtimes and networks that need them.
 
     Returns:
-        The largest difference of the file's logits from the network's, relative to the largest logit
-        (or to 1).
+        Largest difference between the logits of file and network, relative to the largest logit (or to 1).
 
     Raises:
-        ValueError: if the network cannot be exported (the message says whether a fixed size helps), or
-            the file computes something else, is there and not gmix's, or cannot be written; then what was there
-            stays.
-        ImportError: if a package is missing that the format needs.
+        ValueError: If the network cannot be exported (the message says whether a fixed size helps), if the file gives
+            other logits, if it exists and is not gmix's, or if it cannot be written. An existing file then stays.
+        ImportError: If a package that the format needs is missing.
     """
     path = Path(path)
     if path.is_symlink():
@@ -128,10 +126,10 @@ def export_model(
     check_own([path])
     check_writable(path.parent)
     if format == "onnx":
-        import onnxruntime  # before the work
+        import onnxruntime  # fail before the work
         import onnxscript  # noqa: F401
 
-        onnxruntime.set_default_logger_severity(3)  # it warns of what it optimises
+        onnxruntime.set_default_logger_severity(3)  # silence its warnings about optimisations
     module = Deployable(saved).eval()
     facts = describe(saved, size)
     with _quiet():
@@ -142,7 +140,7 @@ def export_model(
             )
             label(written.model, facts, size)
         else:
-            written = BytesIO()  # to a full disk torch would write until it aborts the process
+            written = BytesIO()  # torch aborts the process when it writes to a full disk
             torch.export.save(program, written, extra_files={"gmix.json": json.dumps(facts)})
     make_folder(path.parent)
     try:
@@ -154,9 +152,7 @@ def export_model(
                 aside.write_bytes(written.getbuffer())
             run = load_onnx(aside) if format == "onnx" else load_program(aside)
             difference = _check(saved, run, size)
-            made = list(
-                Path(folder).iterdir()
-            )  # ONNX has weights of more than 2 GB beside the file
+            made = list(Path(folder).iterdir())  # ONNX stores weights above 2 GB beside the file
             check_own(path.with_name(one.name) for one in made)
             for one in made:
                 remember(one, path.with_name(one.name))
@@ -167,17 +163,17 @@ def export_model(
 
 
 def trace(module: Deployable, channels: int, size: Size | None) -> torch.export.ExportedProgram:
-    """The graph, for any batch and, without `size`, any height and width.
+    """Trace the graph, for any batch size and, without `size`, any height and width.
 
     Raises:
-        ValueError: if the network's code decides by what the size of an image is.
+        ValueError: If the network's code branches on the image size.
     """
     batch, *shares = _TRACED
     shape = (batch, channels, *(size or _pixels(shares, module.smallest)))
     free = dict.fromkeys([0] if size else [0, 2, 3], torch.export.Dim.DYNAMIC)
     try:
         return torch.export.export(module, (torch.zeros(shape),), dynamic_shapes={"image": free})
-    except Exception as error:  # whatever the network's code raises when it is traced
+    except Exception as error:  # any error of the network's code in tracing
         cannot = "cannot be exported"
         if size is None:
             cannot += " for images of any size: fix it with --size HxW"
@@ -185,7 +181,7 @@ def trace(module: Deployable, channels: int, size: Size | None) -> torch.export.
 
 
 def label(model: Any, facts: dict[str, Any], size: Size | None) -> None:
-    """Put `facts` into an ONNX model, strings as they are and all else as JSON, and name the axes."""
+    """Add `facts` to the metadata of an ONNX model (all but strings as JSON), and name the axes."""
     for key, value in facts.items():
         model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
     names = {0: "batch"} if size else {0: "batch", 2: "height", 3: "width"}
@@ -195,7 +191,7 @@ def label(model: Any, facts: dict[str, Any], size: Size | None) -> None:
 
 
 def describe(saved: SavedModel, size: Size | None = None) -> dict[str, Any]:
-    """What a file says of itself: enough to feed it and to read what it returns.
+    """Collect the metadata of an exported file: how to feed it and how to read its output.
 
     Examples:
         >>> import segmentation_models_pytorch as smp
@@ -224,7 +220,7 @@ def describe(saved: SavedModel, size: Size | None = None) -> dict[str, Any]:
 
 
 def load_onnx(path: str | Path) -> Run:
-    """Images to logits by an ONNX file, on the CPU."""
+    """Load an ONNX file as a function from images to logits, on the CPU."""
     import onnxruntime
 
     session: Any = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -232,13 +228,13 @@ def load_onnx(path: str | Path) -> Run:
 
 
 def load_program(path: str | Path) -> Run:
-    """Images to logits by a file of `torch.export.save`."""
+    """Load a file of `torch.export.save` as a function from images to logits."""
     run: Run = torch.export.load(path).module()
     return run
 
 
 class _AveragePool(nn.Module):
-    """`nn.AdaptiveAvgPool2d` as two products, because ONNX has none for sizes it does not know."""
+    """`nn.AdaptiveAvgPool2d` as two matrix products, because ONNX lacks it for symbolic sizes."""
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
@@ -250,7 +246,7 @@ class _AveragePool(nn.Module):
 
 
 def _shares(length: int, bins: int, like: Tensor) -> Tensor:
-    """`(bins, length)`: row by row, the weights of the mean that a bin is."""
+    """Return `(bins, length)`: each row holds the weights of the mean that a bin computes."""
     place = torch.arange(length, device=like.device)
     bin = torch.arange(bins, device=like.device)[:, None]
     inside = (place >= bin * length // bins) & (place < ((bin + 1) * length + bins - 1) // bins)
@@ -259,9 +255,9 @@ def _shares(length: int, bins: int, like: Tensor) -> Tensor:
 
 
 class _EvenConv(nn.Module):
-    """timm's `Conv2dSame` where the stride divides the size: then it pads the same at every size.
+    """Variant of timm's `Conv2dSame` for sizes that the stride divides, where the padding is constant.
 
-    The images are padded to the encoder's stride, so that is everywhere. Tracing the general rule takes
+    This holds for every layer, because images are padded to the encoder's stride. Tracing the general rule takes
     minutes.
     """
 
@@ -281,7 +277,7 @@ class _EvenConv(nn.Module):
 
 
 def _any_size(model: nn.Module) -> nn.Module:
-    """Replace, in place, what traces for one size only, or slowly."""
+    """Replace modules, in place, that trace for one size only, or slowly."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, Conv2dSame):
@@ -296,7 +292,7 @@ def _any_size(model: nn.Module) -> nn.Module:
 
 @torch.inference_mode()
 def _check(saved: SavedModel, run: Run, size: Size | None) -> float:
-    """Compare with what `gmix predict` computes, which shares no code with the file."""
+    """Compare the file with the results of `gmix predict`, which shares no code with it."""
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
     for batch, *shares in _CHECKED[: 2 if size else None]:
@@ -307,7 +303,7 @@ def _check(saved: SavedModel, run: Run, size: Size | None) -> float:
         try:
             difference = float((run(images) - expected).abs().max())
             wrong = f"they are {difference:.1e} apart"
-        except Exception as error:  # whatever a runtime raises at a size it was not made for
+        except Exception as error:  # any error of a runtime at a size it does not support
             difference, wrong = math.inf, _first_line(error)
         worst = max(worst, difference / max(float(expected.abs().max()), 1.0))
         if not worst <= TOLERANCE:
@@ -320,7 +316,7 @@ def _check(saved: SavedModel, run: Run, size: Size | None) -> float:
 
 
 def _pixels(shares: list[float], unit: int) -> Size:
-    # Some encoders go down to stride 32 whatever they are asked for.
+    # Some encoders use stride 32, whatever was requested.
     height, width = (int(share * max(unit, 32)) + 1 for share in shares)
     return height, width
 
@@ -332,7 +328,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Exporting warns of its own insides."""
+    """Silence warnings about the internals of exporting."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -26,7 +26,7 @@ Found = TypeVar("Found")
 Done = TypeVar("Done")
 
 BAND = 128
-"""Rows of an overlay that are mixed at a time: their fractions take many times the memory of its bytes."""
+"""Number of rows of an overlay that are blended at once: floats take many times the memory of its bytes."""
 
 
 class Failure(NamedTuple):
@@ -47,27 +47,26 @@ def predict_folder(
 ) -> list[Failure]:
     """Write `out/masks/NAME.png` and `out/overlays/NAME.jpg` for each image.
 
-    Masks are palette PNGs of the image's own size (upright, if a camera turned it); pixel values
-    are class ids 0 .. K-1. Images with the same stem (`a.jpg`, `a.png`) keep their suffix:
-    `a.jpg.png`. A file that cannot be read is left out and reported; the others are written.
+    Masks are palette PNGs of the image's own size (upright, if EXIF rotates the image); pixel values are class ids 0 ..
+    K-1. Images with the same stem (`a.jpg`, `a.png`) keep their suffix: `a.jpg.png`. A file that cannot be read is left
+    out and reported; the others are written.
 
-    While the network runs, other threads read the next images and write the last ones: a handful, however
-    many there are.
+    While the network runs, other threads read the next few images and write the last few results.
 
     Args:
-        saved: network, classes and input statistics, as `SavedModel.from_pretrained` gives them.
-        images: files.
-        out: folder, made if it does not exist.
-        overlays: whether to write the colours over the image as well.
-        predict: as for `gmix.evaluation.evaluate`, e.g. `Inference` to predict large images in windows.
-        on_image: called before each image is predicted.
+        saved: Network, classes and input statistics, from `SavedModel.from_pretrained`.
+        images: Image files.
+        out: Folder to write to, created if it does not exist.
+        overlays: Whether to write the class colours over the image as well.
+        predict: As in `gmix.evaluation.evaluate`, e.g. `Inference` to predict large images in windows.
+        on_image: Called before each image is predicted.
 
     Returns:
-        What failed.
+        Images that could not be read.
 
     Raises:
-        ValueError: If there are images in these folders that gmix did not write, or something cannot be written,
-            in one sentence; what is there by then is whole.
+        ValueError: If these folders hold images that gmix did not write, or something cannot be written. Files written
+            by then are complete.
     """
     make_own_folders(out, "masks", *(["overlays"] if overlays else []))
 
@@ -84,14 +83,15 @@ def predict_folder(
 
 
 def make_own_folders(home: Path, *names: str) -> None:
-    """Make folders for nothing but what gmix writes: among predicted masks nobody would know a drawn one.
+    """Create folders for files of gmix only: a drawn mask would be lost among predicted ones.
 
     Args:
-        home: what they are in; has the record of what gmix wrote.
-        names: of the folders.
+        home: Parent folder, which holds the record of what gmix wrote.
+        names: Names of the folders.
 
     Raises:
-        ValueError: if an image or mask is in one that gmix did not write, before any is made; or one cannot be made.
+        ValueError: If a folder holds an image or mask that gmix did not write (then none is created), or cannot be
+            created.
     """
     endings = (*IMAGE_SUFFIXES, *MASK_SUFFIXES)
     folders = [home / name for name in names]
@@ -110,18 +110,18 @@ def each_image(
     write: Callable[[Path, str, torch.Tensor, Found], Done],
     on_image: Callable[[Path], None],
 ) -> Iterator[Done | Failure]:
-    """Read images, predict each and write what was found; reading and writing in other threads.
+    """Read images, predict each and write the result; reading and writing happen in other threads.
 
     Args:
-        saved: says what images are read as.
-        images: files.
-        predict: gets an image `(C, H, W)` in 0..255; called in this thread, in order.
-        write: gets the file, what to call what is written (`output_names`), the image, and what `predict`
-            returned; called in other threads.
-        on_image: called before each image is predicted.
+        saved: Model, whose format images are read in.
+        images: Image files.
+        predict: Called with an image `(C, H, W)` in 0..255, in this thread, in order.
+        write: Called with the file, the name for its results (`output_names`), the image, and the result of `predict`,
+            in other threads.
+        on_image: Called before each image is predicted.
 
     Yields:
-        What `write` returned, or why the image could not be read; in order.
+        The result of `write`, or the reason why the image could not be read, in order.
     """
 
     def read(path: Path) -> torch.Tensor | Failure:
@@ -144,7 +144,7 @@ def each_image(
 
 
 def output_names(images: Sequence[Path]) -> list[str]:
-    """What to call what is written for each image: its stem, or all of its name if two share a stem; no two alike.
+    """Return a unique name for the results of each image: its stem, or its full name if stems repeat.
 
     Examples:
         >>> output_names([Path("a.jpg"), Path("b.jpg"), Path("b.png")])
@@ -154,14 +154,14 @@ def output_names(images: Sequence[Path]) -> list[str]:
     """
     stems = Counter(path.stem for path in images)
     names = [path.stem if stems[path.stem] == 1 else path.name for path in images]
-    # The stem of one may be all of another's name.
+    # The stem of one image may be the full name of another.
     return names if len(set(names)) == len(names) else [path.name for path in images]
 
 
 def save_mask(
     classes: Pixels, palette: Iterable[Color], path: Path, home: Path | None = None
 ) -> None:
-    """Write a palette PNG whose pixel values are class ids, as `save_picture` does."""
+    """Write a palette PNG whose pixel values are class ids, with `save_picture`."""
     mask = Image.fromarray(classes)
     mask.putpalette([channel for color in palette for channel in color])
     save_picture(mask, path, home)
@@ -170,16 +170,16 @@ def save_mask(
 def save_picture(
     picture: Image.Image, path: Path, home: Path | None = None, **options: Any
 ) -> None:
-    """Write an image file that is whole or absent, and known as gmix's own.
+    """Write an image file atomically, and record it as gmix's own.
 
     Args:
-        picture: what to write.
-        path: the file.
-        home: the folder with the record of what gmix wrote; None: that of the file.
-        options: of its format.
+        picture: Image to write.
+        path: File to write.
+        home: Folder with the record of what gmix wrote; None for the folder of the file.
+        options: Options of the file format.
 
     Raises:
-        ValueError: If it cannot be written; what was there stays.
+        ValueError: If it cannot be written; the old file stays.
     """
     with own_file(path, home, flush=False) as aside:
         picture.save(aside, **options)
@@ -187,15 +187,15 @@ def save_picture(
 
 @torch.inference_mode()
 def predict_image(saved: SavedModel, image: torch.Tensor, predict: Predict | None = None) -> Pixels:
-    """Classes of one image.
+    """Predict the classes of one image.
 
     Args:
-        saved: as for `predict_folder`.
-        image: `(C, H, W)` in 0..255.
-        predict: as for `predict_folder`.
+        saved: As in `predict_folder`.
+        image: Tensor `(C, H, W)` in 0..255.
+        predict: As in `predict_folder`.
 
     Returns:
-        uint8 `(H, W)`, class ids.
+        Class ids, uint8 `(H, W)`.
     """
     size = (image.shape[-2], image.shape[-1])
     seen, how = fit(predict, size, saved.size)
@@ -206,18 +206,18 @@ def predict_image(saved: SavedModel, image: torch.Tensor, predict: Predict | Non
 
 @torch.inference_mode()
 def predict_logits(saved: SavedModel, image: torch.Tensor) -> torch.Tensor:
-    """Logits of one image, `(1, K, h, w)`: of its own size, or of `saved.size`.
+    """Predict the logits of one image, `(1, K, h, w)`, at its own size or `saved.size`.
 
     Args:
-        saved: as for `predict_folder`.
-        image: `(C, H, W)` in 0..255.
+        saved: As in `predict_folder`.
+        image: Tensor `(C, H, W)` in 0..255.
     """
     logits: torch.Tensor = saved.net(prepare(saved, image, saved.size))
     return logits
 
 
 def prepare(saved: SavedModel, image: torch.Tensor, size: Size | None) -> torch.Tensor:
-    """What the network sees of one image: `(1, C, h, w)`, normalised, and resized to `size` unless that is None."""
+    """Return the network's input for one image, `(1, C, h, w)`: normalised, resized to `size` unless it is None."""
     if size is not None:
         image = v2.functional.resize(image, list(size), antialias=True)
     x: torch.Tensor = eval_transform(saved.mean, saved.std)(image).as_subclass(torch.Tensor)[None]
@@ -227,13 +227,13 @@ def prepare(saved: SavedModel, image: torch.Tensor, size: Size | None) -> torch.
 def overlay(
     image: Pixels, classes: Pixels, palette: Iterable[Color], opacity: float = 0.5
 ) -> Pixels:
-    """Lay each class's colour over the image; black, the background's colour, leaves it as it is.
+    """Blend the colour of each class into the image; black, the background's colour, changes nothing.
 
     Args:
         image: uint8 `(H, W, 3)`.
         classes: uint8 `(H, W)`.
-        palette: RGB, 0..255, one per class.
-        opacity: 0 .. 1, of the colours.
+        palette: RGB colour of each class, 0..255.
+        opacity: Opacity of the colours, 0 .. 1.
 
     Examples:
         >>> image = np.full((1, 2, 3), 100, dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""What a model is sure of in a folder of images, for an annotation tool to go on with."""
+"""Masks of the confident pixels in a folder of images, to continue with in an annotation tool."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ Mask = npt.NDArray[np.uint8]
 Ids = npt.NDArray[np.int64]
 Probs = npt.NDArray[np.float32]
 
-_UNSURE = (255, 255, 255)  # how masks show 255
+_UNSURE = (255, 255, 255)  # colour of 255 in masks
 
 
 class Made(NamedTuple):
-    """What `pseudo_label_folder` wrote."""
+    """Summary of what `pseudo_label_folder` wrote."""
 
     images: int
     regions: int
@@ -44,12 +44,12 @@ class Made(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What was written for one image."""
+    """Results for one image."""
 
     name: str
     size: tuple[int, ...]  # height and width
     labeled: int  # pixels
-    regions: list[str]  # as JSON
+    regions: list[str]  # as JSON text
 
 
 def pseudo_label_folder(
@@ -64,27 +64,26 @@ def pseudo_label_folder(
 ) -> Made:
     """Write `out/masks/NAME.png`, `out/confidence/NAME.png` and `out/coco.json`.
 
-    Masks are palette PNGs of the image's own size: class ids, and 255 where the most likely class has a
-    probability below `min_confidence` or its region fewer pixels than `min_area`. `gmix train` takes them as
-    they are. `confidence` has that probability as a grey image: 255 is 1. `coco.json` holds the regions of the
-    masks (`find_regions`), but for those of a first class called "background"; a category's id is the class
-    id.
+    Masks are palette PNGs of the image's own size. They hold class ids, and 255 where the most likely class has a
+    probability below `min_confidence` or its region has fewer pixels than `min_area`. `gmix train` accepts them without
+    changes. `confidence` holds that probability as a grey image: 255 is 1. `coco.json` holds the regions of the masks
+    (`find_regions`), except those of a first class called "background"; category ids are class ids.
 
-    The network is the one `gmix train` saved and tested, not the teacher that it trained with. While it runs,
-    other threads read the next images and write the last ones, as in `predict_folder`.
+    The network is the one `gmix train` tested and saved, not its teacher. While it runs, other threads read the next
+    images and write the last ones, as in `predict_folder`.
 
     Args:
-        saved: network, classes and input statistics.
-        images: files; one that cannot be read is left out and reported.
-        out: folder, made if it does not exist.
-        min_confidence: 0 (all pixels get a class) to 1.
-        min_area: in pixels.
-        predict: as for `gmix.evaluation.evaluate`, e.g. `Inference` to predict large images in windows.
-        on_image: called before each image is predicted.
+        saved: Network, classes and input statistics.
+        images: Image files; one that cannot be read is left out and reported.
+        out: Folder to write to, created if it does not exist.
+        min_confidence: Lowest probability of a labeled pixel, from 0 (all pixels get a class) to 1.
+        min_area: Smallest number of pixels in a region.
+        predict: As in `gmix.evaluation.evaluate`, e.g. `Inference` to predict large images in windows.
+        on_image: Called before each image is predicted.
 
     Raises:
-        ValueError: if there are images in these folders, or a `coco.json`, that gmix did not write, or something
-            cannot be written, in one sentence; what is there by then is whole.
+        ValueError: If these folders hold images, or a `coco.json`, that gmix did not write, or something cannot be
+            written. Files written by then are complete.
     """
     check_own([out / "coco.json"])
     make_own_folders(out, "masks", "confidence")
@@ -102,12 +101,12 @@ def pseudo_label_folder(
         save_mask(mask, palette, out / "masks" / f"{name}.png", out)
         grey = (255 * confidence).round().astype(np.uint8)
         save_picture(Image.fromarray(grey), out / "confidence" / f"{name}.png", out)
-        # As text, which takes a fraction of the memory of its numbers.
+        # Kept as text, which takes a fraction of the memory of the numbers.
         texts = [json.dumps(region) for region in find_regions(mask, confidence, first)]
         return Written(path.name, mask.shape, int((mask != IGNORE).sum()), texts)
 
     with own_file(out / "coco.json") as aside, aside.open("w", encoding="utf-8") as file:
-        # Written as they come: the runs of a long folder would fill the memory.
+        # Written one by one: the run lengths of a large folder would fill the memory.
         file.write('{"annotations": [')
         for one in each_image(
             saved, images, lambda image: predict_sure(saved, image, predict), write, on_image
@@ -143,12 +142,12 @@ def pseudo_label_folder(
 def predict_sure(
     saved: SavedModel, image: torch.Tensor, predict: Predict | None = None
 ) -> tuple[Ids, Probs]:
-    """The class of each pixel of an image, and how likely the network holds it: `(H, W)`, 0..1.
+    """Predict the class of each pixel and its probability in 0..1, both `(H, W)`.
 
     Args:
-        saved: as for `pseudo_label_folder`.
-        image: `(C, H, W)` in 0..255.
-        predict: as for `pseudo_label_folder`.
+        saved: As in `pseudo_label_folder`.
+        image: Tensor `(C, H, W)` in 0..255.
+        predict: As in `pseudo_label_folder`.
     """
     size = (image.shape[-2], image.shape[-1])
     seen, how = fit(predict, size, saved.size)
@@ -169,13 +168,13 @@ def predict_sure(
 
 
 def sure_mask(classes: Ids, confidence: Probs, min_confidence: float, min_area: int) -> Mask:
-    """Class ids of sure pixels in large regions, 255 elsewhere.
+    """Keep the class ids of confident pixels in large regions; set all other pixels to 255.
 
     Args:
-        classes: `(H, W)`.
-        confidence: `(H, W)`, 0..1.
-        min_confidence: below, a pixel is not sure.
-        min_area: regions (of sure pixels of a class that touch by an edge) of fewer pixels are dropped.
+        classes: Class ids `(H, W)`.
+        confidence: Probabilities `(H, W)`, 0..1.
+        min_confidence: Lowest probability of a confident pixel.
+        min_area: Smallest region to keep, in pixels; a region is confident pixels of one class that share edges.
 
     Examples:
         >>> sure = sure_mask(np.array([[0, 1, 1]]), np.array([[0.9, 0.9, 0.5]]), 0.6, 0)
@@ -187,22 +186,22 @@ def sure_mask(classes: Ids, confidence: Probs, min_confidence: float, min_area: 
         for id in np.unique(mask[mask != IGNORE]):
             labels, _ = ndimage.label(mask == id)
             small = np.bincount(labels.ravel()) < min_area
-            small[0] = False  # what is not of this class
+            small[0] = False  # belongs to another class
             mask[small[labels]] = IGNORE
     return mask
 
 
 def find_regions(mask: Mask, confidence: Probs, first: int = 0) -> Iterator[dict[str, Any]]:
-    """The connected regions of a mask as COCO annotations, without ids.
+    """Yield the connected regions of a mask as COCO annotations, without ids.
 
-    A region is pixels of one class that touch by an edge. Its shape is a run-length code, which unlike
-    polygons is exact and has holes; it is not compressed, so that no library is needed to read it. COCO marks
-    such annotations `iscrowd`.
+    A region is pixels of one class that share edges. Its shape is a run-length code, which unlike polygons is exact and
+    can have holes; it is not compressed, so that no library is needed to read it. COCO marks such annotations
+    `iscrowd`.
 
     Args:
-        mask: `(H, W)`, class ids and 255.
-        confidence: `(H, W)`, 0..1; `score` is its mean.
-        first: the lowest class id whose regions are wanted.
+        mask: Class ids and 255, `(H, W)`.
+        confidence: Probabilities `(H, W)`, 0..1; `score` is their mean over the region.
+        first: Lowest class id whose regions are wanted.
 
     Yields:
         `category_id`, `segmentation`, `area`, `bbox` (x, y, width, height), `iscrowd`, `score`.
@@ -219,7 +218,7 @@ def find_regions(mask: Mask, confidence: Probs, first: int = 0) -> Iterator[dict
         areas = np.bincount(labels.ravel(), minlength=count + 1)
         sums = np.bincount(labels.ravel(), confidence.ravel(), minlength=count + 1)
         for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
-            # Columns outside the box are runs of zeros: nothing to look at.
+            # Columns outside the box are runs of zeros.
             inside = labels[:, columns] == number
             counts = run_lengths(inside)
             counts[0] += height * columns.start
@@ -244,7 +243,7 @@ def find_regions(mask: Mask, confidence: Probs, first: int = 0) -> Iterator[dict
 
 
 def run_lengths(mask: npt.NDArray[np.bool_]) -> list[int]:
-    """Lengths of the runs of zeros and ones in turn, down column by column; the first are zeros.
+    """Compute the lengths of alternating runs of zeros and ones, column by column, beginning with zeros.
 
     Examples:
         >>> run_lengths(np.array([[True, False], [True, True]]))

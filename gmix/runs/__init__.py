@@ -1,1 +1,1 @@
-"""What a run leaves on disk: checkpoints, results, trackers, progress, the saved model and its card."""
+"""Files of a run: checkpoints, results, trackers, progress, the saved model and its card."""

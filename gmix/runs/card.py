@@ -1,4 +1,4 @@
-"""What a saved model says of itself: README.md, as the Hugging Face hub shows it."""
+"""Model card of a saved model: README.md, as the Hugging Face hub shows it."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from gmix.runtime.shown import in_code, in_markdown, printable
 if TYPE_CHECKING:
     from gmix.runs.saved import SavedModel
 
-# What the card says elsewhere.
+# Settings that the card lists elsewhere.
 _SAID = {"arch", "encoder", "mitrans", "method", "steps", "seed", "classes", "label_map"}
 
 
-# Of the flags that are about the machine, those that weights depend on.
+# Machine flags that affect the weights.
 _PRECISION = {"amp", "compile", "sync_norm"}
 
 
 def training_facts(
     config: TrainConfig, images: Mapping[str, int], split: str, scores: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """What a model card says of a training: no paths, nothing about the machine.
+    """Collect the facts of a training for its model card: no paths, nothing about the machine.
 
     Args:
-        config: the run's flags.
-        images: how many of each kind.
-        split: the hash of the split, as in `results.json`.
-        scores: validation scores of the saved weights, and their step; None without validation images.
+        config: Configuration of the run.
+        images: Number of images of each kind.
+        split: Hash of the split, as in `results.json`.
+        scores: Validation scores of the saved weights, and their step; None without validation images.
 
     Examples:
         >>> config = TrainConfig(voc="VOC2012", recipe="voc_1-8_r101", lr=0.01)
@@ -64,13 +64,13 @@ def training_facts(
 
 
 def model_card(saved: SavedModel) -> str:
-    """README.md: data set, split, recipe, scores and input of a model, and how to load it.
+    """Return the text of README.md: data set, split, recipe, scores, input, and how to load the model.
 
-    What is not known, because the model was not made by `gmix train`, is left out. So is the license: it is
-    up to who publishes the model.
+    Facts that are unknown, because the model was not made by `gmix train`, are omitted. So is the license, which is the
+    choice of whoever publishes the model.
 
     Args:
-        saved: a model; what is known of its training is in `saved.training`.
+        saved: Model to describe; `saved.training` holds the facts about its training.
     """
     network = type(saved.net.model).__name__
     encoder = saved.net.model.config.get("encoder_name", "")
@@ -90,7 +90,7 @@ def model_card(saved: SavedModel) -> str:
 
 
 def for_smp_alone(saved: SavedModel) -> bool:
-    """Whether segmentation_models_pytorch has all this network is made of."""
+    """Return whether segmentation_models_pytorch can build this whole network."""
     inside = type(saved.net.model).__module__.startswith("segmentation_models_pytorch")
     return inside and saved.net.mitrans is None
 

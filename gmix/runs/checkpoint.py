@@ -1,4 +1,4 @@
-"""Checkpoints: a training's state in a folder that is whole or absent."""
+"""Checkpoints: the state of a training, in a folder that is written atomically."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_SUMS = 2**20  # bytes
 
 
 class Checkpoint(NamedTuple):
-    """A training state on disk."""
+    """A checkpoint on disk."""
 
     step: int
     path: Path
@@ -37,25 +37,25 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/checkpoint-STEP/` and remove all but the newest `keep`.
 
-    The weights of each module go into `NAME.safetensors`, everything else (plain values and
-    tensors) into `state.pt`, and what they hash to into `SHA256SUMS` (`sha256sum -c` reads it). A
-    process killed at any moment leaves the earlier ones untouched.
+    The weights of each module go into `NAME.safetensors`, everything else (plain values and tensors) into `state.pt`,
+    and the hashes of these files into `SHA256SUMS` (`sha256sum -c` reads it). A process killed at any moment leaves
+    earlier checkpoints intact.
 
     Args:
-        folder: made if it does not exist.
-        step: steps done.
-        modules: what holds weights, by name.
-        state: what does not, e.g. `{"optimizer": optimizer.state_dict()}`.
-        keep: how many checkpoints stay.
+        folder: Folder of the run, created if it does not exist.
+        step: Number of steps done.
+        modules: Modules with weights, by name.
+        state: All other state, e.g. `{"optimizer": optimizer.state_dict()}`.
+        keep: Number of checkpoints to keep.
 
     Returns:
-        The folder written.
+        Folder of the checkpoint.
 
     Raises:
-        ValueError: if it cannot be written; the earlier ones stay.
+        ValueError: If it cannot be written; earlier checkpoints stay.
     """
     final = folder / f"{PREFIX}{step:08d}"
-    if final.exists():  # a resumed run that reaches the same step has the same state
+    if final.exists():  # a resumed run reaches the same step in the same state
         return final
     try:
         with atomic_folder(final) as aside:
@@ -85,7 +85,7 @@ def load_checkpoint(
     """Load the modules' weights in place and return the rest of the state.
 
     Raises:
-        ValueError: if the checkpoint does not fit the modules, or cannot be read.
+        ValueError: If the checkpoint does not fit the modules, or cannot be read.
     """
     state = read_state(path, modules, device)
     load_weights(path, modules, device)
@@ -95,10 +95,10 @@ def load_checkpoint(
 def read_state(
     path: Path, modules: dict[str, nn.Module], device: torch.device | str = "cpu"
 ) -> dict[str, Any]:
-    """Read all but the weights, once it is known that these fit; nothing changes yet.
+    """Read everything but the weights, after checking that those fit; no module is changed.
 
     Raises:
-        ValueError: if the checkpoint does not fit the modules, or cannot be read.
+        ValueError: If the checkpoint does not fit the modules, or cannot be read.
     """
     with _unfit(path):
         for name, module in modules.items():
@@ -118,7 +118,7 @@ def load_weights(
     """Load the modules' weights in place.
 
     Raises:
-        ValueError: if the checkpoint does not fit the modules, or cannot be read.
+        ValueError: If the checkpoint does not fit the modules, or cannot be read.
     """
     with _unfit(path):
         for name, module in modules.items():
@@ -129,19 +129,19 @@ def load_weights(
 def _unfit(path: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # of two libraries, for a file of any content
+    except Exception as error:  # raised by two libraries, for any broken file
         reason = textwrap.shorten(" ".join(str(error).split()), 300, placeholder=" ...")
         raise ValueError(f"the checkpoint {path} does not fit this network: {reason}") from error
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is as it was written; newer ones are renamed to `damaged-...`.
+    """Find the newest undamaged checkpoint, and rename newer ones to `damaged-...`.
 
     Returns:
-        It, or None if the folder has no checkpoint; and what there is to say about others.
+        The checkpoint, or None if the folder has none; and messages about damaged ones.
 
     Raises:
-        ValueError: if there are checkpoints, but all are damaged.
+        ValueError: If there are checkpoints, but all are damaged.
     """
     damaged: list[tuple[Path, str]] = []
     for found in reversed(list_checkpoints(folder)):
@@ -164,7 +164,7 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with the files of a checkpoint, if anything: disks fail, and copies end early."""
+    """Return what is wrong with the files of a checkpoint, if anything: disks fail, and copies are cut short."""
     try:
         lines = read_plain(path / SUMS, MOST_SUMS).splitlines()
         sums = {name: known for known, name in (line.split("  ", 1) for line in lines)}
@@ -189,7 +189,7 @@ def damage(path: Path) -> str | None:
 
 
 def step_of(path: Path) -> int:
-    """After which step a checkpoint was written, as its folder says.
+    """Return the step after which a checkpoint was written, from the name of its folder.
 
     Examples:
         >>> step_of(Path("run/checkpoint-00000500"))
@@ -199,7 +199,7 @@ def step_of(path: Path) -> int:
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
-    """All whole checkpoints, oldest first."""
+    """List all complete checkpoints, oldest first."""
     found = [
         Checkpoint(step_of(path), path)
         for path in folder.glob(f"{PREFIX}*")
@@ -209,7 +209,7 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
 
 
 def contiguous(module: nn.Module) -> dict[str, Tensor]:
-    """The module's state as safetensors wants it: contiguous, whatever the memory layout.
+    """Return the state dict of a module with contiguous tensors, which safetensors requires.
 
     Examples:
         >>> conv = nn.Conv2d(2, 2, 3).to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""What a training shows while it runs: a live bar in a terminal, plain lines anywhere else."""
+"""Progress of a training: a live bar in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class PlainProgress:
-    """One line a report, fit for log files.
+    """Progress as one line per report, suitable for log files.
 
     Args:
-        steps: length of the training.
-        start: steps already done.
+        steps: Number of steps of the training.
+        start: Number of steps already done.
     """
 
     def __init__(self, steps: int, start: int = 0) -> None:
@@ -32,7 +32,7 @@ class PlainProgress:
         pass
 
     def note(self, text: str) -> None:
-        """Say something that is not about one report."""
+        """Print a message between reports."""
         say(text)
 
     def report(self, report: Report) -> None:
@@ -42,14 +42,14 @@ class PlainProgress:
 
 
 class SilentProgress(PlainProgress):
-    """Nothing: of several processes, one speaks."""
+    """No output, for all processes but the main one."""
 
     def note(self, text: str) -> None:
-        pass
+        """Print nothing."""
 
 
 class LiveProgress(PlainProgress):
-    """A rich progress bar and the losses, below the notes."""
+    """A rich progress bar and the losses, below the messages."""
 
     def __init__(self, steps: int, start: int = 0) -> None:
         from rich.console import Group
@@ -72,22 +72,24 @@ class LiveProgress(PlainProgress):
         self.live.stop()
 
     def note(self, text: str) -> None:
+        """Print a message above the bar."""
         self.live.console.print(printable(text), highlight=False, markup=False)
 
     def report(self, report: Report) -> None:
+        """Show a report of `fit`."""
         self.losses.plain = describe_losses(report)
         line = describe(report, self.steps, self.miou)
         self.bar.update(self.task, completed=report.step, description=line)
 
 
 def make_progress(steps: int, start: int = 0) -> PlainProgress:
-    """A live bar if a person is watching, else plain lines."""
+    """Return a live bar in a terminal, else plain lines."""
     show_anything()
     return LiveProgress(steps, start) if sys.stdout.isatty() else PlainProgress(steps, start)
 
 
 def describe(report: Report, steps: int, miou: float | None) -> str:
-    """Speed, time left and last mIoU.
+    """Format speed, time left and last mIoU.
 
     Examples:
         >>> from gmix.training.fit import Report
@@ -107,13 +109,13 @@ def describe(report: Report, steps: int, miou: float | None) -> str:
 
 
 def describe_losses(report: Report) -> str:
-    """Every named loss, the total first."""
+    """Format all named losses, the total first."""
     names = sorted(report.losses, key=lambda name: name != "total")
     return "  ".join(f"{name} {report.losses[name]:.3f}" for name in names)
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds, with hours where there are any.
+    """Format seconds as minutes and seconds, with hours if there are any.
 
     Examples:
         >>> clock(60), clock(3725)

@@ -1,4 +1,4 @@
-"""A step that was not finite, kept in a folder: batch, flags, a state to start from, and how to replay it."""
+"""Reproduction of a non-finite step: a folder with its batch, flags, an earlier state, and how to replay it."""
 
 from __future__ import annotations
 
@@ -56,15 +56,15 @@ def save_reproduction(
     """Write `out/nonfinite-STEP/`: the batch, the flags, a state to start from, and how to replay it.
 
     Args:
-        out: the folder of the run.
-        bad: what happened.
-        config: its flags.
-        stream: its batches.
-        save_state: writes a checkpoint of the state before the step into a folder, if that state is
-            still there; else the newest checkpoint is copied, and the steps since have to be done anew.
+        out: Folder of the run.
+        bad: Error of the step.
+        config: Configuration of the run.
+        stream: Batches of the run.
+        save_state: Writes a checkpoint of the state before the step into a folder; None if that state is lost. Then the
+            newest checkpoint is copied, and the steps since must be repeated.
 
     Raises:
-        ValueError: if it cannot be written.
+        ValueError: If the folder cannot be written.
     """
     folder = out / f"{PREFIX}{bad.step:08d}"
     batch = stream[bad.step - 1]
@@ -92,7 +92,7 @@ def save_reproduction(
 
 
 def batch_names(stream: TwoStream, step: int) -> tuple[list[str], list[str]]:
-    """The labeled and the unlabeled images that step number `step` (from 1) learns from."""
+    """Return the names of the labeled and unlabeled images of a step (counted from 1)."""
     labeled, unlabeled = stream.indices(step - 1)
     return (
         [item_name(stream.labeled, index) for index in labeled],
@@ -101,7 +101,7 @@ def batch_names(stream: TwoStream, step: int) -> tuple[list[str], list[str]]:
 
 
 def first_names(names: list[str], count: int = 8) -> str:
-    """File names for a message of one line; the paths are in the README.
+    """Shorten a list of files to one line of names; the README has the paths.
 
     Examples:
         >>> first_names(["x/a.png", "x/b.png", "x/c.png"], 2), first_names(["x/a.png"], 1)

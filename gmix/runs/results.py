@@ -1,4 +1,4 @@
-"""What a run writes for people and programs to read: metrics.jsonl and results.json."""
+"""Results of a run, for people and programs: metrics.jsonl and results.json."""
 
 from __future__ import annotations
 
@@ -18,46 +18,46 @@ from gmix.runtime.atomic import atomic_write_text, cannot_write
 
 
 class Report(NamedTuple):
-    """What happened since the last report."""
+    """Progress since the last report."""
 
     step: int  # steps done
     steps: int  # since the last report
     losses: dict[str, float]  # mean of every named loss
-    lr: float  # of the last group (decoder and heads) at the last step
-    seconds: float  # a step, waiting for data included
-    images: int  # a step, labeled and unlabeled
+    lr: float  # learning rate of the last group (decoder and heads) at the last step
+    seconds: float  # per step, including the wait for data
+    images: int  # per step, labeled and unlabeled
 
     @property
     def speed(self) -> float:
-        """Images a second."""
+        """Return the number of images per second."""
         return self.images / self.seconds
 
 
 @dataclass
 class Tally:
-    """What has to survive a restart besides weights and optimizer."""
+    """Totals of a run that must survive a restart, besides weights and optimizer."""
 
     best: tuple[float, int] | None = None  # highest mIoU so far and its step
     step_seconds: float = 0.0  # of the training steps alone
-    seconds: float = 0.0  # of everything
+    seconds: float = 0.0  # total, including everything else
     image_passes: int | None = None  # images through an encoder in one step
     peak_memory: int | None = None  # bytes
-    skipped: list[int] = field(default_factory=list)  # steps that were not finite
+    skipped: list[int] = field(default_factory=list)  # steps whose loss was not finite
     split: str = ""  # a hash of which images were used for what
     left_out: list[str] = field(default_factory=list)  # images that could not be read
 
 
 class Metrics:
-    """`metrics.jsonl`: one JSON object a line, in the order of steps.
+    """Writer of `metrics.jsonl`: one JSON object per line, in the order of steps.
 
     Args:
-        path: the file; what it says about steps after `start` is dropped, because a resumed run
-            does them anew. None: nothing is written.
-        names: of the classes.
-        start: steps already done.
+        path: File to write; its lines about steps after `start` are dropped, because a resumed run repeats them. If
+            None, nothing is written.
+        names: Class names.
+        start: Number of steps already done.
 
     Attributes:
-        log: is given each line as well, to show it elsewhere.
+        log: Called with each line as well, to show it elsewhere.
     """
 
     def __init__(self, path: Path | None, names: Sequence[str], start: int) -> None:
@@ -76,20 +76,20 @@ class Metrics:
         atomic_write_text(path, "".join(line + "\n" for line in kept))
 
     def lacks_validation(self, step: int) -> bool:
-        """Whether no validation of this step is in the file; False where nothing is written."""
+        """Return whether the file has no validation of this step; False if nothing is written."""
         return self.path is not None and (step, "validation") not in self._judged
 
     def report(self, report: Report) -> None:
-        """Losses, learning rate and speed."""
+        """Write losses, learning rate and speed."""
         speed = {"seconds_per_step": report.seconds, "images_per_second": report.speed}
         self._write({"step": report.step, "losses": report.losses, "lr": report.lr, **speed})
 
     def scores(self, step: int, scores: Scores) -> None:
-        """A validation, once for each step."""
+        """Write validation scores, only once for each step."""
         self._write_once(step, "validation", scores.to_dict(self.names))
 
     def pseudo(self, step: int, pseudo: dict[str, Any]) -> None:
-        """What the pseudo masks of the held-out images are like, once for each step."""
+        """Write the quality of the pseudo masks of the held-out images, only once for each step."""
         self._write_once(step, "pseudo", pseudo)
 
     def _write_once(self, step: int, kind: str, found: dict[str, Any]) -> None:
@@ -141,7 +141,7 @@ def write_results(
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
+    """Return the versions of all software that affects results."""
     names = ("torch", "torchvision", "segmentation-models-pytorch", "timm")
     packages = {name: version(name) for name in names}
     return {"gmix": gmix.__version__, "python": platform.python_version(), **packages}
@@ -155,5 +155,5 @@ def _step(line: str) -> float:
         KeyError,
         TypeError,
         RecursionError,
-    ):  # a killed run may have cut its last line
+    ):  # the last line of a killed run may be cut
         return float("inf")

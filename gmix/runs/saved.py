@@ -1,4 +1,4 @@
-"""The folder OUT/model: a plain SMP model beside what gmix needs to use it."""
+"""Saved models: the folder OUT/model holds a plain SMP model, and what gmix needs to use it."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A trained network and how to feed it.
+    """A trained network with its classes and its input format.
 
     Attributes:
-        net: in eval mode.
-        classes: names, label map and palette.
-        size: every image is resized to it first; None: images are taken as they are.
-        mean: per channel, of images scaled to 0..1.
-        std: the same.
-        format: channels of the images, and what their values mean.
-        training: what the model card says of its training, if that is known.
+        net: Network in eval mode.
+        classes: Names, label map and palette.
+        size: Size to which every image is resized first; None for no resizing.
+        mean: Mean per channel, for images scaled to 0..1.
+        std: Standard deviation per channel, likewise.
+        format: Channels of the images, and what their values mean.
+        training: Facts about its training for the model card, if known.
     """
 
     net: GuidedMixNet
@@ -49,16 +49,19 @@ class SavedModel:
     training: Mapping[str, Any] | None = None
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` (what `smp.from_pretrained` reads), beside them
-        `gmix.json`, `gmix.safetensors` (MITrans, where there is one), and a model card, `README.md`."""
+        """Write the model, in the format of SMP with further files of gmix.
+
+        `config.json` and `model.safetensors` are those of `smp.from_pretrained`. `gmix.json` and, with MITrans,
+        `gmix.safetensors` hold the rest; `README.md` is a model card.
+        """
         net: Any = self.net
         folder = Path(folder)
-        net.model.config["encoder_weights"] = None  # loading must not download what it overwrites
+        net.model.config["encoder_weights"] = None  # loading must download nothing
         net.model.save_pretrained(folder)
         if net.mitrans is not None:
             weights = {k: v.contiguous() for k, v in net.mitrans.state_dict().items()}
             save_file(weights, folder / "gmix.safetensors")
-        # In place of SMP's own, which knows neither data nor scores and claims a license.
+        # Replaces SMP's own card, which knows neither data nor scores and claims a license.
         (folder / "README.md").write_text(model_card(self), encoding="utf-8")
         facts = {
             "classes": self.classes.names,
@@ -77,14 +80,14 @@ class SavedModel:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> SavedModel:
-        """Load what `save_pretrained` wrote.
+        """Load a model that `save_pretrained` wrote.
 
         Args:
-            folder: the folder itself, or the OUT of `gmix train` that holds it as `model`.
-            device: where the network goes.
+            folder: Folder of the model, or the `--out` folder of `gmix train` that holds it as `model`.
+            device: Device for the network.
 
         Raises:
-            ValueError: if there is no model, or it cannot be read.
+            ValueError: If there is no model, or it cannot be loaded.
         """
         folder = Path(folder)
         if not (folder / "gmix.json").is_file():
@@ -126,7 +129,7 @@ class SavedModel:
 
 @dataclass
 class Facts:
-    """What `gmix.json` says; models saved before there were channels, colours and cards say less."""
+    """Contents of `gmix.json`; older models lack channels, colours and training."""
 
     classes: list[str]
     binary: bool
@@ -141,7 +144,7 @@ class Facts:
     training: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values that cannot be."""
+        """Check the values."""
         pairs = [pair for pair in (self.size, self.span) if pair is not None]
         colors = self.colors or []
         good = {
@@ -155,10 +158,10 @@ class Facts:
             raise ValueError(f"gmix.json: {wrong[0]} cannot be right")
 
     def check_network(self, net: GuidedMixNet) -> None:
-        """Make sure that these are the facts of this network.
+        """Check that the facts match a network.
 
         Raises:
-            ValueError: if they are not.
+            ValueError: If they do not.
         """
         logits = 1 if self.binary else len(self.classes)
         channels = int(net.model.config["in_channels"])
@@ -170,23 +173,23 @@ class Facts:
 
 
 def _read_network(folder: Path) -> Any:
-    """The SMP model of a folder; its weights are in the folder, none is looked for elsewhere.
+    """Load the SMP model of a folder, without looking for weights elsewhere.
 
-    SMP's own `from_pretrained` hands all that `config.json` holds to timm.
+    SMP's own `from_pretrained` passes everything in `config.json` on to timm.
 
     Raises:
-        ValueError: if the folder's files do not fit each other.
-        Exception: whatever the libraries raise on broken ones.
+        ValueError: If the files do not match each other.
+        Exception: Anything the libraries raise on broken files.
     """
     config = read_json(folder / "config.json")
     architecture = find_architecture(str(config.get("_model_class")), "the architecture")
     arguments = {k: v for k, v in config.items() if not k.startswith("_")}
     arguments["encoder_weights"] = None
     path = folder / "model.safetensors"
-    with warnings.catch_warnings():  # SMP's, of old names
+    with warnings.catch_warnings():  # SMP warns about old names
         warnings.simplefilter("ignore")
-        # First without memory: a few words may ask for more than any machine has.
-        with suppress(RuntimeError, NotImplementedError), torch.device("meta"):  # few cannot
+        # First without allocating memory: a short file may ask for more than any machine has.
+        with suppress(RuntimeError, NotImplementedError), torch.device("meta"):  # a few cannot
             plan = build_architecture(architecture, arguments)
             check_tensors(path, plan.state_dict())
         model = build_architecture(architecture, arguments)

@@ -1,4 +1,4 @@
-"""Trackers: the numbers of a training, shown while it runs by TensorBoard, W&B, MLflow and others."""
+"""Trackers: live display of the numbers of a training in TensorBoard, W&B, MLflow and others."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from gmix.runtime.console import warn
 __all__ = ["Log", "no_log", "open_trackers", "scalars"]
 
 Log = Callable[[dict[str, Any]], None]
-"""Is given a line of `metrics.jsonl`."""
+"""Function that is called with each line of `metrics.jsonl`."""
 
 
 def no_log(row: dict[str, Any]) -> None:
-    """Show it nowhere."""
+    """Ignore the line."""
 
 
 def available_trackers(names: str) -> list[str]:
-    """The trackers of `--trackers`, one by one.
+    """Parse `--trackers` into a list, and check that each can be used.
 
     Raises:
-        ValueError: if one is unknown, or its package missing.
+        ValueError: If a tracker is unknown, or its package is missing.
 
     Examples:
         >>> available_trackers("none")
@@ -52,21 +52,22 @@ def available_trackers(names: str) -> list[str]:
 
 @contextmanager
 def open_trackers(names: str, config: TrainConfig, out: Path, start: int = 0) -> Iterator[Log]:
-    """Show what is logged within by accelerate's trackers.
+    """Yield a function that sends lines to accelerate's trackers.
 
-    One that fails while it runs, as its server may, is left out from then on, with a warning: the training goes on.
+    A tracker that fails later, for example because its server does, is dropped with a warning, and the training
+    continues.
 
     Args:
-        names: as `--trackers`: one or several, with commas between, or "none".
-        config: the flags, which a tracker may show beside the numbers.
-        out: the folder of the run; TensorBoard's files go into `out/tensorboard`.
-        start: steps already done; TensorBoard forgets what an interrupted run wrote about later ones.
+        names: Value of `--trackers`: names separated by commas, or "none".
+        config: Flags that a tracker may show beside the numbers.
+        out: Folder of the run; TensorBoard's files go into `out/tensorboard`.
+        start: Number of steps already done; TensorBoard drops what an interrupted run wrote about later ones.
 
     Yields:
-        What is to be called with each line.
+        Function to call with each line.
 
     Raises:
-        ValueError: if a tracker is unknown, its package missing, or it cannot start.
+        ValueError: If a tracker is unknown, its package is missing, or it cannot start.
     """
     wanted = available_trackers(names)
     if not wanted:
@@ -81,16 +82,16 @@ def open_trackers(names: str, config: TrainConfig, out: Path, start: int = 0) ->
     }
     keepers: dict[str, Accelerator] = {}
     for name in wanted:
-        # The processes were joined before; these only keep a tracker each.
+        # Processes are already joined; each of these Accelerators only holds a tracker.
         keepers[name] = Accelerator(mixed_precision="no", log_with=name, project_dir=out)
         alone = name == "tensorboard"
-        # TensorBoard would open a run of its own for the flags at every start; they are in config.yaml.
+        # TensorBoard would open another run for the flags at every start; config.yaml has them.
         flags = None if alone else {k: str(v) for k, v in asdict(config).items()}
         try:
             keepers[name].init_trackers(
                 "tensorboard" if alone else "gmix", flags, {name: settings.get(name, {})}
             )
-        except Exception as error:  # whatever a client of a service raises
+        except Exception as error:  # any error of a service's client
             raise ValueError(f"--trackers {name} cannot start: {one_line(error)}") from error
 
     def ask_all(act: Callable[[Any], None]) -> None:
@@ -115,7 +116,7 @@ def open_trackers(names: str, config: TrainConfig, out: Path, start: int = 0) ->
 
 
 def scalars(row: dict[str, Any], name: str = "") -> dict[str, float]:
-    """The numbers of a line of `metrics.jsonl`, by path.
+    """Flatten a line of `metrics.jsonl` into its numbers, by path.
 
     Examples:
         >>> scalars({"step": 2, "losses": {"total": 0.5}, "validation": {"iou": {"cat": None}, "miou": 1.0}})

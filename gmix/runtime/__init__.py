@@ -1,1 +1,1 @@
-"""What every room stands on: files written whole or not at all, devices, processes, signals, words on the screen."""
+"""Shared foundations: atomic file writes, devices, processes, signals and console output."""

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent: written aside, then renamed into place."""
+"""Atomic writes: files and folders are written under a temporary name, then renamed into place."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from contextlib import contextmanager, suppress
 from errno import EACCES
 from pathlib import Path
 
-# What `remove_stale` removes must be ours: a run may be written into a folder of other things.
+# `remove_stale` must only remove files of gmix: a run may be written into a folder that holds other things.
 PART, OLD, GONE = ".gmix-part", ".gmix-old", ".gmix-gone"
 
 
 @contextmanager
 def atomic_folder(final: Path) -> Iterator[Path]:
-    """Hand out an empty folder to write into, which then takes the place of `final`.
+    """Yield an empty folder to write into, which then replaces `final`.
 
-    A process killed at any moment leaves what was there before, or all of what is new. Two folders cannot
-    change places in one go: what was there is called `.NAME.gmix-old` for a moment, and `remove_stale` knows. Other
-    files that were in it stay.
+    A process killed at any moment leaves either the old contents or all of the new ones. Two folders cannot be swapped
+    in one step: for a moment the old one is called `.NAME.gmix-old`, which `remove_stale` restores. Other files in the
+    old folder are kept.
 
     Raises:
-        ValueError: if it cannot be written, in one sentence; what was there stays.
+        ValueError: If it cannot be written; the old contents stay.
 
     Examples:
         >>> import tempfile
@@ -48,23 +48,24 @@ def atomic_folder(final: Path) -> Iterator[Path]:
         if old.exists():
             _settle(old, final)
     except Exception as error:
-        shutil.rmtree(aside, ignore_errors=True)  # a full disk needs the room
+        shutil.rmtree(aside, ignore_errors=True)  # a full disk needs the space
         raise cannot_write(final, error) from error
 
 
 @contextmanager
 def atomic_write(final: Path, *, flush: bool = True) -> Iterator[Path]:
-    """Hand out a file to write, of the same ending, which then takes the place of `final`.
+    """Yield a temporary file with the same suffix, which then replaces `final`.
 
-    What is there and no plain file, such as a link or `/dev/stdout`, is not replaced but written, as is a file in
-    a folder that takes no other. A file that is write-protected stays as it is.
+    An existing target that is not a regular file, such as a link or `/dev/stdout`, is written to rather than replaced.
+    So is a file in a folder where no other file can be created. A write-protected file is left unchanged.
 
     Args:
-        final: the file.
-        flush: whether it is on the disk afterwards, power cut or not; hundreds of masks need no such wait.
+        final: File to write.
+        flush: Whether to flush the file to disk, so that it survives a power cut; not worth the wait for hundreds of
+            masks.
 
     Raises:
-        ValueError: if it cannot be written, in one sentence; what was there stays.
+        ValueError: If it cannot be written; the old contents stay.
 
     Examples:
         >>> import tempfile
@@ -74,11 +75,11 @@ def atomic_write(final: Path, *, flush: bool = True) -> Iterator[Path]:
         ...     [path.name for path in Path(name).iterdir()], aside.suffix
         (['new.txt'], '.txt')
     """
-    if final.exists() and not os.access(final, os.W_OK):  # which renaming would not ask
+    if final.exists() and not os.access(final, os.W_OK):  # renaming ignores this permission
         raise cannot_write(final, PermissionError(EACCES, os.strerror(EACCES)))
     replaced = not final.is_symlink() and (final.is_file() or not final.exists())
     replaced = replaced and os.access(final.parent, os.W_OK)
-    # As short as names have to be, and the same again: what a killed process left is written over.
+    # Short enough for any file system, and always the same: it overwrites what a killed process left behind.
     short = hashlib.sha256(os.fsencode(final.name)).hexdigest()[:12]
     aside = final.with_name(f".{short}{PART}{final.suffix}") if replaced else final
     try:
@@ -99,20 +100,20 @@ def atomic_write(final: Path, *, flush: bool = True) -> Iterator[Path]:
 
 
 def atomic_write_text(final: Path, text: str) -> None:
-    """Write a text file in UTF-8 with line ends of one byte, replacing the one that is there at once.
+    """Write a text file atomically, in UTF-8 with LF line ends.
 
     Raises:
-        ValueError: if it cannot be written, in one sentence; the one that is there stays.
+        ValueError: If it cannot be written; the old contents stay.
     """
     with atomic_write(final) as aside:
         aside.write_text(text, encoding="utf-8", newline="\n")
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder to write into, and those it is in, unless they are there.
+    """Create a folder to write into, with its parents, unless it exists.
 
     Raises:
-        ValueError: if nothing can be written into it, in one sentence.
+        ValueError: If it cannot be written to.
     """
     check_writable(folder)
     try:
@@ -122,7 +123,7 @@ def make_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder such that no part of it is ever found under its name."""
+    """Remove a folder without ever leaving a partial one under its name."""
     gone = beside(folder, GONE)
     shutil.rmtree(gone, ignore_errors=True)
     folder.rename(gone)
@@ -130,7 +131,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_stale(folder: Path) -> None:
-    """Finish what a process that was killed left half done in a folder."""
+    """Clean up what a killed process left unfinished in a folder."""
     for old in folder.glob(f".*{OLD}"):
         _settle(old, old.with_name(old.name[1:].removesuffix(OLD)))
     for end in (PART, GONE):
@@ -142,7 +143,7 @@ def remove_stale(folder: Path) -> None:
 
 
 def beside(path: Path, end: str) -> Path:
-    """What something is called until it is in its place, or once it is not any more.
+    """Return the temporary name of a path before it is in place, or after it was replaced.
 
     Examples:
         >>> beside(Path("model"), PART).name
@@ -152,7 +153,7 @@ def beside(path: Path, end: str) -> Path:
 
 
 def _settle(old: Path, final: Path) -> None:
-    """After `final` was renamed to `old`: it comes back, unless the new one took its place."""
+    """Restore `final`, which was renamed to `old`, unless its replacement is in place."""
     if not final.exists():
         old.rename(final)
         return
@@ -163,10 +164,10 @@ def _settle(old: Path, final: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Find out before hours of work that nothing can be written; nothing is made.
+    """Check, before hours of work, that a folder can be written to; nothing is created.
 
     Raises:
-        ValueError: if the folder, or the one it would be made in, is read-only or no folder.
+        ValueError: If the path is not a folder, or it (or its closest existing parent) is read-only.
     """
     there = folder.absolute()
     while not there.exists():
@@ -178,21 +179,21 @@ def check_writable(folder: Path) -> None:
 
 
 def cannot_write(path: Path, error: Exception) -> ValueError:
-    """What to say of a failed write; errors of a full disk do not name the file.
+    """Return the error to raise for a failed write; errors of a full disk do not name the file.
 
     Examples:
         >>> cannot_write(Path("model"), OSError(28, "No space left on device"))
         ValueError('cannot write model: No space left on device')
     """
     said: BaseException | None = error
-    while said is not None and not isinstance(said, OSError):  # torch says less than the system did
+    while said is not None and not isinstance(said, OSError):  # torch's says less
         said = said.__context__
     reason = said.strerror if isinstance(said, OSError) else None
     return ValueError(f"cannot write {path}: {' '.join((reason or str(error)).split())}")
 
 
 def _flush(path: Path) -> None:
-    """Make the kernel write a file, or a folder's entries, to the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     if os.name == "nt" and path.is_dir():  # Windows cannot open folders
         return
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)

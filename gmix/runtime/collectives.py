@@ -1,4 +1,4 @@
-"""What the processes of a training that runs in several have to tell each other."""
+"""Communication between the processes of a distributed training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WRAPPERS = (DistributedDataParallel, DataParallel)
 
 
 def process_count() -> int:
-    """How many processes of `torch.distributed` train together; 1 without it.
+    """Return how many processes of `torch.distributed` train together; 1 without it.
 
     Examples:
         >>> process_count()
@@ -28,19 +28,19 @@ def process_count() -> int:
 
 
 def gather(x: Tensor) -> Tensor:
-    """The tensors of all processes, one after the other in the order of their ranks.
+    """Concatenate the tensors of all processes, in the order of their ranks.
 
-    Every process has to call it, each with a tensor of the same shape; no gradient flows. In one process it is
-    `x` itself.
+    Every process must call it with a tensor of the same shape. No gradient flows through it. With a single process it
+    returns `x` itself.
 
     Args:
         x: `(N, ...)`.
 
     Returns:
-        `(processes * N, ...)`, the same in all of them.
+        Tensor `(processes * N, ...)`, the same in all processes.
 
     Raises:
-        ValueError: In all processes, where the shapes differ.
+        ValueError: In all processes, if the shapes differ.
 
     Examples:
         >>> gather(torch.tensor([1, 2]))
@@ -56,7 +56,7 @@ def gather(x: Tensor) -> Tensor:
 
 
 def check_equal_shapes(x: Tensor) -> None:
-    """Refuse tensors of different shapes in all processes, where a backend would abort or wait for ever."""
+    """Raise in every process if tensor shapes differ, where a backend would abort or hang."""
     group = _hosts(distributed.group.WORLD)
     mine = torch.tensor(x.shape)
     shapes = [torch.empty_like(mine) for _ in range(process_count())]
@@ -71,15 +71,15 @@ def check_equal_shapes(x: Tensor) -> None:
 
 @lru_cache(maxsize=1)
 def _hosts(world: Any) -> Any:
-    """The group in which hosts talk to each other without waiting for their devices."""
+    """Return the process group for CPU communication, which does not wait for the devices."""
     return world if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
 
 
 def check_unwrapped(module: nn.Module) -> None:
-    """Refuse a method with DDP inside: gradients are exchanged only where the wrapper itself is called.
+    """Refuse a method that contains DDP: gradients are exchanged only if the wrapper itself is called.
 
     Raises:
-        TypeError: It has such a part, or is one itself.
+        TypeError: If it contains DDP, or is wrapped in it.
     """
     for name, part in module.named_modules():
         if isinstance(part, WRAPPERS):
@@ -92,8 +92,8 @@ def check_unwrapped(module: nn.Module) -> None:
 
 
 def warn_if_alone(method: nn.Module) -> None:
-    """Warn where several processes run and nothing averages the gradients of this method."""
-    sharded = hasattr(method, "set_requires_gradient_sync")  # torch's `fully_shard` has been there
+    """Warn if several processes run and nothing averages the gradients of this method."""
+    sharded = hasattr(method, "set_requires_gradient_sync")  # torch's `fully_shard` was applied
     inside = getattr(DistributedDataParallel, "_active_ddp_module", method) is not None
     if process_count() > 1 and not sharded and not inside:
         warnings.warn(

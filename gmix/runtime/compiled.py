@@ -1,4 +1,4 @@
-"""A method whose call is compiled."""
+"""Compilation of a method's call."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ __all__ = ["compile_call"]
 
 
 def compile_call(method: nn.Module, device: torch.device) -> None:
-    """Let `torch.compile` make one graph of a method's call; what it is called with stays the same.
+    """Compile a method's call into one graph with `torch.compile`; the call signature stays the same.
 
-    Done in place: the names of its weights do not change, as they would in what `torch.compile(method)` returns.
+    The method is changed in place, which keeps the names of its weights; `torch.compile(method)` would change them.
 
     Args:
-        method: any training method.
-        device: where it will run.
+        method: A training method.
+        device: Device on which it will run.
 
     Raises:
-        ValueError: if there is no compiler for that device.
+        ValueError: If no compiler works for that device.
     """
-    try:  # on something tiny: the first step is long, and ends in a page of text
+    try:  # try a tiny function: the first step takes long, and fails with a page of text
         torch.compile(torch.neg)(torch.zeros(2, device=device))
-    except Exception as error:  # torch's own kinds differ from version to version
+    except Exception as error:  # the exception types differ between torch versions
         raise ValueError(
             "--compile needs a compiler, g++ or clang for a CPU and Triton for a GPU: install it or leave the flag "
             f"out ({one_line(error)[:200]})"

@@ -1,4 +1,4 @@
-"""What the command line says: results, errors and where they come from, each in plain words."""
+"""Console output: results, warnings and errors in plain words."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 
 from gmix.runtime.shown import printable
 
-# Signs of our own that older terminals do not have.
+# Characters used by gmix that older terminals lack.
 _PLAIN = {"–": "-", "−": "-", "…": "...", "·": "-", "λ": "lambda"}
 
 
 def say(*lines: object) -> None:
-    """Print lines that may hold names of files and classes: a terminal obeys none, and none is more than it can show.
+    r"""Print lines that may hold names of files and classes, escaping control codes and unencodable characters.
 
     Examples:
-        >>> say("see runs/\\x1b[31m", 3)
-        see runs/\\x1b[31m
+        >>> say("see runs/\x1b[31m", 3)
+        see runs/\x1b[31m
         3
     """
     show_anything()
@@ -29,13 +29,13 @@ def say(*lines: object) -> None:
 
 
 def warn(text: str) -> None:
-    """Say on stderr, in one line, what is to be known of a result."""
+    """Print a one-line warning about a result to stderr."""
     show_anything()
     print("gmix: warning:", printable(" ".join(text.split())), file=sys.stderr)
 
 
 def show_anything() -> None:
-    """Let stdout and stderr write what their encoding lacks in other signs, where they would raise."""
+    """Let stdout and stderr replace characters their encoding lacks instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="gmix-plain")
@@ -52,7 +52,7 @@ codecs.register_error("gmix-plain", _in_plain_signs)
 
 
 def print_scores(scores: dict[str, object]) -> None:
-    """A small table: IoU and Dice by class, then their means.
+    """Print a small table: IoU and Dice of each class, then their means.
 
     Examples:
         >>> print_scores({
@@ -86,10 +86,10 @@ def print_scores(scores: dict[str, object]) -> None:
 
 
 def explain(error: Exception) -> str:
-    """One line for an error, whatever raised it.
+    r"""Return a one-line message for any exception.
 
     Examples:
-        >>> explain(ValueError("two\\nlines"))
+        >>> explain(ValueError("two\nlines"))
         'two lines'
         >>> explain(ModuleNotFoundError("No module named 'rich'", name="rich"))
         'the package rich is missing: run `pip install "gmix[train]"`'
@@ -102,16 +102,16 @@ def explain(error: Exception) -> str:
         extras |= dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export")
         extra = extras.get(error.name or "", "train")
         return f'the package {error.name} is missing: run `pip install "gmix[{extra}]"`'
-    if text.startswith("Caught ") and "Original Traceback" in text:  # from a loader process
+    if text.startswith("Caught ") and "Original Traceback" in text:  # raised in a loader process
         text = text.rstrip().rsplit("\n", 1)[-1].partition(": ")[2] or text
     elif not isinstance(error, (ValueError, TypeError, ImportError, OSError, ArithmeticError)):
-        # A compiler's may be as long as a book.
+        # A compiler's message may be very long.
         text = f"{type(error).__name__}: {textwrap.shorten(text, 500)} (--debug shows where)"
     return " ".join(text.split())
 
 
 def describe_failures(reasons: dict[str, str], runs: int) -> str:
-    """Which runs failed and why, in one line.
+    """Return which runs failed and why, on one line.
 
     Examples:
         >>> describe_failures({"cps-0": "no mask", "cps-1": "no mask", "cct-0": "no image"}, 9)
@@ -125,20 +125,20 @@ def describe_failures(reasons: dict[str, str], runs: int) -> str:
 
 
 def left_out(reasons: Sequence[str], images: int) -> int:
-    """The exit code of a command that left some images out, after saying which and why."""
+    """Report which images were left out and why, and return the exit code."""
     if not reasons:
         return 0
     return print_error(f"{len(reasons)} of {images} images were left out: {'; '.join(reasons)}", 1)
 
 
 def is_main_process() -> bool:
-    """Whether this process prints results: of several that a launcher started, the first."""
+    """Return whether this is the process that prints results: the first of those a launcher started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def print_error(text: str, code: int) -> int:
-    """Say on stderr, in one line, why there is no result."""
-    line = " ".join(text.split())  # a file name may hold line ends, and codes that a terminal obeys
+    """Print a one-line error to stderr and return the exit code."""
+    line = " ".join(text.split())  # a file name may hold line breaks and terminal control codes
     name = "gmix:" if is_main_process() else f"gmix, process {os.environ['RANK']}:"
     show_anything()
     print(name, printable(line), file=sys.stderr)

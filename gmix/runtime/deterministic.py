@@ -1,4 +1,4 @@
-"""The same bits from the same seed, run after run."""
+"""Bit-identical results from the same seed, run after run."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["deterministic"]
 
 @contextmanager
 def deterministic(enabled: bool = True) -> Iterator[None]:
-    """Only algorithms that give the same result each time; afterwards all is as it was.
+    """Allow only deterministic algorithms within the context; the previous settings are restored afterwards.
 
-    On a CPU a training is a function of its flags and its number of threads anyway. CUDA adds up in any order where
-    that is faster, and cuDNN chooses among its algorithms by the clock: neither is allowed here. An operation of
-    which CUDA has no other kind raises an error; `docs/speed.md` lists those.
+    On a CPU, a training depends only on its flags and its number of threads anyway. CUDA sums in any order if that is
+    faster, and cuDNN chooses its algorithms by timing them: neither is allowed here. Operations without a deterministic
+    CUDA implementation raise an error; `docs/speed.md` lists them.
 
     Args:
-        enabled: False changes nothing.
+        enabled: If False, change nothing.
 
     Raises:
-        RuntimeError: inside, from torch, at an operation that cannot be repeated exactly.
+        RuntimeError: Raised by torch within the context, at an operation without one.
 
     Examples:
         >>> with deterministic():
@@ -38,7 +38,7 @@ def deterministic(enabled: bool = True) -> Iterator[None]:
     cudnn, variable = torch.backends.cudnn, "CUBLAS_WORKSPACE_CONFIG"
     mode, benchmark = torch.get_deterministic_debug_mode(), cudnn.benchmark
     workspace = os.environ.get(variable)
-    # cuBLAS reads it with its first product; torch refuses products without it.
+    # cuBLAS reads it at its first matrix product; torch refuses products without it.
     os.environ.setdefault(variable, ":4096:8")
     torch.use_deterministic_algorithms(True)
     cudnn.benchmark = False

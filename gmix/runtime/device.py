@@ -1,4 +1,4 @@
-"""The device of a training, and the memory it took."""
+"""Device of a training, and its peak memory."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 
 
 def prepare_device(name: str, threads: int | None = None) -> torch.device:
-    """The device of that name ("auto": a GPU if there is one), and the number of CPU threads.
+    """Return the device of that name ("auto": a GPU if there is one), and set the number of CPU threads.
 
     Raises:
-        ValueError: if there is no such device.
+        ValueError: If the device does not exist.
 
     Examples:
         >>> prepare_device("cpu")
@@ -33,10 +33,10 @@ def prepare_device(name: str, threads: int | None = None) -> torch.device:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The most bytes this process has had so far: of a GPU, what tensors took; else all memory.
+    """Return the peak memory of this process in bytes: tensors on a GPU, else all memory.
 
-    None where the system does not tell (Windows). On Linux the memory of a process counts from
-    that of the one that started it.
+    Returns None if the system does not report it (Windows). On Linux, the memory of a process includes that of its
+    parent at the time it was started.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -1,4 +1,4 @@
-"""The processes that train together: `torchrun` or `accelerate launch` start them, accelerate joins them."""
+"""Processes that train together: started by `torchrun` or `accelerate launch`, joined by accelerate."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["SINGLE_PROCESS", "Processes", "start_processes"]
 
 
 class Processes:
-    """One process: there is nobody to wait for, and nothing to exchange.
+    """A single process, which waits for nobody and exchanges nothing; base class for several.
 
     Attributes:
-        rank: which of them this is, from 0; number 0 writes and speaks for all.
-        count: how many there are.
-        device: this one's; None where that is for `--device` to say.
+        rank: Rank of this process; rank 0 writes and prints for all.
+        count: Number of processes.
+        device: Device of this process; None if `--device` decides.
     """
 
     rank = 0
@@ -33,11 +33,11 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this one writes."""
+        """Return whether this is the main process, which writes files."""
         return self.rank == 0
 
     def micro_batches(self, accumulate: int) -> int:
-        """Count the micro-batches of a step: `accumulate`, or the next number that all can share.
+        """Return the micro-batches of a step: the least common multiple of `accumulate` and `count`.
 
         Examples:
             >>> SINGLE_PROCESS.micro_batches(3)
@@ -46,7 +46,7 @@ class Processes:
         return math.lcm(accumulate, self.count)
 
     def shard(self, length: int, block: int = 1) -> range:
-        """The places this process takes of so many, in blocks that stay together.
+        """Return the indices below `length` that this process handles, in contiguous blocks.
 
         Examples:
             >>> SINGLE_PROCESS.shard(3)
@@ -57,37 +57,37 @@ class Processes:
         return range(block * first, min(block * end, length))
 
     def wrap(self, method: nn.Module) -> Callable[..., dict[str, Tensor]]:
-        """After the backward pass of the first step: what to call from then on in place of the method.
+        """Wrap the method after the backward pass of the first step; call the result from then on.
 
-        All learn from everybody's gradients, those of that step included.
+        Gradients are averaged over all processes, including those of the first step.
         """
         return method
 
     def exchange(self, model: Any, *, last: bool) -> AbstractContextManager[Any]:
-        """Around forward and backward of a micro-batch: gradients add up, and are exchanged with the last."""
+        """Return the context for a micro-batch: gradients accumulate and are exchanged with the last one."""
         return nullcontext()
 
     def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The mean over the processes of each tensor."""
+        """Average each tensor over the processes."""
         return list(tensors)
 
     def any(self, asked: bool) -> bool:
-        """Whether it is so in any process; the same answer in all."""
+        """Return whether `asked` is true in any process; all processes get the same answer."""
         return asked
 
     def together(self, work: Callable[[], T]) -> T:
-        """What `work` returns, once it is done in all processes; what fails in one fails in all.
+        """Run `work` in all processes and return its result; if it fails in one, all raise.
 
-        Otherwise the others would wait in vain for what they are to exchange afterwards.
+        Otherwise the other processes would hang in their next collective operation.
         """
         return work()
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """The first goes before the others: what it makes on the disk is there for them.
+        """Run the body in the main process before the others, which then find what it wrote to disk.
 
         Raises:
-            SystemExit: in the others, if the first failed.
+            SystemExit: In the other processes, if the main process failed.
         """
         yield
 
@@ -96,19 +96,19 @@ SINGLE_PROCESS = Processes()
 
 
 class DistributedProcesses(Processes):
-    """Several processes, each with a copy of the network, by `DistributedDataParallel`.
+    """Several processes, each with a copy of the network in `DistributedDataParallel`.
 
     Args:
-        accelerator: accelerate's `Accelerator`, which has started their communication.
+        accelerator: An `Accelerator` of accelerate, which has set up their communication.
     """
 
     def __init__(self, accelerator: Any) -> None:
         self.accelerator = accelerator
         self.rank = accelerator.process_index
         self.count = accelerator.num_processes
-        # accelerate numbers the CPU, which safetensors does not know by a number.
+        # accelerate gives the CPU an index, which safetensors does not accept.
         self.device = "cpu" if accelerator.device.type == "cpu" else str(accelerator.device)
-        # What concerns the hosts only must not wait for their devices.
+        # Communication between hosts must not wait for their devices.
         self._hosts: Any = distributed.new_group(backend="gloo")
 
     def wrap(self, method: nn.Module) -> Callable[..., dict[str, Tensor]]:
@@ -118,11 +118,11 @@ class DistributedProcesses(Processes):
         gradients = [p.grad for p in learned if p.grad is not None]
         for gradient, mean in zip(gradients, self.mean(gradients), strict=True):
             gradient.copy_(mean)
-        # Encoders may have layers that a decoder leaves aside. To look for such where there are none costs time
-        # and brings a warning that Python cannot filter, so a first step tells.
+        # Encoders may have layers that the decoder does not use. Looking for unused ones where there are none costs
+        # time and prints a warning that Python cannot filter, so the first step decides.
         self.accelerator.ddp_handler.find_unused_parameters = len(gradients) < len(learned)
         with warnings.catch_warnings():
-            # Older versions of torch do not know what is to be used instead.
+            # Older versions of torch lack the replacement.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             wrapped: Callable[..., dict[str, Tensor]] = self.accelerator.prepare_model(method)
         return wrapped
@@ -161,7 +161,7 @@ class DistributedProcesses(Processes):
     def main_process_first(self) -> Iterator[None]:
         if not self.first:
             if self.any(False):
-                raise SystemExit(1)  # the first has said why
+                raise SystemExit(1)  # the main process has printed the reason
             yield
             return
         failed = True
@@ -173,13 +173,13 @@ class DistributedProcesses(Processes):
 
 
 def start_processes(device: str = "auto") -> Processes:
-    """Join the processes that `torchrun` or `accelerate launch` started; one process alone joins nobody.
+    """Join the processes that `torchrun` or `accelerate launch` started; a single process joins none.
 
     Args:
-        device: as `--device`: "cpu" keeps them off the GPUs, "auto" gives each its own.
+        device: Value of `--device`: "cpu" keeps all processes off the GPUs, "auto" gives each its own.
 
     Raises:
-        ValueError: if the device cannot be everybody's, or the launcher asks for more than this.
+        ValueError: If the processes cannot share the device, or the launcher asks for an unsupported setup.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return SINGLE_PROCESS
@@ -191,9 +191,9 @@ def start_processes(device: str = "auto") -> Processes:
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
-    # BatchNorm's statistics are not those of process 0 but the mean of all: `fit` sees to that.
+    # `fit` averages BatchNorm's statistics over all processes; DDP would broadcast those of process 0.
     settings = DistributedDataParallelKwargs(broadcast_buffers=False)
-    # Precision is `mixed_precision`'s affair.
+    # `mixed_precision` handles the precision.
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no", kwargs_handlers=[settings])
     kind = accelerator.distributed_type.value
     if kind not in ("MULTI_CPU", "MULTI_GPU"):

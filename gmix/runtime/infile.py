@@ -1,4 +1,4 @@
-"""Files of others: none is waited for, or is more than it may be; importing this costs nothing."""
+"""Safe reading of files from elsewhere: no pipes, no devices, a limited size. Cheap to import."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-MOST_TEXT = 2**26  # bytes; nothing that gmix writes comes near it
+MOST_TEXT = 2**26  # bytes; far more than any file gmix writes
 
 
 def plain_file(path: str | Path) -> Path:
-    """The path, if what is there is a file: to open a pipe is to wait, to read a device may never end.
+    """Return the path if it is a regular file: opening a pipe may block, reading a device may never end.
 
     Raises:
-        ValueError: if it is something else.
-        OSError: if there is nothing.
+        ValueError: If it is not a regular file.
+        OSError: If it does not exist.
     """
     path = Path(path)
     path.stat()
@@ -25,15 +25,15 @@ def plain_file(path: str | Path) -> Path:
 
 
 def read_plain(path: str | Path, most: int = MOST_TEXT) -> str:
-    """The text of a file.
+    """Read the text of a file.
 
     Args:
-        path: the file.
-        most: how many bytes it may have.
+        path: File to read.
+        most: Largest size allowed, in bytes.
 
     Raises:
-        ValueError: if it is no file, no UTF-8, or too large to be text of ours.
-        OSError: if it cannot be read.
+        ValueError: If it is not a regular file, is not UTF-8, or is larger than `most`.
+        OSError: If it cannot be read.
     """
     path = plain_file(path)
     if path.stat().st_size > most:
@@ -45,11 +45,11 @@ def read_plain(path: str | Path, most: int = MOST_TEXT) -> str:
 
 
 def sha256(path: str | Path) -> str:
-    """Compute the SHA-256 of a file as hexadecimal digits, in memory for a part of it.
+    """Compute the SHA-256 of a file as hexadecimal digits, reading it in pieces.
 
     Raises:
-        ValueError: if it is no file.
-        OSError: if it cannot be read.
+        ValueError: If it is not a regular file.
+        OSError: If it cannot be read.
     """
     digest = hashlib.sha256()
     with plain_file(path).open("rb") as file:
@@ -59,11 +59,11 @@ def sha256(path: str | Path) -> str:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
     Raises:
-        ValueError: if it holds something else.
-        OSError: if it cannot be read.
+        ValueError: If it holds something else.
+        OSError: If it cannot be read.
     """
     text = read_plain(path)
     try:

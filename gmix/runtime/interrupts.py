@@ -1,4 +1,4 @@
-"""Stopping politely."""
+"""Graceful stopping on signals."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ STOP_SIGNALS = [
 
 
 class Interrupts:
-    """Turns the first SIGINT, SIGTERM or SIGHUP into a request; a second one ends the process at once.
+    """Handler that turns the first SIGINT, SIGTERM or SIGHUP into a request; a second one kills the process.
 
-    What the process was told to ignore, as `nohup` does with SIGHUP, stays ignored.
+    Signals that the process ignores, such as SIGHUP under `nohup`, stay ignored.
 
     Attributes:
-        asked: whether somebody wants the training to stop.
+        asked: Whether the training was asked to stop.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Interrupts:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
-        if threading.current_thread() is threading.main_thread():  # Python allows no other
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses
             for number in STOP_SIGNALS:
                 if signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._ask)
@@ -50,10 +50,10 @@ class Interrupts:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around a wait that a request ends.
+        """Mark a wait that a stop request interrupts.
 
         Raises:
-            CutShort: when it does.
+            CutShort: If a request arrives during the wait.
         """
         try:
             self._waiting = not self.asked
@@ -67,19 +67,22 @@ class Interrupts:
 
 
 def leave_to_parent(worker: int) -> None:
-    """For loader processes: Ctrl-C, a closed terminal and what a scheduler sends reach them too, but the parent
-    still wants their batch. When it does not any more, it says so itself."""
+    """Leave stop signals to the parent process; for loader processes.
+
+    Ctrl-C, a closed terminal and the signals of a scheduler reach loader processes too, but the parent still needs
+    their batch. It terminates them itself when it no longer does.
+    """
     for number in set(STOP_SIGNALS) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
-    # On Linux: elsewhere nothing tells who sent a signal.
+    # Only on Linux: elsewhere the sender of a signal is unknown.
     if parent is not None and hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_heed, args=(parent.pid,), daemon=True).start()
 
 
 def _heed(parent: int | None) -> None:
-    """End with the first SIGTERM of this process."""
+    """Exit at the first SIGTERM from the parent."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

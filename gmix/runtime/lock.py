@@ -1,4 +1,4 @@
-"""One training at a time in a folder."""
+"""Lock that allows one training at a time in a folder."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _held: set[tuple[int, Path]] = set()  # by process, for a fork has a copy
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other trainings out of a folder, until this one is done or its process has died.
+    """Lock a folder against other trainings until this one is done or its process has died.
 
-    On Windows, and on network drives that know no locks, only those of this process.
+    On Windows, and on network drives without lock support, only trainings of this process are kept out.
 
     Raises:
-        ValueError: If another one runs there.
+        ValueError: If another training runs there.
 
     Examples:
         >>> import tempfile
@@ -61,7 +61,7 @@ def _locked_file(path: Path) -> Iterator[None]:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Find out before any work that another training runs in a folder; nothing is made.
+    """Check, before any work, that no other training runs in a folder; nothing is created.
 
     Raises:
         ValueError: If one does.
@@ -69,7 +69,7 @@ def check_unlocked(folder: Path) -> None:
     _check_held(folder)
     try:
         file = (folder / NAME).open("r+b")
-    except OSError:  # there is none; or nothing can be written, which others say better
+    except OSError:  # no lock file, or one that other checks report better
         return
     with file:
         _lock(file, folder / NAME)
@@ -88,13 +88,13 @@ def _lock(file: IO[bytes], path: Path) -> None:
     except ImportError:  # Windows
         return
     try:
-        # Unlike those of `flock`, no loader process inherits it, to outlive a training that is killed.
+        # Unlike a lock of `flock`, it is not inherited by loader processes, which may outlive a killed training.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Whoever held it may have removed the file in between.
+        # The previous owner may have removed the file in between.
         ours = os.path.samestat(os.fstat(file.fileno()), path.stat())
     except (BlockingIOError, FileNotFoundError):
         ours = False
-    except OSError:  # some network drives know no locks
+    except OSError:  # some network drives do not support locks
         return
     if not ours:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Which files gmix wrote itself: it writes over no others."""
+"""Record of the files that gmix wrote, so that it overwrites no others."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from gmix.runtime.atomic import atomic_write, cannot_write
 from gmix.runtime.infile import sha256
 
 RECORD = ".gmix-written"
-"""In a folder gmix writes into: the SHA-256 of every file it wrote there, one a line."""
+"""Record in a folder gmix writes to: the SHA-256 of each file it wrote there, one per line."""
 
 
 def check_own(paths: Iterable[Path], home: Path | None = None) -> None:
-    """Make sure that writing these files loses nothing but what gmix wrote itself.
+    """Check that overwriting these files loses only what gmix itself wrote.
 
-    A file that somebody changed since is not gmix's any more. Empty files, pipes and devices have nothing to lose.
+    A file that was changed afterwards no longer counts as gmix's. Empty files, pipes and devices have nothing to lose.
 
     Args:
-        paths: files, whether they are there or not.
-        home: the folder that has the record; None: the one each file is in.
+        paths: Files, which need not exist.
+        home: Folder that holds the record; None for the folder of each file.
 
     Raises:
-        ValueError: if one would be lost; names the first.
+        ValueError: If a file would be lost; the message names the first.
 
     Examples:
         >>> import tempfile
@@ -53,42 +53,42 @@ def check_own(paths: Iterable[Path], home: Path | None = None) -> None:
 
 @contextmanager
 def own_file(final: Path, home: Path | None = None, *, flush: bool = True) -> Iterator[Path]:
-    """Hand out a file to write, as `atomic_write`, and remember what was written.
+    """Yield a temporary file like `atomic_write`, and record what was written.
 
-    Ask `check_own` first: before the work, not after it.
+    Call `check_own` before the work, not after it.
 
     Args:
-        final: as for `atomic_write`.
-        home: as for `check_own`.
-        flush: as for `atomic_write`.
+        final: As in `atomic_write`.
+        home: As in `check_own`.
+        flush: As in `atomic_write`.
 
     Raises:
-        ValueError: as `atomic_write`.
+        ValueError: As in `atomic_write`.
     """
     with atomic_write(final, flush=flush) as aside:
         yield aside
-        # Before it is in its place: a process killed in between leaves no file that nobody wrote.
+        # Record it before it is in place: a process killed in between leaves no unrecorded file.
         remember(aside, final, home)
 
 
 def write_own(final: Path, text: str) -> None:
-    """Write a text file in UTF-8 with line ends of one byte, as `own_file` does.
+    """Write a text file in UTF-8 with LF line ends, and record it like `own_file`.
 
     Raises:
-        ValueError: as `atomic_write`.
+        ValueError: As in `atomic_write`.
     """
     with own_file(final) as aside:
         aside.write_text(text, encoding="utf-8", newline="\n")
 
 
 def remember(aside: Path, final: Path, home: Path | None = None) -> None:
-    """Note that a file is gmix's, before it takes the place of `final`.
+    """Record that a file is gmix's, before it replaces `final`.
 
     Raises:
-        ValueError: if that cannot be written.
+        ValueError: If the record cannot be written.
     """
     folder = home or final.parent
-    # What a link or a device leads to is somebody else's; and the file alone may be what can be written.
+    # The target of a link or a device is not gmix's. The folder may be read-only even if the file can be written.
     if final.is_symlink() or not aside.is_file() or not os.access(folder, os.W_OK):
         return
     try:
@@ -101,5 +101,5 @@ def remember(aside: Path, final: Path, home: Path | None = None) -> None:
 def _written(folder: Path) -> set[str]:
     try:
         return set((folder / RECORD).read_text(encoding="ascii", errors="replace").split())
-    except OSError:  # nothing was written yet
+    except OSError:  # nothing has been written yet
         return set()

@@ -1,4 +1,4 @@
-"""bfloat16 autocast, without the one operation it makes slower."""
+"""Autocast to bfloat16, except for the one operation it makes slower."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["computes_in_bfloat16", "mixed_precision"]
 
 @contextmanager
 def mixed_precision(device: torch.device, enabled: bool = True) -> Iterator[None]:
-    """Autocast to bfloat16; on a CPU depthwise convolutions stay in float32.
+    """Autocast to bfloat16; on a CPU, depthwise convolutions stay in float32.
 
-    Their backward pass in bfloat16 takes eight to twenty times as long as in float32 with oneDNN (torch 2.14), and
+    In bfloat16 their backward pass takes eight to twenty times as long as in float32 with oneDNN (torch 2.14), and
     MobileNet- and EfficientNet-like encoders then spend most of a step there: see the last table of
     `benchmarks/step_cost.py --encoder tu-tf_efficientnet_lite0`.
 
     Args:
-        device: where the tensors are.
+        device: Device of the tensors.
         enabled: False for plain float32.
 
     Examples:
@@ -37,10 +37,10 @@ def mixed_precision(device: torch.device, enabled: bool = True) -> Iterator[None
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies in bfloat16 itself, and so is faster at it than in float32.
+    """Return whether a device has bfloat16 arithmetic, and is therefore faster with it than with float32.
 
-    NVIDIA's from Ampere on (compute capability 8), and x86 CPUs with AVX512-BF16 or AMX. Others emulate it, or were
-    not tried.
+    True for NVIDIA GPUs from Ampere on (compute capability 8), and for x86 CPUs with AVX512-BF16 or AMX. Others emulate
+    bfloat16, or were not tested.
 
     Examples:
         >>> computes_in_bfloat16(torch.device("mps"))
@@ -50,13 +50,13 @@ def computes_in_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device)[0] >= 8
     if device.type != "cpu":
         return False
-    # Older versions of torch cannot tell.
+    # Older versions of torch do not report it.
     able: Any = getattr(torch.cpu, "get_capabilities", dict)()
     return any(able.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 class Float32Depthwise(TorchFunctionMode):
-    """Runs depthwise convolutions outside of autocast, whoever calls them."""
+    """Mode that runs depthwise convolutions outside autocast, wherever they are called."""
 
     def __torch_function__(
         self,
@@ -72,7 +72,7 @@ class Float32Depthwise(TorchFunctionMode):
             return _in_float32(*args, **kwargs)
 
 
-# Their arguments are called as torch calls them: they may come by name.
+# The parameters have torch's names: arguments may be passed by keyword.
 def _is_depthwise(input: Tensor, weight: Tensor, *_: Any, **__: Any) -> bool:
     return weight.shape[1] == 1 and input.shape[-3] > 1
 

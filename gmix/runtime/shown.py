@@ -1,43 +1,43 @@
-"""Names of files, classes and settings as they are shown: no terminal, browser or picture obeys them."""
+"""Escaping of names of files, classes and settings for terminals, Markdown and figures."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-# Letters of some scripts, and families of emoji, are joined by them.
+# They join letters of some scripts, and emoji sequences.
 _JOINERS = "\u200c\u200d"
 
 
 def printable(text: str) -> str:
-    """Show what a terminal would obey, or nobody would see, as an escape: control codes, bidi marks, lone surrogates.
+    r"""Escape control codes, bidi marks, lone surrogates and other invisible characters.
 
     Examples:
-        >>> printable("caf\u00e9 \\x1b[31m\\a|")
-        'caf\u00e9 \\\\x1b[31m\\\\x07|'
-        >>> printable("\\u202egnp.exe"), printable("no\\u00a0break"), printable("\\udcff.png")
-        ('\\\\u202egnp.exe', 'no break', '\\\\udcff.png')
+        >>> printable("caf\u00e9 \x1b[31m\a|")
+        'café \\x1b[31m\\x07|'
+        >>> printable("\u202egnp.exe"), printable("no\u00a0break"), printable("\udcff.png")
+        ('\\u202egnp.exe', 'no break', '\\udcff.png')
     """
     return text if text.isprintable() else "".join(map(_shown, text))
 
 
 def in_markdown(text: str) -> str:
-    """Show a text as it is inside of Markdown, in tables and elsewhere: no markup, HTML or entity of its own.
+    r"""Escape a text for Markdown, tables included, so that it holds no markup, HTML or entities.
 
     Examples:
         >>> print(in_markdown("a|b <img src=x> [x](y) mean_teacher _x_ &amp;"))
-        a\\|b &lt;img src=x&gt; \\[x\\](y) mean_teacher \\_x\\_ &amp;amp;
+        a\|b &lt;img src=x&gt; \[x\](y) mean_teacher \_x\_ &amp;amp;
     """
     text = re.sub(r"[\\`*|~\[\]]|(?<!\w)_|_(?!\w)", r"\\\g<0>", printable(text))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def in_code(text: str) -> str:
-    """Show a text as Markdown code, in tables as well.
+    r"""Format a text as Markdown code that also works in tables.
 
     Examples:
         >>> print(in_code("a|`b`"))
-        ``a\\|`b` ``
+        ``a\|`b` ``
     """
     text = printable(text).replace("|", r"\|")
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
@@ -46,7 +46,7 @@ def in_code(text: str) -> str:
 
 
 def in_figure(text: str) -> str:
-    r"""Show a text as it is in matplotlib, which reads formulas between dollars and hides what begins with `_`.
+    r"""Escape a text for matplotlib, which reads formulas between dollars and hides labels that begin with `_`.
 
     Examples:
         >>> in_figure("$x^2$"), in_figure("_void")

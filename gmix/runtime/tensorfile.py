@@ -1,4 +1,4 @@
-"""Files of tensors of others: none runs code, is waited for, or gets memory before it fits."""
+"""Safe loading of tensor files from elsewhere: no code runs, and sizes are checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from gmix.runtime.infile import plain_file
 def load_plain(
     path: str | Path, device: torch.device | str = "cpu", allow: Sequence[type] = ()
 ) -> Any:
-    """What `torch.save` wrote, if it is tensors and plain values; no other pickle is run.
+    """Load a file of `torch.save` that holds only tensors and plain values; no other pickle is executed.
 
     Args:
-        path: the file.
-        device: where tensors go.
-        allow: types that do nothing when they are made, beside plain ones.
+        path: File to load.
+        device: Device for the tensors.
+        allow: Further types to accept, which must have no side effects when they are created.
 
     Raises:
-        ValueError: if there is something else in it.
-        Exception: nearly any other, if the file is broken.
+        ValueError: If it holds anything else.
+        Exception: Almost any other type, if the file is broken.
     """
     path = plain_file(path)
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:  # torch compresses nothing: small files stay small
+        with zipfile.ZipFile(path) as archive:  # torch never compresses: no zip bombs
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise ValueError("it is compressed, which torch.save never does")
     try:
         with (
             safe_globals([*allow]),
             warnings.catch_warnings(),
-        ):  # about pickles that are refused anyway
+        ):  # about pickles, which are refused anyway
             warnings.simplefilter("ignore")
             return torch.load(path, map_location=device, weights_only=True)
-    except pickle.UnpicklingError:  # torch's text advises to load it all the same
+    except pickle.UnpicklingError:  # torch's message suggests loading it anyway
         raise ValueError(
             "it is no file of tensors and plain values alone, and anything else in a pickle may run "
             "code: save the state_dict() of its model"
@@ -54,7 +54,7 @@ def load_plain(
 
 @contextmanager
 def named_in_utf8(path: str | Path) -> Iterator[str]:
-    """Hand out a name of a file that safetensors can open, whatever bytes its own is made of.
+    """Yield a name for a file that safetensors can open, even if its real name is not UTF-8.
 
     Examples:
         >>> with named_in_utf8(__file__) as name:
@@ -75,19 +75,19 @@ def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> dict[s
     """Load all tensors of a `.safetensors` file.
 
     Raises:
-        ValueError: if it is no file.
-        Exception: of safetensors, if the file is broken.
+        ValueError: If it is not a regular file.
+        Exception: Raised by safetensors if the file is broken.
     """
     with named_in_utf8(path) as name:
         return load_file(name, device=str(device))
 
 
 def check_tensors(path: Path, wanted: Mapping[str, Tensor]) -> None:
-    """Compare names, shapes and kinds in the header of a `.safetensors` file; no tensor is read.
+    """Check names, shapes and kinds in the header of a `.safetensors` file; no tensor is read.
 
     Raises:
-        ValueError: naming the first that differs.
-        Exception: of safetensors, if the file is broken.
+        ValueError: If they differ; the message names the first.
+        Exception: Raised by safetensors if the file is broken.
     """
     with named_in_utf8(path) as name, safe_open(name, "pt") as file:
         names = set(file.keys())

@@ -1,4 +1,4 @@
-"""Values from files, checked against the types a dataclass names."""
+"""Type checks of values read from files, against the fields of a dataclass."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 def from_mapping(kind: type[T], found: Any) -> T:
-    """Make a dataclass of what a file holds; entries it does not know are left out.
+    """Build a dataclass from a mapping read from a file; unknown entries are ignored.
 
     Raises:
-        ValueError: if it is no mapping, or an entry is missing or of another type.
+        ValueError: If it is not a mapping, or an entry is missing or has the wrong type.
 
     Examples:
         >>> from dataclasses import dataclass
@@ -43,7 +43,7 @@ def from_mapping(kind: type[T], found: Any) -> T:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type, however nested; a whole number is a `float` too, a `bool` neither.
+    """Return whether a value has a (possibly nested) type; an int is also a `float`, a bool is neither.
 
     Examples:
         >>> fits([1, 2.5], list[float]), fits({"a": 1}, dict[str, str]), fits(True, int)

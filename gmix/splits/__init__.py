@@ -1,4 +1,4 @@
-"""Which images are labeled: making such splits, and looking for what is wrong with them."""
+"""Splits into labeled and unlabeled images: making them, and checking them for errors."""
 
 from gmix.splits.audit import Audit, audit_split
 from gmix.splits.make import Made, make_splits

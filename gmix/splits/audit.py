@@ -1,4 +1,4 @@
-"""What is wrong with a split: `gmix splits audit`."""
+"""Check of a split for errors: `gmix splits audit`."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from gmix.data.layouts import Finder
 from gmix.runtime.own import check_own, write_own
 from gmix.splits.pixels import class_pixels
 
-SHOWN = 3  # names in a note
+SHOWN = 3  # names listed in a note
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found. Images go by their path below the root, or as listed if there is no file.
+    """Findings about a split. Images are named by their path below the root, or as listed if missing.
 
     Attributes:
-        split: the hash of the split, as in `results.json` of a run on it.
-        counts: entries of each list.
-        duplicates: what a list names more than once, by list.
-        overlaps: what two lists share, by `"labeled, val"` and the like.
-        missing: files that are not there, by list; of the unlabeled images only the image counts.
-        classes: share of the labeled pixels and number of labeled images, by class name; None if
-            the classes are not known.
-        absent: classes without a labeled pixel.
-        ignored: share of all pixels that no class claims.
-        fine: labeled images in the list of finely annotated ones, and that list; None without one.
+        split: Hash of the split, as in `results.json` of a run on it.
+        counts: Number of entries of each list.
+        duplicates: Images listed more than once, by list.
+        overlaps: Images that two lists share, by pair of lists, e.g. `"labeled, val"`.
+        missing: Files that do not exist, by list; of unlabeled images only the image counts.
+        classes: Share of the labeled pixels and number of labeled images, by class name; None if the classes are not
+            known.
+        absent: Classes without a labeled pixel.
+        ignored: Share of all pixels that belong to no class.
+        fine: Number of labeled images in the list of finely annotated ones, and that list; None without a list.
     """
 
     split: str
@@ -52,7 +52,7 @@ class Audit:
 
     @property
     def leaks(self) -> dict[str, list[str]]:
-        """What is trained on and judged on alike: images by the other list they are in."""
+        """Return validation images that are also trained on, by the other list they are in."""
         return {
             pair.removesuffix(", val"): names
             for pair, names in self.overlaps.items()
@@ -61,7 +61,7 @@ class Audit:
 
     @property
     def tables(self) -> list[Table]:
-        """The counts, overlaps and classes."""
+        """Return tables of the counts, overlaps and classes."""
         lists = [
             [name, str(count), str(len(self.duplicates[name])), str(len(self.missing[name]))]
             for name, count in self.counts.items()
@@ -81,7 +81,7 @@ class Audit:
 
     @property
     def notes(self) -> list[str]:
-        """The rest, a line each."""
+        """Return all other findings, one line each."""
         kinds = [("listed twice in", self.duplicates), ("missing of", self.missing)]
         kinds.append(("in both", self.overlaps))
         found = [
@@ -100,13 +100,13 @@ class Audit:
         return [*found, f"split {self.split}"]
 
     def to_json(self) -> str:
-        """Everything, with all names."""
+        """Return everything as JSON, with all names."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
 @dataclass(frozen=True)
 class Listed:
-    """The entries of a list, looked up."""
+    """Entries of a list, with the files found for them."""
 
     names: list[str]
     missing: list[str]
@@ -114,14 +114,14 @@ class Listed:
 
 
 def audit_split(config: SplitsAuditConfig) -> Audit:
-    """Look through a split; only the masks of labeled images are opened, and only for the classes.
+    """Check a split; only the masks of labeled images are opened, and only to count classes.
 
     Args:
-        config: the flags of `gmix splits audit`; with `out`, the findings are written there.
+        config: Options of `gmix splits audit`; findings are written to `out`, if it is given.
 
     Raises:
-        ValueError: if a list or mask cannot be read, or `out` is there and not gmix's. Missing images
-            are a finding, no error.
+        ValueError: If a list or mask cannot be read, or `out` exists and is not gmix's. Missing images are a finding,
+            not an error.
     """
     if config.root is None or config.labeled is None:
         raise missing(config, "root", "labeled")
@@ -141,7 +141,7 @@ def audit_split(config: SplitsAuditConfig) -> Audit:
         masks = lists["labeled"].masks
         histogram = describe_classes(masks, build_classes(config, masks))
     found = Audit(
-        # As in training, which learns without masks only from what is in neither other list.
+        # As in training: unlabeled images are those in neither other list.
         split=fingerprint(labeled, unlabeled - labeled - val, val),
         counts={name: len(listed.names) for name, listed in lists.items()},
         duplicates={name: repeated(listed.names) for name, listed in lists.items()},
@@ -156,10 +156,10 @@ def audit_split(config: SplitsAuditConfig) -> Audit:
 
 
 def look_up(layout: Layout, root: Path, listing: str, with_masks: bool) -> Listed:
-    """Where the files of a list are.
+    """Find the files of a list.
 
     Raises:
-        ValueError: if the list cannot be read.
+        ValueError: If the list cannot be read.
     """
     names, missing, masks = [], [], []
     finder = Finder(layout, root)
@@ -178,7 +178,7 @@ def look_up(layout: Layout, root: Path, listing: str, with_masks: bool) -> Liste
 
 
 def locate(find: Callable[[Entry], Path], entry: Entry) -> Path | None:
-    """A file of an entry, or None if there is none."""
+    """Return a file of an entry, or None if it does not exist."""
     try:
         return find(entry)
     except (ValueError, OSError):
@@ -186,7 +186,7 @@ def locate(find: Callable[[Entry], Path], entry: Entry) -> Path | None:
 
 
 def describe_classes(masks: list[Path], classes: Classes) -> dict[str, Any]:
-    """What the labeled masks hold, as fields of `Audit`."""
+    """Count the classes in the labeled masks, as fields of `Audit`."""
     pixels = class_pixels(masks, classes)
     sums, images = pixels.sum(axis=0), (pixels > 0).sum(axis=0)
     known, total = sums[:-1].sum(), sums.sum()
@@ -202,7 +202,7 @@ def describe_classes(masks: list[Path], classes: Classes) -> dict[str, Any]:
 
 
 def describe_fine(config: SplitsAuditConfig, labeled: list[str]) -> dict[str, Any] | None:
-    """How many labeled images are in the list of finely annotated ones, if there is such a list."""
+    """Count the labeled images in the list of finely annotated ones, if there is one."""
     root = Path(str(config.root))
     listing = config.fine
     if listing is None:
@@ -215,7 +215,7 @@ def describe_fine(config: SplitsAuditConfig, labeled: list[str]) -> dict[str, An
 
 
 def repeated(names: list[str]) -> list[str]:
-    """What occurs more than once, in order.
+    """Return the names that occur more than once, in order.
 
     Examples:
         >>> repeated(["b", "a", "b", "c", "a", "b"])
@@ -225,7 +225,7 @@ def repeated(names: list[str]) -> list[str]:
 
 
 def first_of(names: list[str]) -> str:
-    """The first few.
+    """Shorten a list of names to the first few.
 
     Examples:
         >>> first_of(list("abcde")), first_of(["a"])

@@ -1,4 +1,4 @@
-"""Choosing which images are labeled: `gmix splits make`."""
+"""Choice of the labeled images: `gmix splits make`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gmix.runtime.atomic import atomic_write_text, make_folder
 from gmix.splits.order import label_counts, seeded_order, stratified_order
 from gmix.splits.pixels import class_pixels
 
-# The flags that say where the data is; they mean what they mean to `gmix train`.
+# Flags that locate the data; they mean the same as in `gmix train`.
 SOURCES = (
     *("images", "masks", "unlabeled"),
     *("dataset", "data", "voc", "train_list", "unlabeled_list"),
@@ -27,14 +27,14 @@ SOURCES = (
 
 @dataclass(frozen=True)
 class Made:
-    """One split that was written.
+    """A split that was written.
 
     Attributes:
-        folder: with `labeled.txt` and `unlabeled.txt`.
-        root: what the paths in them are relative to.
-        labeled: number of images with masks.
-        unlabeled: number of the others.
-        absent: classes without a labeled pixel; None if the classes are not known.
+        folder: Folder with `labeled.txt` and `unlabeled.txt`.
+        root: Folder that the paths in them are relative to.
+        labeled: Number of images with masks.
+        unlabeled: Number of all other images.
+        absent: Classes without a labeled pixel; None if the classes are not known.
     """
 
     folder: Path
@@ -47,14 +47,14 @@ class Made:
 def make_splits(config: SplitsMakeConfig) -> list[Made]:
     """Write `labeled.txt` and `unlabeled.txt` for each part of `--labels`.
 
-    Masks are opened with `--stratify` (all of them) or `--classes` (the chosen ones).
+    Masks are opened with `--stratify` (all of them), and with `--classes` or `--dataset` (the selected ones).
 
     Args:
-        config: the flags of `gmix splits make`.
+        config: Options of `gmix splits make`.
 
     Raises:
-        ValueError: if something is missing or does not fit, or a file with another list would be
-            overwritten; then nothing is written.
+        ValueError: If something is missing or inconsistent, or a file with another list would be overwritten; then
+            nothing is written.
     """
     if config.labels is None or config.out is None:
         raise missing(config, "labels", "out")
@@ -65,7 +65,7 @@ def make_splits(config: SplitsMakeConfig) -> list[Made]:
     classes = None
     if config.stratify or config.classes is not None or config.dataset is not None:
         classes = build_classes(config, masks)
-    pairs = dict(zip(images, masks, strict=True))  # each image once
+    pairs = dict(zip(images, masks, strict=True))  # without duplicates
     root = data_root(config)
     labelable = [Entry(*inside(pair, root)) for pair in pairs.items()]
     rest = [
@@ -90,7 +90,7 @@ def make_splits(config: SplitsMakeConfig) -> list[Made]:
         chosen = [masks[i] for i in order[:count]]
         absent = None if classes is None else absent_classes(chosen, classes)
         found.append(Made(folder, root, len(labeled), len(unlabeled), absent))
-    for path, text in files.items():  # all before the first is written: no half of a split
+    for path, text in files.items():  # check all files before writing the first
         check_same_text(path, text)
     for path, text in files.items():
         make_folder(path.parent)
@@ -99,10 +99,10 @@ def make_splits(config: SplitsMakeConfig) -> list[Made]:
 
 
 def data_root(config: SplitsMakeConfig) -> Path:
-    """What the paths in the lists are relative to: the data set's folder, or what the folders have in common.
+    """Return the folder the paths in lists are relative to: the data set's, or the common parent.
 
     Raises:
-        ValueError: if they have nothing in common (drives of Windows).
+        ValueError: If the folders have no common parent (drives of Windows).
     """
     if (known := known_data(config)) is not None:
         return known[1]
@@ -117,10 +117,10 @@ def data_root(config: SplitsMakeConfig) -> Path:
 
 
 def inside(paths: Sequence[Path], root: Path) -> list[str]:
-    """The names of files below the root.
+    """Return the names of files below the root.
 
     Raises:
-        ValueError: if one is elsewhere.
+        ValueError: If a file is elsewhere.
     """
     base = whole_path(root)
     for path in paths:
@@ -132,6 +132,6 @@ def inside(paths: Sequence[Path], root: Path) -> list[str]:
 
 
 def absent_classes(masks: list[Path], classes: Classes) -> list[str]:
-    """The names of the classes of which no mask has a pixel."""
+    """Return the names of classes that occur in no mask."""
     counts = class_pixels(masks, classes).sum(axis=0)
     return [name for name, count in zip(classes.names, counts, strict=False) if not count]

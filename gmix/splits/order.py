@@ -1,4 +1,4 @@
-"""In which order images are labeled: a split of n labels takes the first n, so all are nested."""
+"""Order in which images are labeled: a split of n labels takes the first n, so all splits are nested."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ import numpy.typing as npt
 
 
 def label_counts(text: str, total: int) -> dict[str, int]:
-    """How many labels each split of `--labels` has, by a name that can be a folder.
+    """Parse `--labels` into the number of labels of each split, by a name that can be a folder.
 
-    A fraction is rounded up, which gives the counts of the published splits: 1/16 of 1464 is 92,
-    of 10582 it is 662.
+    Fractions are rounded up, which gives the counts of the published splits: 1/16 of 1464 is 92, of 10582 it is 662.
 
     Args:
-        text: fractions and counts, e.g. `1/16,1/8,183`.
-        total: images with a mask.
+        text: Fractions and counts, e.g. `1/16,1/8,183`.
+        total: Number of images with a mask.
 
     Raises:
-        ValueError: if a part is neither, or asks for no image or for more than there are.
+        ValueError: If a part is neither, or asks for no image or for more than there are.
 
     Examples:
         >>> label_counts("1/16, 1/8,183", 1464)
@@ -35,7 +34,7 @@ def label_counts(text: str, total: int) -> dict[str, int]:
             raise ValueError(
                 f"--labels must be fractions or counts such as 1/8, 183 or 1/16,1/8, got {part!r}"
             )
-        # In whole numbers: as floats, 3 * (1/3) and its like are not exact.
+        # In integers: as floats, 3 * (1/3) and the like are not exact.
         count = int(found[1]) if found[2] is None else -(-total * int(found[1]) // int(found[2]))
         if not 1 <= count <= total:
             raise ValueError(
@@ -46,15 +45,14 @@ def label_counts(text: str, total: int) -> dict[str, int]:
 
 
 def seeded_order(names: Sequence[str], seed: int) -> list[int]:
-    """A random order that depends on the seed and the names alone.
+    """Return a random order that depends only on the seed and the names.
 
-    Sorted by the SHA-256 of `seed name`: the same on every machine and with every version of a
-    random generator, however the names are listed; and more images change nothing between the
-    others.
+    Names are sorted by the SHA-256 of `seed name`. The order is the same on every machine, with every version of a
+    random generator and for any order of the list; adding images does not reorder the others.
 
     Args:
-        names: one for each image, all different.
-        seed: another seed, another order.
+        names: Name of each image, all different.
+        seed: Seed of the order.
 
     Returns:
         Positions in `names`.
@@ -70,16 +68,15 @@ def seeded_order(names: Sequence[str], seed: int) -> list[int]:
 
 
 def stratified_order(present: npt.NDArray[np.bool_], order: Sequence[int]) -> list[int]:
-    """An order in which every beginning shows all classes about equally often.
+    """Order images so that every prefix shows all classes about equally often.
 
-    Next comes the first waiting image (in the given order) of the class of which the smallest
-    share of images was taken, `taken_k / images_k`, of equal shares that of the rarest class. So
-    each class occurs once before any comes twice, as far as images of several classes allow it,
-    and the rarest come first.
+    Each step takes the first remaining image (in the given order) that shows the class with the smallest share of
+    images taken so far, `taken_k / images_k`, or the rarest of several. So each class occurs once before any occurs
+    twice, as far as images of several classes allow it, and the rarest come first.
 
     Args:
-        present: bool `(N, K)`, whether class k occurs in the mask of image i.
-        order: positions of all N images, e.g. of `seeded_order`.
+        present: Bool `(N, K)`: whether class k occurs in the mask of image i.
+        order: Positions of all N images, e.g. from `seeded_order`.
 
     Returns:
         The positions in their new order; images without any class come last.

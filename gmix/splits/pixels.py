@@ -1,4 +1,4 @@
-"""What the masks of a split hold."""
+"""Class counts of the masks of a split."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from gmix.data import IGNORE, Classes, compare_palettes, read_mask
 
 
 def class_pixels(masks: Sequence[Path], classes: Classes) -> npt.NDArray[np.int64]:
-    """How many pixels of each class each mask has.
+    """Count the pixels of each class in each mask.
 
     Returns:
-        `(N, K + 1)`, the ignored pixels last.
+        Counts `(N, K + 1)`, the ignored pixels last.
 
     Raises:
-        ValueError: as `read_mask` and `compare_palettes`.
+        ValueError: As in `read_mask` and `compare_palettes`.
     """
     compare_palettes(masks)
     ignored = classes.num_classes

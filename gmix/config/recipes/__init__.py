@@ -1,4 +1,4 @@
-"""Settings by name: `gmix train --recipe NAME` starts from `NAME.yaml` of this folder."""
+"""Named settings: `gmix train --recipe NAME` starts from `NAME.yaml` in this folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gmix.config.yamlfile import parse_yaml
 
 
 def recipe_names() -> list[str]:
-    """All recipes, by name.
+    """List the names of all recipes.
 
     Examples:
         >>> recipe_names()[-2:]
@@ -21,10 +21,10 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """The settings of a recipe, with those of the recipe it builds on.
+    """Read the settings of a recipe, merged into those of the recipe it builds on.
 
     Raises:
-        ValueError: If there is none of that name.
+        ValueError: If the recipe is unknown.
 
     Examples:
         >>> recipe = read_recipe("voc_1-16_r101")
