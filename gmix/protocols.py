@@ -1,7 +1,7 @@
-"""The roles in a method and what each is asked for. A class of your own plays one by having it: nothing to inherit.
+"""The roles in a method, and the interface of each. Your own class only has to match it: there is nothing to inherit.
 
-An `nn.Module` moves, and is saved, with its method; type checkers let any pass for what is called, as torch does not
-tell them how.
+An `nn.Module` is moved and saved with its method. Type checkers accept every module as callable, because torch does not
+type calls.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class PairSelector(Protocol):
     ) -> Tensor:
         """Return int64 `(N,)`, in `[0, M)`, for embeddings `(N, D)` and `(M, D)`.
 
-        With `exclude_self` both are of the same images, and none is its own partner.
+        With `exclude_self` both hold the same images, and no image is its own partner.
         """
         ...
 
@@ -62,20 +62,20 @@ class Mixer(Protocol):
         lam: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Mixed:
-        """Return the mixed images `(N, C, H, W)`, and the labeled share of each, `lam` where it is given."""
+        """Return the mixed images `(N, C, H, W)`, and the labeled share of each, `lam` if given."""
         ...
 
 
 class Decoupler(Protocol):
-    """Take the labeled part out of the prediction of a mix; gmix has `SoftDecoupler`."""
+    """Subtract the labeled part from the prediction of a mix; gmix has `SoftDecoupler`."""
 
     def __call__(self, probs_mixed: Tensor, probs_labeled: Tensor, lam: Tensor) -> Tensor:
-        """Return probabilities `(N, K, H, W)`, from two of that shape and lambda `(N,)`."""
+        """Return probabilities `(N, K, H, W)`, from two tensors of that shape and lambda `(N,)`."""
         ...
 
 
 class Augmentation(Protocol):
-    """Change images and leave every pixel in its place; gmix has `StrongColor` and `GaussianBlur`."""
+    """Change images without moving pixels; gmix has `StrongColor` and `GaussianBlur`."""
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return images like `x`, `(N, C, H, W)`."""
@@ -83,7 +83,7 @@ class Augmentation(Protocol):
 
 
 class BoxSampler(Protocol):
-    """Draw what is pasted from one image of a batch into another; gmix has `CutMix`."""
+    """Draw the boxes that are pasted from one image of a batch into another; gmix has `CutMix`."""
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Pasted:
         """Return a box and a source for each image of `x`, `(N, C, H, W)`."""
@@ -106,11 +106,11 @@ class LogitAdjuster(Protocol):
         ...
 
     def add(self, y: Tensor, *, ignore_index: int) -> None:
-        """Count the classes in masks `(N, H, W)`; called once with each labeled batch."""
+        """Count the classes in masks `(N, H, W)`; called once for each labeled batch."""
 
 
 class SupervisedLoss(Protocol):
-    """The loss of labeled images; functions and the losses of SMP are such."""
+    """Compute the loss of labeled images; functions and the losses of SMP fit."""
 
     def __call__(self, logits: Tensor, y: Tensor, /) -> Tensor:
         """Return a scalar, for float32 logits `(N, K, H, W)` and masks `(N, H, W)`."""
@@ -118,26 +118,26 @@ class SupervisedLoss(Protocol):
 
 
 class Criterion(Protocol):
-    """The sum of all terms of GuidedMix; gmix has `GuidedMixLoss`. Terms of weight 0 are not computed."""
+    """Compute the sum of all terms of GuidedMix; gmix has `GuidedMixLoss`. Terms of weight 0 are not computed."""
 
     @property
     def ignore_index(self) -> int:
-        """Mask value without a class."""
+        """Return the mask value without a class."""
         ...
 
     @property
     def threshold(self) -> float:
-        """Least confidence of a pixel that is learned."""
+        """Return the least confidence of a pixel that is learned."""
         ...
 
     @property
     def classification(self) -> float:
-        """Weight of the image-level classes: `class_logits` are passed if it is above 0."""
+        """Return the weight of the image-level classes: `class_logits` are passed if it is above 0."""
         ...
 
     @property
     def decoupling(self) -> float:
-        """Weight of L_dec: `probs_decoupled` and `decoupled_target` are passed if it is above 0."""
+        """Return the weight of L_dec: `probs_decoupled` and `decoupled_target` are passed if it is above 0."""
         ...
 
     def __call__(
@@ -159,11 +159,11 @@ class Criterion(Protocol):
 
 
 class Teacher(Protocol):
-    """A network that labels unlabeled images and follows the student; an `nn.Module`. gmix has `EMATeacher`."""
+    """Label unlabeled images and follow the student; an `nn.Module`. gmix has `EMATeacher`."""
 
     @property
     def net(self) -> GuidedMixNet:
-        """The network whose predictions are learned: in eval mode, without gradients."""
+        """Return the network whose predictions are learned: in eval mode, without gradients."""
         ...
 
     def update(self, student: GuidedMixNet) -> None:
@@ -171,18 +171,18 @@ class Teacher(Protocol):
 
 
 class Reference(Protocol):
-    """Guide predictions by labeled images that it was shown before training; gmix has `LabeledReference`."""
+    """Guide predictions with labeled images that it was shown before training; gmix has `LabeledReference`."""
 
     def __call__(self, probs: Tensor, x: Tensor) -> Tensor:
         """Return probabilities like `probs`, `(N, K, H, W)`, of the images `x`, `(N, C, H, W)`."""
         ...
 
     def remember(self, labeled: LabeledDataset, *, ignore_index: int) -> None:
-        """Look at the labeled images, as they are tested, and their masks."""
+        """Remember the labeled images, preprocessed as for testing, and their masks."""
 
     @property
     def remembers(self) -> bool:
-        """Tell whether it has been shown any."""
+        """Return whether it has been shown any labeled images."""
         ...
 
 

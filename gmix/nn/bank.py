@@ -1,4 +1,4 @@
-"""Embeddings of all labeled images: a partner is the nearest of all, not of those in the batch."""
+"""Embeddings of all labeled images: the partner is the nearest in the data set, not only in the batch."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ pairwise = partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 class Neighbors(NamedTuple):
-    """The nearest entries of a bank, the nearest first; of those equally far, the lowest index first."""
+    """The nearest entries of a bank, nearest first; ties are sorted by index."""
 
     indices: Tensor  # (N, k) int64
     distances: Tensor  # (N, k) float32, euclidean
 
 
 class FeatureBank(nn.Module):
-    r"""Embeddings by index, and for a query the $k$ nearest of all of them: $\arg\min_j \lVert q - e_j \rVert_2$.
+    r"""Store embeddings by index and find the $k$ nearest to a query: $\arg\min_j \lVert q - e_j \rVert_2$.
 
-    What [`nearest`][gmix.functional.nearest] finds in a batch, found in a whole data set, in memory that does not
-    grow with it: distances are taken a block at a time, and the same one is chosen. Embeddings of a network in
-    training go stale; add those of an image anew whenever it passes. Those of a frozen encoder stay. For the cosine,
-    add and ask for embeddings of length 1. A `state_dict` has everything.
+    Does for a whole data set what [`nearest`][gmix.functional.nearest] does for a batch, with the same result.
+    Distances are computed in blocks, so memory does not grow with the data set. Embeddings of a network in training go
+    stale: add those of an image again whenever it passes through the network. Those of a frozen encoder stay valid.
+    For cosine similarity, add and query embeddings of length 1. The `state_dict` holds all embeddings.
 
     Args:
-        images: How many there may be; an index is below it.
+        images: Number of images; indices are below it.
         dim: D, the length of an embedding.
 
     Raises:
-        ValueError: Shapes that do not fit, an index out of range, or fewer than k entries to choose from.
+        ValueError: If shapes do not fit, an index is out of range, or there are fewer than k entries.
 
     Reference:
         GuidedMix-Net, Sec. 3.1.1, Eq. 3; `docs/scaling.md` has sizes and times.
@@ -64,7 +64,7 @@ class FeatureBank(nn.Module):
 
     @torch.no_grad()
     def add(self, index: Tensor | Sequence[int], embeddings: Tensor) -> None:
-        """Write the embeddings `(N, D)` of the images `index` `(N,)`, each once, over what was there."""
+        """Store the embeddings `(N, D)` of the images `index` `(N,)`, each at most once; overwrites earlier ones."""
         where = torch.as_tensor(index, dtype=torch.int64)
         images, dim = self.embeddings.shape
         if embeddings.shape != (*where.shape, dim) or where.dim() != 1:
@@ -81,12 +81,12 @@ class FeatureBank(nn.Module):
 
     @torch.no_grad()
     def nearest(self, query: Tensor, k: int = 1, exclude: Tensor | None = None) -> Neighbors:
-        """The k nearest entries of each query.
+        """Find the k nearest entries of each query.
 
         Args:
             query: `(N, D)`.
-            k: How many.
-            exclude: `(N,)`, an index that a query may not get: its own, if it is in the bank.
+            k: Number of entries.
+            exclude: `(N,)`, an index that each query must not get: its own, if it is in the bank.
         """
         query = self.check(query, k, exclude)
         device = query.device
@@ -100,7 +100,7 @@ class FeatureBank(nn.Module):
             if exclude is not None:
                 block.masked_fill_(exclude.to(device)[:, None] == places, torch.inf)
             near = smallest(block, min(k, len(places)))
-            # What was found earlier stands first, so that it stays where others are as far.
+            # Earlier entries come first, so that they win ties.
             index = torch.cat([index, places[near.indices]], 1)
             distance = torch.cat([distance, near.distances], 1)
             place, distance = smallest(distance, k)
@@ -108,7 +108,7 @@ class FeatureBank(nn.Module):
         return Neighbors(index, distance)
 
     def check(self, query: Tensor, k: int, exclude: Tensor | None) -> Tensor:
-        """The query as it is compared, if there is an answer."""
+        """Check a query and return it with the type and device of the bank."""
         dim, known = self.embeddings.shape[1], int(self.known.sum())
         if query.dim() != 2 or query.shape[1] != dim:
             raise ValueError(f"`query` must have shape (N, {dim}), got {tuple(query.shape)}")
@@ -124,29 +124,30 @@ class FeatureBank(nn.Module):
         return query.to(self.embeddings)
 
     def extra_repr(self) -> str:
+        """Return the options that `repr` shows."""
         images, dim = self.embeddings.shape
         return f"images={images}, dim={dim}"
 
 
 class ApproximateSearch:
-    """A graph over the entries of a bank: asked like the bank, much faster where there are 10^5, and rarely wrong.
+    """Search a bank through a graph: the interface of the bank, much faster with 10^5 entries, and rarely wrong.
 
-    The graph (HNSW, by the package `usearch`) proposes entries, and the bank's own embeddings decide among them: the
-    distances are exact, and only what the graph does not propose is missed. What the bank is given later is not
-    proposed, and what it overwrites is proposed by what it was; build another one from time to time.
+    The graph (HNSW, from the package `usearch`) proposes entries, and the bank's own embeddings decide among them:
+    distances are exact, and only entries that the graph does not propose are missed. Entries added to the bank later
+    are not proposed, and overwritten ones are proposed by their old embedding; build a new graph from time to time.
 
     Needs the extra `gmix[bank]`. Runs on the CPU, wherever the bank is.
 
     Args:
-        bank: With all its entries.
-        candidates: Entries proposed beyond the k asked for.
-        connectivity: Edges of an entry in the graph.
-        expansion_add: Entries looked at to insert one.
-        expansion_search: Entries looked at for a query.
-        threads: Of the CPU. With 1 the same graph is built every time.
+        bank: The bank, with all its entries.
+        candidates: Number of entries proposed beyond the requested k.
+        connectivity: Edges per entry in the graph.
+        expansion_add: Entries visited to insert an entry.
+        expansion_search: Entries visited for a query.
+        threads: Number of CPU threads. With 1 the graph is the same every time.
 
     Raises:
-        ImportError: `usearch` is not installed.
+        ImportError: If `usearch` is not installed.
 
     Reference:
         Malkov & Yashunin, "Efficient and robust approximate nearest neighbor search using Hierarchical Navigable
@@ -188,7 +189,7 @@ class ApproximateSearch:
             expansion_add=expansion_add,
             expansion_search=expansion_search,
         )
-        # Where all embeddings have much in common, two bytes hold the differences only without it.
+        # Without the mean, two bytes hold the differences even where all embeddings have much in common.
         known = bank.known.nonzero().flatten()
         self.center = bank.embeddings.sum(0) / max(len(known), 1)
         for some in torch.split(known, 65_536):
@@ -197,14 +198,14 @@ class ApproximateSearch:
 
     @torch.no_grad()
     def nearest(self, query: Tensor, k: int = 1, exclude: Tensor | None = None) -> Neighbors:
-        """As [`FeatureBank.nearest`][gmix.FeatureBank.nearest], but for entries that are missed."""
+        """Find the nearest entries as [`FeatureBank.nearest`][gmix.FeatureBank.nearest] does; may miss some."""
         query = self.bank.check(query, k, exclude)
         asked = min(k + self.candidates + (exclude is not None), len(self.index))
         entries = (query - self.center).cpu().numpy()
         proposed = self.index.search(entries, asked, threads=self.threads)
-        if np.isnan(proposed.distances).any():  # less than what was asked for
+        if np.isnan(proposed.distances).any():  # fewer than requested
             return self.bank.nearest(query, k, exclude)
-        # By index, so that of those equally far the lowest stands first.
+        # Sorted by index, so that the lowest wins ties.
         keys = torch.from_numpy(proposed.keys.astype(np.int64)).view(len(query), asked)
         index = keys.to(query.device).sort(1).values
         distance = pairwise(query[:, None], self.bank.embeddings[index])[:, 0]
@@ -215,7 +216,7 @@ class ApproximateSearch:
 
 
 def smallest(values: Tensor, k: int) -> Neighbors:
-    """The places of the k smallest values of each row, the first of equal ones first; overwrites `values`.
+    """Find the places of the k smallest values of each row, ties in order of place; overwrites `values`.
 
     Examples:
         >>> smallest(torch.tensor([[3.0, 1.0, 2.0, 1.0]]), 3).indices
