@@ -15,7 +15,7 @@ from gmix.errors import Interrupted
 from gmix.runtime.interrupts import Interrupts
 from gmix.runtime.own import check_own
 
-PAUSE = 0.2  # seconds between two looks at the processes
+PAUSE = 0.2  # seconds between two checks of the processes
 
 
 def compare(config: CompareConfig) -> Comparison:

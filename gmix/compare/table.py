@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from gmix.compare.plan import BASELINE, UPPER
 from gmix.runtime.shown import in_markdown
 
-Record = dict[str, Any]  # one line of compare.jsonl
+Record = dict[str, Any]  # a line of compare.jsonl
 NOTHING = "–"
 GAP = "gap to all masks closed"
 

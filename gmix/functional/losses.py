@@ -45,7 +45,7 @@ def ramp_up(progress: float | Tensor, length: float = 1.0) -> float | Tensor:
 
 
 def check_progress(progress: float | Tensor) -> None:
-    """Refuse a share of the training outside [0, 1]; a tensor whose value is not at hand is not checked."""
+    """Refuse a share of the training outside [0, 1]; tensors are not checked on a GPU or while compiling."""
     if isinstance(progress, Tensor):
         if torch.compiler.is_compiling() or progress.device.type != "cpu":
             return

@@ -30,7 +30,7 @@ DECODERS = {
 
 
 class CCT(Method):
-    r"""Train auxiliary decoders on disturbed features to agree with the main decoder, in seven ways.
+    r"""Train auxiliary decoders, on features disturbed in seven ways, to agree with the main decoder.
 
     $$L = L_{sup} + w\,\omega(t)\,\frac{1}{K |A|} \sum_{a \in A} \lVert\hat y_a(d_a(z)) - \hat y\rVert^2$$
 

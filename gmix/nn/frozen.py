@@ -62,7 +62,7 @@ class HoldsFrozenEncoder(nn.Module):
         self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         fault = self.state_fault(state_dict, prefix)
-        state_dict.update(self._encoder_names(prefix))  # which torch would call missing
+        state_dict.update(self._encoder_names(prefix))  # torch would report these as missing
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if fault is not None:
             args[4].append(fault)  # the errors that torch collects

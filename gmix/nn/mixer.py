@@ -58,7 +58,7 @@ class LabeledUnlabeledMixer(nn.Module):
     @remember_given
     def __init__(self, alpha: float = 1.0, max_lambda: float = 0.5) -> None:
         super().__init__()
-        G.sample_lambda(0, alpha=alpha, max_lambda=max_lambda)  # refuse bad options now, not later
+        G.sample_lambda(0, alpha=alpha, max_lambda=max_lambda)  # refuses bad options now, not later
         self.alpha = alpha
         self.max_lambda = max_lambda
 

@@ -139,7 +139,9 @@ class LabeledReference(HoldsFrozenEncoder):
         self.register_buffer("keys", torch.zeros(capacity, sum(self._widths)))
         # Per position, the share of each class; all zero marks an empty slot.
         self.register_buffer("values", torch.zeros(capacity, max(classes, 2)))
-        self.register_buffer("owners", torch.full((capacity,), -1))  # whose image it is
+        self.register_buffer(
+            "owners", torch.full((capacity,), -1)
+        )  # index of the image of each position
         self.register_buffer("trust", torch.zeros(()))  # the strength in use
         self.eval()
 

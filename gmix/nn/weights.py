@@ -222,7 +222,7 @@ def _readings(state: State, wanted: State, place: str) -> Iterator[Reading]:
     plain = _plain if distinct else str
     ours = {plain(name[wrapped:]): name for name in wanted}
     theirs = {plain(name): name for name in state}
-    # Checkpoints older than BatchNorm's counter are complete without it.
+    # Checkpoints from before BatchNorm had a counter are complete without it.
     counters = {n: t for n, t in wanted.items() if n.endswith("num_batches_tracked")}
     votes: Counter[str] = Counter()
     for name in theirs:

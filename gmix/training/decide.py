@@ -44,7 +44,7 @@ def decide_for_miou(net: GuidedMixNet, probs: Tensor) -> GuidedMixNet:
     biases = G.miou_biases(probs)
     decided = copy.deepcopy(net)
     bias = decided.last_layer.bias
-    assert bias is not None  # SMP's heads have one
+    assert bias is not None  # SMP's heads have a bias
     with torch.no_grad():
         bias += biases[1:] - biases[:1] if net.classes == 1 else biases
     return decided

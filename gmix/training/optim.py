@@ -60,7 +60,7 @@ def build_optimizer(
     ]
     for group in groups:
         group["initial_lr"] = group["lr"]
-    # One kernel for all parameters instead of several for each, which is faster on a CPU, too.
+    # One kernel for all parameters instead of several for each, which matters on a CPU.
     fused = all(p.device.type in ("cpu", "cuda") for p in trained)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=0.9, weight_decay=weight_decay, fused=fused)

@@ -47,7 +47,7 @@ class Recorder:
         self.out = out
         self.start = start
         self.writes = session.processes.first
-        self._began = began - session.state.tally.seconds  # of what was done before
+        self._began = began - session.state.tally.seconds  # those of earlier runs count as well
         self._screen: PlainProgress = SilentProgress(session.config.steps, start)
         self._metrics = Metrics(None, session.data.classes.names, start)
 

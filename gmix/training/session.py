@@ -145,13 +145,13 @@ class Session:
         )
 
     def finished_net(self, tell: Callable[[str], None]) -> GuidedMixNet:
-        """Finish the current network with unlabeled images, in the same way for every method.
+        """Finish the current network with unlabeled images, in the same way for every method; a no-op without them.
 
         Args:
             tell: Called with messages for the user, for instance about images that cannot be read.
 
         Returns:
-            The network to test and save; without unlabeled images the current one, otherwise a changed copy.
+            The network to test and save; the network in training does not change.
         """
         config, (mean, std) = self.config, self.stats
         net = self.state.deployed

@@ -37,7 +37,7 @@ class Result(NamedTuple):
 
     scores: Scores | None  # of the last weights; None without validation images
     best: tuple[float, int] | None  # highest mIoU seen and its step
-    names: tuple[str, ...]  # of the classes
+    names: tuple[str, ...]  # names of the classes
     minutes: float
     out: Path
 

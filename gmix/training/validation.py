@@ -21,7 +21,7 @@ class Validation(NamedTuple):
 
     net: GuidedMixNet
     scores: Scores | None  # None without validation images
-    pseudo: dict[str, Any] | None  # of the pseudo masks; None without held-out images
+    pseudo: dict[str, Any] | None  # scores of the pseudo masks; None without held-out images
 
 
 def validate(session: Session, tell: Callable[[str], None]) -> Validation:
