@@ -1,4 +1,4 @@
-"""Which method is best on your images: several of them trained alike, and one table."""
+"""Comparisons of methods on your images: several are trained under identical settings, and shown in a table."""
 
 from gmix.compare.results import Comparison
 from gmix.compare.run import compare

@@ -1,4 +1,4 @@
-"""What a comparison shows while it runs: a live table in a terminal, plain lines anywhere else."""
+"""The display of a running comparison: a live table in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TAIL = 65536  # bytes of metrics.jsonl: the last reports and, most likely, a val
 
 
 class PlainBoard:
-    """One line when a run starts and when it ends, fit for log files."""
+    """A line when a run starts and when it ends, for log files."""
 
     def __enter__(self) -> PlainBoard:
         return self
@@ -27,21 +27,21 @@ class PlainBoard:
         pass
 
     def note(self, text: str) -> None:
-        """Say something that stays."""
+        """Show a line that stays on the screen."""
         say(text)
 
     def update(self, runs: Sequence[Run], records: Sequence[Record], now: Iterable[Run]) -> None:
-        """Show how far everything is.
+        """Show the progress of all runs.
 
         Args:
-            runs: all of them.
-            records: of the finished ones.
-            now: those that are running.
+            runs: All runs.
+            records: Records of the finished runs.
+            now: The running ones.
         """
 
 
 class LiveBoard(PlainBoard):
-    """A rich table with a row a method, below the notes."""
+    """A rich table with a row per method, below the notes."""
 
     def __init__(self) -> None:
         from rich.live import Live
@@ -56,20 +56,22 @@ class LiveBoard(PlainBoard):
         self.live.stop()
 
     def note(self, text: str) -> None:
+        """Show a line above the table."""
         self.live.console.print(printable(text), highlight=False, markup=False)
 
     def update(self, runs: Sequence[Run], records: Sequence[Record], now: Iterable[Run]) -> None:
+        """Redraw the table."""
         self.live.update(rich_table(state_table(runs, records, now)))
 
 
 def make_board() -> PlainBoard:
-    """A live table if a person is watching, else plain lines."""
+    """Make a live table in a terminal, a plain board elsewhere."""
     show_anything()
     return LiveBoard() if sys.stdout.isatty() else PlainBoard()
 
 
 def state_table(runs: Sequence[Run], records: Sequence[Record], now: Iterable[Run]) -> Table:
-    """How far each method is."""
+    """Make a table of the progress of each method."""
     head = ["method", "seeds done", "running", "its last mIoU", "mean of the finished"]
     running = list(now)
     rows = []
@@ -90,7 +92,7 @@ def state_table(runs: Sequence[Run], records: Sequence[Record], now: Iterable[Ru
 
 
 class HowFar(NamedTuple):
-    """What a run has reported so far."""
+    """The last step and mIoU that a run has reported."""
 
     step: int
     miou: float | None
@@ -103,7 +105,7 @@ def how_far(folder: Path) -> HowFar:
         with plain_file(folder / "metrics.jsonl").open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - TAIL))
             lines = file.read().splitlines()
-    except (OSError, ValueError):  # it has not begun
+    except (OSError, ValueError):  # it has not started
         lines = []
     for line in lines:
         try:
@@ -115,13 +117,13 @@ def how_far(folder: Path) -> HowFar:
             TypeError,
             KeyError,
             RecursionError,
-        ):  # cut at the beginning, or just being written
+        ):  # cut at the start, or just being written
             continue
     return HowFar(step, miou)
 
 
 def print_table(table: Table) -> None:
-    """Fitted to the width of a terminal, or as Markdown into a file or pipe."""
+    """Print a table fitted to the width of the terminal, or as Markdown into a file or pipe."""
     show_anything()
     if not sys.stdout.isatty():
         print(f"\n{table.markdown()}")
@@ -132,7 +134,7 @@ def print_table(table: Table) -> None:
 
 
 def rich_table(table: Table) -> Any:
-    """The same in rich's words."""
+    """Convert a table to a rich table."""
     from rich.table import Table as RichTable
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""A training in a process of its own: its memory is its own, and its crash ends nothing else."""
+"""A training in a separate process, with its own memory; a crash does not affect the other runs."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from gmix.runtime.lock import check_unlocked
 
 
 class Child:
-    """One `gmix train --resume`, started at once; what it prints goes to `log.txt` in its folder.
+    """A `gmix train --resume`, started immediately; its output goes to `log.txt` in its folder.
 
     Args:
-        run: what to train.
+        run: The run to train.
 
     Raises:
-        ValueError: if another process is training in that folder.
+        ValueError: If another process is training in that folder.
     """
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        check_unlocked(run.folder)  # as its own process would, but that one's log is not ours
+        check_unlocked(
+            run.folder
+        )  # here as well, because the error of the child process would be in its log
         run.folder.mkdir(parents=True, exist_ok=True)
         self.log = run.folder / "log.txt"
         with self.log.open("ab") as log:
             self.start = log.tell()
-            # Not config.yaml: that one says what the run was started with.
+            # Not config.yaml, which holds the settings that the run was started with.
             flags = run.folder / "flags.yaml"
             write_yaml(run.config, flags)
             words = ["train", "--config", str(flags), "--resume", "--report", "none"]
@@ -38,16 +40,16 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C would reach it as well, and a second signal ends it before it has saved.
+                # Ctrl-C would also reach the child, and a second signal would end it before it has saved.
                 start_new_session=True,
             )
 
     def ended(self) -> bool:
-        """Whether the process has come to its end, good or bad."""
+        """Return whether the process has ended, with or without success."""
         return self.process.poll() is not None
 
     def failure(self) -> str | None:
-        """Why an ended process has left no result, in one line; None if it has."""
+        """Return why an ended process left no result, in one line; None if it left one."""
         code = self.process.returncode
         if code == 0:
             there = (self.run.folder / "results.json").is_file()
@@ -61,27 +63,27 @@ class Child:
             return last_words(log.read().decode("utf-8", "replace")) or f"exit code {code}"
 
     def stop(self) -> None:
-        """Ask it to save and stop; asked twice, it ends at once."""
-        self.process.terminate()  # which does nothing to one that has ended
+        """Ask the process to save and stop; a second call ends it immediately."""
+        self.process.terminate()  # does nothing if it has ended
 
 
 def is_finished(run: Run) -> bool:
-    """Whether the run has come to its end before, under these very settings."""
+    """Return whether the run has already finished, with the same settings."""
     try:
         read_json(run.folder / "results.json")
         check_unchanged(run.config, run.folder / "config.yaml")
         before = read_settings(run.folder)
-    except (OSError, ValueError):  # if something is wrong, the run itself will say what
+    except (OSError, ValueError):  # if something is wrong, the run itself reports it
         return False
-    # Resuming a finished run only measures again, and that is what another --held-out wants.
+    # Resuming a finished run only measures again, as needed for another --held-out.
     return bool(before.get("held_out", 0) == run.config.held_out)
 
 
 def last_words(text: str) -> str:
-    """The last line that says what went wrong, or just the last one.
+    r"""Return the last error line of a log, or its last line.
 
     Examples:
-        >>> last_words("gmix: going on\\ngmix: no mask\\nstep 2\\n"), last_words("step 1\\nstep 2\\n\\n")
+        >>> last_words("gmix: going on\ngmix: no mask\nstep 2\n"), last_words("step 1\nstep 2\n\n")
         ('no mask', 'step 2')
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]

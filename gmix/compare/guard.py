@@ -1,4 +1,4 @@
-"""Whether the unlabeled images helped: `gmix train --guard`."""
+"""The check whether the unlabeled images helped: `gmix train --guard`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from gmix.runtime.device import prepare_device
 from gmix.runtime.own import write_own
 from gmix.training.train import train
 
-FOLDER = "guard-supervised"  # in the run's own
+FOLDER = "guard-supervised"  # in the folder of the run
 
 
 def check_guard(config: TrainConfig) -> None:
-    """Make sure that there will be something to compare, and images to judge it on.
+    """Check that there will be something to compare, and images to judge it on.
 
     Raises:
-        ValueError: if there is not.
+        ValueError: If one of them is missing.
     """
     if not config.learns_unlabeled:
         raise ValueError(
@@ -45,14 +45,14 @@ def check_guard(config: TrainConfig) -> None:
 def guard(config: TrainConfig) -> str:
     """Train the supervised twin of a finished run, and say whether the unlabeled images helped.
 
-    The twin has the same masks, steps, seed and finishing; it goes on where it was interrupted. Both are judged on
-    the validation images, or without them on the `--held-out` ones. `guard.json` keeps the numbers.
+    The twin has the same masks, steps, seed and finishing, and resumes if it was interrupted. Both are judged on
+    the validation images or, without validation images, on the `--held-out` ones. `guard.json` keeps the numbers.
 
     Args:
-        config: the flags of the run, whose `model/` is there.
+        config: The flags of the run, whose `model/` exists.
 
     Returns:
-        One sentence.
+        The result as a sentence.
     """
     out = Path(str(config.out))
     twin = out / FOLDER
@@ -68,10 +68,10 @@ def guard(config: TrainConfig) -> str:
         trackers="none",
     )
     train(supervised)
-    if not is_main_process():  # of several processes, one judges
+    if not is_main_process():  # only the main process judges
         return ""
     dataset, kind = images_to_judge(config)
-    assert dataset is not None  # `check_guard` looked
+    assert dataset is not None  # `check_guard` has checked it
     device = prepare_device(config.device, config.threads)
     found = [
         tally(SavedModel.from_pretrained(folder, device), dataset, device) for folder in (twin, out)
@@ -84,7 +84,7 @@ def guard(config: TrainConfig) -> str:
 
 
 def describe(gain: Gain, method: str, images: int, kind: str) -> str:
-    """Put a gain into one sentence.
+    """Describe a gain in one sentence.
 
     Examples:
         >>> describe(Gain(0.041, 0.02, 0.062), "guidedmix", 40, "validation")[:84]
@@ -99,7 +99,7 @@ def describe(gain: Gain, method: str, images: int, kind: str) -> str:
 
 
 def images_to_judge(config: TrainConfig) -> tuple[Sequence[Sample] | None, str]:
-    """Find images with masks that training does not learn from, and say what they are called."""
+    """Return images with masks that training does not learn from, and their name in messages."""
     data = find_data(config)
     if data.validation is not None:
         dataset: Any = data.validation
@@ -109,7 +109,7 @@ def images_to_judge(config: TrainConfig) -> tuple[Sequence[Sample] | None, str]:
 
 
 def tally(saved: SavedModel, dataset: Sequence[Sample], device: torch.device) -> Tensor:
-    """Count the pixels of each image that IoU needs: `(n, 3, K)`."""
+    """Count the pixels of each image for its IoU: `(n, 3, K)`."""
     transform = eval_transform(saved.mean, saved.std)
     return torch.stack(
         [

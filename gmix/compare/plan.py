@@ -1,4 +1,4 @@
-"""Which trainings a comparison is made of, and what each of them is told."""
+"""The trainings of a comparison, and the flags of each."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ UPPER = "supervised-full"
 
 @dataclass(frozen=True)
 class Run:
-    """One training.
+    """A training of a comparison.
 
     Attributes:
-        method: its row in the table: a method, or `supervised-full`.
-        seed: of the training.
-        config: all its flags; `out` is its own folder.
+        method: Its row in the table: a method, or `supervised-full`.
+        seed: Seed of the training.
+        config: All its flags; `out` is its own folder.
     """
 
     method: str
@@ -32,20 +32,20 @@ class Run:
 
     @property
     def name(self) -> str:
-        """As its folder is called."""
+        """Return the name of its folder."""
         return f"{self.method}-{self.seed}"
 
     @property
     def folder(self) -> Path:
-        """Where it writes."""
+        """Return the folder that it writes into."""
         return Path(str(self.config.out))
 
 
 def plan(config: CompareConfig) -> list[Run]:
-    """All trainings of a comparison, seed by seed: the table soon has something in each row.
+    """List all trainings of a comparison, seed by seed, so that every row of the table soon has a value.
 
     Raises:
-        ValueError: if a method is unknown, or it is not clear which one a setting is for.
+        ValueError: If a method is unknown, or a setting may be meant for several methods.
 
     Examples:
         >>> config = CompareConfig(val_images="val", labels=9, full=True, seeds=2, out="o")
@@ -76,19 +76,19 @@ def plan(config: CompareConfig) -> list[Run]:
                 "seed": seed,
                 "out": str(Path(config.out) / f"{row}-{seed}"),
             }
-            if row == UPPER:  # no mask is left unused to judge pseudo masks by
+            if row == UPPER:  # no mask is left unused to judge pseudo masks with
                 own |= {"labels": None, "held_out": 0}
             runs.append(Run(row, seed, TrainConfig(**{**shared, **own})))
     return runs
 
 
 def table_rows(config: CompareConfig) -> list[str]:
-    """The methods, and the upper bound if it is wanted."""
+    """List the methods, and the upper bound if requested."""
     return [*compared_methods(config), *([UPPER] if config.full else [])]
 
 
 def compared_methods(config: CompareConfig) -> list[str]:
-    """The methods asked for; the baseline comes first if it was not among them.
+    """List the requested methods; the baseline is put first if it is not among them.
 
     Examples:
         >>> compared_methods(CompareConfig(methods="unimatch"))
@@ -101,10 +101,10 @@ def compared_methods(config: CompareConfig) -> list[str]:
 
 
 def arguments_by_method(config: CompareConfig, methods: list[str]) -> dict[str, dict[str, Any]]:
-    """`method_args` of each method: one mapping for each, or one that can be meant for one only.
+    """Return `method_args` of each method, from a mapping per method, or one that can be meant for one method only.
 
     Raises:
-        ValueError: if more than one method might be meant.
+        ValueError: If more than one method may be meant.
 
     Examples:
         >>> config = CompareConfig(method_args={"threshold": 0.9})

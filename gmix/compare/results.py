@@ -1,4 +1,4 @@
-"""What the runs of a comparison came to, and the files that say so."""
+"""The results of a comparison, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from gmix.runtime.shown import printable
 
 @dataclass
 class Comparison:
-    """What a comparison has come to.
+    """The results of a comparison.
 
     Attributes:
-        config: the flags.
-        runs: all trainings, finished or not.
-        done: what each finished one came to, by its name.
-        failures: why a run has no result, by its name.
+        config: The flags.
+        runs: All trainings, finished or not.
+        done: Results of the finished trainings, by name.
+        failures: Reasons why a run has no result, by name.
     """
 
     config: CompareConfig
@@ -32,18 +32,18 @@ class Comparison:
 
     @property
     def records(self) -> list[Record]:
-        """Of the finished runs, in order."""
+        """Return the records of the finished runs, in order."""
         return [self.done[run.name] for run in self.runs if run.name in self.done]
 
     @property
     def tables(self) -> list[Table]:
-        """Scores, and IoU by class."""
+        """Return the tables of scores and of IoU by class."""
         rows = table_rows(self.config)
         return [scores_table(self.records, rows), classes_table(self.records, rows)]
 
     @property
     def notes(self) -> list[str]:
-        """What one has to know to read the tables, a sentence each."""
+        """Return what readers must know about the tables, a sentence each."""
         c = self.config
         found = [
             f"{c.steps} steps with {c.batch_labeled} labeled and {c.batch_unlabeled} unlabeled "
@@ -64,14 +64,14 @@ class Comparison:
 
     @property
     def files(self) -> list[Path]:
-        """Return what `write` writes."""
+        """Return the files that `write` writes."""
         return [Path(str(self.config.out)) / f"compare.{name}" for name in ("jsonl", "md")]
 
     def write(self) -> None:
-        """`compare.jsonl` and `compare.md`, whole or as they were before.
+        """Write `compare.jsonl` and `compare.md`, each completely or not at all.
 
         Raises:
-            ValueError: if one cannot be written, in one sentence.
+            ValueError: If a file cannot be written, in one sentence.
         """
         lines = [json.dumps(record) + "\n" for record in self.records]
         tables = [table.markdown() for table in self.tables]
@@ -81,7 +81,7 @@ class Comparison:
 
 
 def read_record(run: Run) -> Record:
-    """A line of compare.jsonl, from the results of a finished training."""
+    """Make a line of compare.jsonl from the results of a finished training."""
     found = read_json(run.folder / "results.json")
     last = found["last"]
     same = (
@@ -105,7 +105,7 @@ def read_record(run: Run) -> Record:
 
 
 def describe_split(records: list[Record]) -> str | None:
-    """Whether all runs learned from, and were judged on, the same images; None if no run is done.
+    """Describe the split, or warn if the runs used different images; None if no run is finished.
 
     Examples:
         >>> describe_split([{"method": "cps", "split": "1a"}, {"method": "cct", "split": "1a"}])
@@ -120,7 +120,7 @@ def describe_split(records: list[Record]) -> str | None:
 
 
 def describe_seeds(seeds: list[int]) -> str:
-    """Which they are, and what is made of them.
+    """Describe the seeds, and how their scores are combined.
 
     Examples:
         >>> describe_seeds([4]), describe_seeds([4, 5])
@@ -132,7 +132,7 @@ def describe_seeds(seeds: list[int]) -> str:
 
 
 def why_unjudged(config: CompareConfig) -> str:
-    """Why the column of the pseudo masks is empty."""
+    """Explain why the column of the pseudo masks is empty."""
     if config.held_out == 0:
         return "--held-out is 0"
     if config.labels is None:

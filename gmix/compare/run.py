@@ -1,4 +1,4 @@
-"""All trainings of a comparison, each a process of its own, and the table they end in."""
+"""The trainings of a comparison, each in a separate process, and their table."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from gmix.errors import Interrupted
 from gmix.runtime.interrupts import Interrupts
 from gmix.runtime.own import check_own
 
-PAUSE = 0.2  # seconds between two looks at the processes
+PAUSE = 0.2  # seconds between two checks of the processes
 
 
 def compare(config: CompareConfig) -> Comparison:
-    """Train every method with every seed, or read what is finished, and write the tables.
+    """Train every method with every seed, or read finished runs, and write the tables.
 
-    Written into `config.out`: a folder for each run as `gmix train` writes it, with `log.txt`;
-    `compare.jsonl`, one object a run; `compare.md`, the tables. The last two are written anew
+    Writes into `config.out`: a folder for each run as `gmix train` writes it, with `log.txt`;
+    `compare.jsonl`, an object per run; `compare.md`, the tables. The last two are rewritten
     after each run.
 
     Args:
-        config: the flags of `gmix compare`.
+        config: The flags of `gmix compare`.
 
     Raises:
-        ValueError: on bad input, in one sentence, before anything is trained.
-        Interrupted: after SIGINT or SIGTERM, once all running trainings have saved their state.
+        ValueError: On bad input, in one sentence, before anything is trained.
+        Interrupted: After SIGINT or SIGTERM, once all running trainings have saved their state.
 
     Examples:
         >>> compare(CompareConfig(methods="unimatch"))
@@ -42,7 +42,7 @@ def compare(config: CompareConfig) -> Comparison:
     check_own(comparison.files)
     waiting = [run for run in runs if not is_finished(run)]
     for run in {run.config.labels: run for run in waiting}.values():
-        find_data(run.config)  # a wrong folder is told once, and before any training
+        find_data(run.config)  # reports a wrong folder once, and before any training
     with Interrupts() as interrupts, make_board() as board:
         if BASELINE not in config.method_names():
             board.note(f"{BASELINE} is added: the baseline at equal steps")
@@ -58,7 +58,7 @@ def compare(config: CompareConfig) -> Comparison:
 def train_all(
     comparison: Comparison, waiting: list[Run], board: PlainBoard, interrupts: Interrupts
 ) -> None:
-    """Keep `--jobs` trainings going until all have ended."""
+    """Keep `--jobs` trainings running until all have ended."""
     waiting = list(waiting)
     children: list[Child] = []
     try:
@@ -72,7 +72,7 @@ def train_all(
             time.sleep(PAUSE)
         if interrupts.asked and (waiting or children):
             stop(comparison, children, board)
-    finally:  # whatever went wrong here, no process is left behind
+    finally:  # leaves no process running, whatever went wrong
         for child in children:
             child.stop()
         for child in children:
@@ -80,7 +80,7 @@ def train_all(
 
 
 def start(comparison: Comparison, run: Run, children: list[Child], board: PlainBoard) -> None:
-    """Start a training, or note why it cannot be."""
+    """Start a training, or record why it cannot start."""
     try:
         children.append(Child(run))
     except ValueError as error:
@@ -90,7 +90,7 @@ def start(comparison: Comparison, run: Run, children: list[Child], board: PlainB
 
 
 def end(comparison: Comparison, child: Child, board: PlainBoard) -> None:
-    """Note how a training ended."""
+    """Record how a training ended."""
     failure = child.failure()
     if failure is None:
         keep(comparison, child.run, board, "is finished")
@@ -103,7 +103,7 @@ def stop(comparison: Comparison, children: list[Child], board: PlainBoard) -> No
     """Let the running trainings save their state.
 
     Raises:
-        Interrupted: always, and says how to go on.
+        Interrupted: Always; the message says how to resume.
     """
     board.note("stopping: the running trainings save their state ...")
     for child in children:
@@ -117,14 +117,14 @@ def stop(comparison: Comparison, children: list[Child], board: PlainBoard) -> No
 
 
 def keep(comparison: Comparison, run: Run, board: PlainBoard, how: str) -> None:
-    """Read a finished training."""
+    """Read the results of a finished training."""
     record = comparison.done[run.name] = read_record(run)
     board.note(f"{run.name} {how}: mIoU {points(record['last']['miou'])}")
 
 
 def fail(comparison: Comparison, run: Run, reason: str, board: PlainBoard) -> None:
-    """Remember why a run has no result."""
+    """Record why a run has no result."""
     reasons = {**comparison.failures, run.name: reason}
-    # In the order of the plan: with --jobs they end in any.
+    # In the order of the plan: with --jobs they end in any order.
     comparison.failures = {r.name: reasons[r.name] for r in comparison.runs if r.name in reasons}
     board.note(f"{run.name} failed: {reason}")

@@ -1,4 +1,4 @@
-"""From the results of all runs to the two tables of a comparison."""
+"""The two tables of a comparison, from the results of all runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from gmix.compare.plan import BASELINE, UPPER
 from gmix.runtime.shown import in_markdown
 
-Record = dict[str, Any]  # one line of compare.jsonl
+Record = dict[str, Any]  # a line of compare.jsonl
 NOTHING = "–"
 GAP = "gap to all masks closed"
 
@@ -22,7 +22,7 @@ class Table(NamedTuple):
     rows: list[list[str]]
 
     def markdown(self) -> str:
-        """As a Markdown table below its title.
+        r"""Format the table as Markdown below its title.
 
         Examples:
             >>> print(Table("T", ["a", "b"], [["x|y", "1"]]).markdown())
@@ -30,7 +30,7 @@ class Table(NamedTuple):
             <BLANKLINE>
             | a | b |
             |---|---|
-            | x\\|y | 1 |
+            | x\|y | 1 |
         """
         lines = [self.head, ["---"] * len(self.head), *self.rows]
         cells = [list(map(in_markdown, line)) for line in lines]
@@ -40,11 +40,11 @@ class Table(NamedTuple):
 
 
 def scores_table(records: Sequence[Record], methods: Sequence[str]) -> Table:
-    """A row a method: scores, what they cost, and how good the pseudo masks were.
+    """Make the table of scores, cost and quality of the pseudo masks, with a row per method.
 
     Args:
-        records: of the finished runs.
-        methods: the rows, in their order; one without a finished run is left out.
+        records: Records of the finished runs.
+        methods: The rows, in order; methods without a finished run are skipped.
     """
     rows = [scores_row(records, method) for method in methods if of(records, method)]
     if UPPER not in methods:
@@ -54,7 +54,7 @@ def scores_table(records: Sequence[Record], methods: Sequence[str]) -> Table:
 
 
 def scores_row(records: Sequence[Record], method: str) -> dict[str, str]:
-    """The cells of one method, by what stands above them."""
+    """Make the cells of a method, by column title."""
     own = of(records, method)
     last = [record["last"]["miou"] for record in own]
     precision = mean(pseudo(record, "precision") for record in own)
@@ -82,7 +82,7 @@ def scores_row(records: Sequence[Record], method: str) -> dict[str, str]:
 
 
 def classes_table(records: Sequence[Record], methods: Sequence[str]) -> Table:
-    """A row a class, a column a method: mean IoU of the last weights.
+    """Make the table of the mean IoU of the last weights, with a row per class and a column per method.
 
     Examples:
         >>> records = [{"method": "cct", "iou": {"cat": 0.5}}, {"method": "cct", "iou": {"cat": 0.6}}]
@@ -99,7 +99,7 @@ def classes_table(records: Sequence[Record], methods: Sequence[str]) -> Table:
 
 
 def gain(records: Sequence[Record], method: str, *others: str) -> float | None:
-    """Mean mIoU of a method less that of the baseline, over the seeds both (and `others`) have.
+    """Compute the mean mIoU of a method minus that of the baseline, over the seeds that both (and `others`) have.
 
     Examples:
         >>> records = [
@@ -115,10 +115,10 @@ def gain(records: Sequence[Record], method: str, *others: str) -> float | None:
 
 
 def shared_means(*rows: Mapping[int, float | None]) -> list[float] | None:
-    """The mean of each row, over the seeds that all of them know; None if there is no such seed.
+    """Compute the mean of each row over the seeds that all rows have; None if they share no seed.
 
     Args:
-        rows: a number, or None, for each seed.
+        *rows: A number, or None, for each seed.
 
     Examples:
         >>> shared_means({0: 0.25, 1: 0.5}, {0: 0.75, 1: None}), shared_means({0: 0.25}, {1: 0.5})
@@ -130,14 +130,14 @@ def shared_means(*rows: Mapping[int, float | None]) -> list[float] | None:
 
 
 def gap_closed(records: Sequence[Record], method: str) -> float | None:
-    """The share of what all masks would gain that the method gains without them; None if nothing."""
+    """Compute the share of the gain with all masks that the method reaches without them; None if there is no gain."""
     gap = gain(records, UPPER, method)
     own = gain(records, method, UPPER)
     return None if own is None or gap is None or gap <= 0 else own / gap
 
 
 def describe_gain(value: float | None) -> str:
-    """Points, and words where there is a loss.
+    """Format a gain in points, with words if it is a loss.
 
     Examples:
         >>> describe_gain(0.0125), describe_gain(-0.02), describe_gain(None)
@@ -149,7 +149,7 @@ def describe_gain(value: float | None) -> str:
 
 
 def mean_and_spread(values: Sequence[float | None]) -> str:
-    """Mean ± standard deviation (of a sample: n - 1); one value has none.
+    """Format mean ± standard deviation (of a sample: n - 1); a single value has no deviation.
 
     Examples:
         >>> mean_and_spread([0.4, 0.5]), mean_and_spread([0.4])
@@ -163,7 +163,7 @@ def mean_and_spread(values: Sequence[float | None]) -> str:
 
 
 def memory(values: Sequence[int | None]) -> str:
-    """The highest number of bytes.
+    """Format the highest number of bytes.
 
     Examples:
         >>> memory([2_500_000, 3_000_000_000, None]), memory([None])
@@ -175,31 +175,31 @@ def memory(values: Sequence[int | None]) -> str:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of the values there are, or None if there is none."""
+    """Compute the mean of the values that are not None; None if there are none."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
 
 
 def points(value: float | None) -> str:
-    """A share in percent, one digit."""
+    """Format a share in percent with one decimal."""
     return number(value, "{:.1f}", 100)
 
 
 def share(value: float | None) -> str:
-    """A share in whole percent."""
+    """Format a share in whole percent."""
     return number(value, "{:.0f}%", 100)
 
 
 def number(value: float | None, form: str, factor: float = 1) -> str:
-    """A number in this form, or a dash."""
+    """Format a number, or a dash for None."""
     return NOTHING if value is None else form.format(factor * value)
 
 
 def of(records: Sequence[Record], method: str) -> list[Record]:
-    """The runs of one method."""
+    """Select the records of a method."""
     return [record for record in records if record["method"] == method]
 
 
 def pseudo(record: Record, name: str) -> float | None:
-    """A number about the pseudo masks of a run, if they were judged."""
+    """Return a score of the pseudo masks of a run; None if they were not judged."""
     return None if record["pseudo"] is None else record["pseudo"][name]

@@ -1,4 +1,4 @@
-"""`gmix demo`: the whole path on data made on the spot, in a few minutes."""
+"""`gmix demo`: the whole workflow on generated data, in a few minutes."""
 
 from gmix.demo.run import DemoResult, run_demo
 from gmix.demo.scenes import Scene, compose_scenes, load_sources, write_scenes

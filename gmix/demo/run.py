@@ -1,4 +1,4 @@
-"""Train both methods on the demo's scenes, compare them, and draw what they see."""
+"""Train both methods on the demo's scenes, compare them, and draw their predictions."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -26,10 +26,10 @@ from gmix.training.state import find_checkpoint
 from gmix.training.train import Result, train
 
 LABELED, UNLABELED, VALIDATION = 48, 400, 80
-SIZE, SEEN = 96, 48  # pixels of a scene, and of what the networks see of it
+SIZE, SEEN = 96, 48  # pixels of a scene, and of the networks' input
 STEPS = 300
-# In so few steps labels that are a little less sure count, too, and digits are pasted with their true masks.
-# Enlarged for the reference, scenes take twice the time.
+# With so few steps, the threshold is lower, and digits are pasted with their true masks. The reference does not
+# enlarge scenes, which would take twice the time.
 GUIDANCE = {
     "criterion": {"threshold": 0.9},
     "paste": {},
@@ -38,7 +38,7 @@ GUIDANCE = {
 
 
 class DemoResult(NamedTuple):
-    """What the demo came to: two mIoUs in 0..1, and the picture sheet."""
+    """The results of the demo: two mIoUs in 0..1, and the picture sheet."""
 
     supervised: float
     guidedmix: float
@@ -48,18 +48,18 @@ class DemoResult(NamedTuple):
 def run_demo(out: Path, seed: int = 0, steps: int | None = None) -> DemoResult:
     """Write scenes, train supervised and GuidedMix with equal steps, print and draw the result.
 
-    Written into `out`: `scenes/` (ordinary folders of images and masks), `supervised/` and
+    Writes into `out`: `scenes/` (ordinary folders of images and masks), `supervised/` and
     `guidedmix/` (two runs as `gmix train` writes them), `sheet.png` and `report.html`. If `out` holds an
-    unfinished demo, it goes on where that one stopped.
+    unfinished demo, it is resumed.
 
     Args:
         out: Folder to write into.
-        seed: Of scenes, weights and batches: same seed, same result.
-        steps: Training steps of each method; `None` for as many as show the difference.
+        seed: Seed of scenes, weights and batches: the same seed gives the same result.
+        steps: Training steps of each method; `None` for enough steps to show the difference.
 
     Raises:
         ValueError: If `out` holds a demo with another seed or number of steps.
-        ModuleNotFoundError: If an optional package is missing; names the command that installs it.
+        ModuleNotFoundError: If an optional package is missing; the message has the command that installs it.
     """
     folders = Folders.inside(out / "scenes")
     configs = [
@@ -67,7 +67,7 @@ def run_demo(out: Path, seed: int = 0, steps: int | None = None) -> DemoResult:
         for method in ("supervised", "guidedmix")
     ]
     for config in configs:
-        find_checkpoint(config, Path(str(config.out)))  # refuses before a scene is overwritten
+        find_checkpoint(config, Path(str(config.out)))  # raises before a scene is overwritten
     sheet = out / "sheet.png"
     check_own([sheet])
     write_scenes(
@@ -88,7 +88,7 @@ def run_demo(out: Path, seed: int = 0, steps: int | None = None) -> DemoResult:
 
 
 def demo_config(out: Path, folders: Folders, method: str, steps: int, seed: int) -> TrainConfig:
-    """The flags of one of the demo's two runs; only the method and its settings differ."""
+    """Return the flags of one of the demo's two runs; only the method and its settings differ."""
     return TrainConfig(
         images=str(folders.images),
         masks=str(folders.masks),
@@ -98,7 +98,7 @@ def demo_config(out: Path, folders: Folders, method: str, steps: int, seed: int)
         classes=str(folders.classes),
         encoder="tu-tf_efficientnet_lite0",
         encoder_weights="lite0",
-        # Deeper maps would show a whole digit as one or two pixels.
+        # In deeper maps a whole digit would be one or two pixels.
         model_args={"encoder_depth": 3, "decoder_channels": [96, 64, 48]},
         method=method,
         method_args=GUIDANCE if method == "guidedmix" else {},
@@ -122,7 +122,7 @@ def demo_config(out: Path, folders: Folders, method: str, steps: int, seed: int)
 
 
 def comparison(supervised: Result, guidedmix: Result) -> Table:
-    """The two results side by side."""
+    """Make a table of the two results."""
     table = Table(title=f"on {VALIDATION} scenes never seen in training", title_justify="left")
     table.add_column("method")
     table.add_column("learned from")
@@ -140,13 +140,13 @@ def comparison(supervised: Result, guidedmix: Result) -> Table:
 def draw_sheet(
     path: Path, config: TrainConfig, supervised: Result, guidedmix: Result, rows: int = 4
 ) -> Path:
-    """Draw the first validation scenes as both networks see them.
+    """Draw the first validation scenes with the predictions of both networks.
 
-    The last column shows what GuidedMix would learn if it met the scene without a mask.
+    The last column shows the pseudo mask that GuidedMix would learn for the scene without its mask.
 
     Args:
         path: The file to write.
-        config: Of the GuidedMix run.
+        config: Flags of the GuidedMix run.
         supervised: The supervised run.
         guidedmix: The GuidedMix run.
         rows: Number of scenes.
@@ -185,7 +185,7 @@ def draw_sheet(
 def pseudo_masks(
     config: TrainConfig, data: Data, labeled: list[Sample], scenes: list[Sample]
 ) -> Tensor:
-    """Make the pseudo masks of `scenes` as the GuidedMix of a finished run does."""
+    """Compute the pseudo masks of `scenes` with the GuidedMix of a finished run."""
     checkpoint = list_checkpoints(Path(str(config.out)))[-1]
     session = look_back(config, checkpoint, data, torch.device("cpu"))
     method: GuidedMix = session.state.method.eval()
@@ -194,7 +194,7 @@ def pseudo_masks(
         torch.stack([transform(sample.image).as_subclass(Tensor) for sample in samples])
         for samples in (labeled, scenes)
     )
-    # Scenes to be scored are read at their own size, the network sees all at that of the labeled.
+    # Validation scenes are read at their own size; the network needs them at the size of the labeled ones.
     x_scenes = F.interpolate(x_scenes, x_labeled.shape[2:], mode="bilinear", antialias=True)
     masks = torch.stack([sample.mask.as_subclass(Tensor) for sample in labeled])
     generator = torch.Generator().manual_seed(config.seed)

@@ -14,7 +14,7 @@ from gmix.runtime.own import check_own, write_own
 
 NAMES = ("background", *(str(d) for d in range(10)))
 
-# Found by search: as far apart as eleven colours and white can be, for people with normal sight and
+# Found by search: eleven colours and white, as far apart as possible for people with normal sight and
 # with each of the three kinds of colour blindness.
 PALETTE = (
     (17, 20, 26),
@@ -30,9 +30,9 @@ PALETTE = (
     (122, 30, 160),
 )
 
-# Both sources are cut in two, so that nothing a model is judged on was ever seen in training: the
-# first digits (scikit-learn keeps them in the order of the writers) and the left of each photograph
-# are for training, the rest for validation.
+# Both sources are divided, so that validation uses nothing that was seen in training: the first
+# digits (scikit-learn orders them by writer) and the left part of each photograph are for
+# training, the rest for validation.
 TRAIN_SHARE_DIGITS = 0.7
 TRAIN_SHARE_PHOTO = 0.56
 
@@ -41,14 +41,14 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class Scene(NamedTuple):
-    """One picture `(S, S, 3)` and its classes `(S, S)`: 0 is background, `1 + d` the digit d."""
+    """A picture `(S, S, 3)` and its classes `(S, S)`: 0 is background, `1 + d` the digit d."""
 
     image: Bytes
     mask: Bytes
 
 
 class Source(NamedTuple):
-    """What scenes are made of: digits `(N, 8, 8)` in [0, 1], their values `(N,)`, photographs."""
+    """The material of scenes: digits `(N, 8, 8)` in [0, 1], their values `(N,)`, and photographs."""
 
     digits: Floats
     values: npt.NDArray[np.int64]
@@ -56,18 +56,18 @@ class Source(NamedTuple):
 
 
 class Folders(NamedTuple):
-    """Where the scenes lie; the unlabeled ones have no masks."""
+    """The folders of the scenes; the unlabeled scenes have no masks."""
 
     images: Path
     masks: Path
     unlabeled: Path
     val_images: Path
     val_masks: Path
-    classes: Path  # a text file, one name a line
+    classes: Path  # a text file, one name per line
 
     @classmethod
     def inside(cls, root: Path) -> "Folders":
-        """The usual places below `root`."""
+        """Return the usual folders below `root`."""
         train, val = root / "train", root / "val"
         return cls(
             train / "images",
@@ -80,10 +80,10 @@ class Folders(NamedTuple):
 
 
 def load_sources() -> tuple[Source, Source]:
-    """The training and the validation half of scikit-learn's bundled digits and photographs.
+    """Load the training and the validation part of scikit-learn's bundled digits and photographs.
 
     Raises:
-        ModuleNotFoundError: If scikit-learn is missing; names the command that installs it.
+        ModuleNotFoundError: If scikit-learn is missing; the message has the command that installs it.
 
     Examples:
         >>> train, val = load_sources()
@@ -116,13 +116,14 @@ def compose_scenes(
 ) -> Iterator[Scene]:
     """Compose `n` scenes of `size` x `size` pixels, each with a random number of digits.
 
-    Classes are dealt like cards, so that each digit occurs equally often even in few scenes.
+    Classes are drawn without replacement, like cards from a deck, so that each digit occurs equally often even in a few
+    scenes.
 
     Args:
         source: Digits and photographs to draw from.
         n: Number of scenes.
         size: Side of a scene, in pixels.
-        digits: Smallest and largest number of digits a scene.
+        digits: Smallest and largest number of digits per scene.
         rng: The only source of randomness.
 
     Examples:
@@ -148,15 +149,15 @@ def compose_scenes(
 def write_scenes(
     folders: Folders, *, labeled: int, unlabeled: int, val: int, size: int = 96, seed: int = 0
 ) -> None:
-    """Write the demo's data set as plain folders of PNG files, like any user's.
+    """Write the demo's data set as plain folders of PNG files, like those of a user.
 
     Args:
-        folders: Where to write.
+        folders: Folders to write into.
         labeled: Number of training scenes with a mask.
-        unlabeled: Number of training scenes without one.
+        unlabeled: Number of training scenes without a mask.
         val: Number of validation scenes.
         size: Side of a scene, in pixels.
-        seed: Same seed, same files.
+        seed: Seed of the scenes: the same seed gives the same files.
     """
     home = folders.classes.parent
     check_own([folders.classes])
@@ -169,7 +170,7 @@ def write_scenes(
             (val_source, val, folders.val_images, folders.val_masks),
         )
     ):
-        # One stream a part: more unlabeled scenes must not change the validation scenes.
+        # A random stream per part: more unlabeled scenes must not change the validation scenes.
         rng = np.random.default_rng([seed, part])
         for i, scene in enumerate(compose_scenes(source, n, size=size, rng=rng)):
             save_picture(Image.fromarray(scene.image), images / f"scene{i:03d}.png", home)
@@ -179,7 +180,7 @@ def write_scenes(
 
 
 def _background(photos: tuple[Bytes, ...], size: int, rng: np.random.Generator) -> Floats:
-    """A random square of a random photograph, perhaps mirrored, in [0, 1]."""
+    """Crop a random square of a random photograph, possibly mirrored, in [0, 1]."""
     photo = photos[rng.integers(len(photos))]
     height, width = photo.shape[:2]
     side = min(int(rng.integers(70, 181)), height, width)
@@ -194,7 +195,7 @@ def _background(photos: tuple[Bytes, ...], size: int, rng: np.random.Generator) 
 
 
 def _draw(strokes: Floats, cell: tuple[int, int], size: int, rng: np.random.Generator) -> Floats:
-    """The digit somewhere in one quarter of the scene, as a smooth coverage in [0, 1]."""
+    """Draw the digit at a random place in a quarter of the scene, as a smooth coverage in [0, 1]."""
     glyph = Image.fromarray((np.pad(strokes, 3) * 255).astype(np.uint8))
     box = round(size * rng.uniform(0.36, 0.48) * glyph.height / 8)
     glyph = glyph.resize((box, box), Image.Resampling.BICUBIC)
@@ -207,7 +208,7 @@ def _draw(strokes: Floats, cell: tuple[int, int], size: int, rng: np.random.Gene
 
 
 def _paint(canvas: Floats, alpha: Floats, rng: np.random.Generator) -> Floats:
-    """Lay a stroke of one random bright colour, with a soft shadow, on the canvas."""
+    """Paint a stroke in a random bright colour, with a soft shadow, on the canvas."""
     colour = np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.1, 0.7), 1.0))
     blurred = Image.fromarray((alpha * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(1.5))
     shadow, opacity = (np.asarray(blurred) / 255)[..., None], 0.95 * alpha[..., None]

@@ -1,4 +1,4 @@
-"""One confusion matrix for a whole data set, and the scores it gives."""
+"""A confusion matrix for a whole data set, and the scores computed from it."""
 
 import math
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from gmix.data.classes import IGNORE
 from gmix.functional.shapes import check_ignore_index
 
 CHUNK = 2**18
-"""Pixels counted at a time: the numbers between would take several times a large mask's memory."""
+"""Pixels counted at a time: intermediate values would take several times the memory of a large mask."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a data set, all in 0..1.
+    """The scores of a data set, all in 0..1.
 
     Attributes:
         miou: Mean of `iou` over the classes that occur (`nan` if none does).
         iou: Intersection over union per class; `nan` for an absent class. In the binary case
             background, then foreground.
-        pixel_accuracy: Share of the pixels, ignored ones left out, with the right class.
-        absent: Classes that occur neither in a mask nor in a prediction; left out of `miou`.
+        pixel_accuracy: Share of the pixels with the right class, without ignored pixels.
+        absent: Classes that occur neither in a mask nor in a prediction; not part of `miou`.
     """
 
     miou: float
@@ -34,21 +34,21 @@ class Scores:
 
     @property
     def dice(self) -> list[float]:
-        """Dice (F1) per class, `2 C_kk / (sum_j C_kj + sum_j C_jk)`; `nan` for an absent class.
+        """Return Dice (F1) per class, `2 C_kk / (sum_j C_kj + sum_j C_jk)`; `nan` for an absent class.
 
-        The same as `2 IoU / (1 + IoU)`: it ranks the results for a class as IoU does, with larger
+        Equals `2 IoU / (1 + IoU)`: it ranks the results for a class as IoU does, with larger
         numbers.
         """
         return [2 * iou / (1 + iou) for iou in self.iou]
 
     @property
     def mean_dice(self) -> float:
-        """Mean of `dice` over the classes that occur (`nan` if none does)."""
+        """Return the mean of `dice` over the classes that occur (`nan` if none does)."""
         present = [dice for dice in self.dice if not math.isnan(dice)]
         return sum(present) / len(present) if present else math.nan
 
     def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
-        """The scores as JSON can hold them: IoU and Dice by class name, `None` in place of `nan`.
+        """Return the scores for JSON: IoU and Dice by class name, with `None` instead of `nan`.
 
         Examples:
             >>> found = Scores(1.0, [1.0, math.nan], 0.5, [1]).to_dict(["cat", "cow"])
@@ -66,7 +66,7 @@ class Scores:
 
 
 class ConfusionMatrix:
-    """Counts pixels by true and predicted class, in memory `num_classes**2` whatever the data.
+    """Count pixels by true and predicted class, in `num_classes**2` cells whatever the size of the data.
 
     `IoU_k = C_kk / (sum_j C_kj + sum_j C_jk - C_kk)` over the whole data set (not the mean of
     per-image IoU), rows true, columns predicted.
@@ -76,8 +76,8 @@ class ConfusionMatrix:
         ignore_index: Target value of pixels that do not count.
 
     Attributes:
-        counts: int64 `(num_classes, num_classes)`. Counts of two parts of a data set add up to those
-            of the whole.
+        counts: An int64 tensor `(num_classes, num_classes)`. Counts of two parts of a data set add up
+            to those of the whole.
 
     Examples:
         >>> matrix = ConfusionMatrix(num_classes=3)
@@ -98,15 +98,15 @@ class ConfusionMatrix:
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def update(self, pred: Tensor, target: Tensor) -> None:
-        """Counts one batch.
+        """Count one batch.
 
         Args:
             pred: Predicted classes `(N, H, W)`, of any integer type.
             target: True classes and `ignore_index`, the same shape, of any integer type.
 
         Raises:
-            TypeError: If one of them holds no integers.
-            ValueError: If the shapes differ or a value is no class.
+            TypeError: If a tensor does not hold integers.
+            ValueError: If the shapes differ or a value is not a class.
         """
         for name, values in (("pred", pred), ("target", target)):
             kind = values.dtype
@@ -122,7 +122,7 @@ class ConfusionMatrix:
             )
         parts = (torch.split(x.flatten(), CHUNK) for x in (pred, target))
         for pred, target in zip(*parts, strict=True):
-            # A cell's number is up to num_classes**2, which the caller's type may not hold.
+            # The index of a cell is up to num_classes**2, which may not fit the caller's type.
             pred, target = pred.long(), target.long()
             counted = target != self.ignore_index
             pred, target = pred[counted], target[counted]
@@ -137,11 +137,11 @@ class ConfusionMatrix:
             self.counts += cells.view_as(self.counts).cpu()
 
     def scores(self) -> Scores:
-        """The scores of everything counted so far."""
+        """Compute the scores of everything counted so far."""
         correct = self.counts.diagonal()
         union = self.counts.sum(0) + self.counts.sum(1) - correct
         present = union > 0
-        # A class without pixels divides 0 by 0, which is the nan it should be.
+        # A class without pixels divides 0 by 0, which gives nan as wanted.
         iou = correct.double() / union.double()
         return Scores(
             miou=iou[present].mean().item(),

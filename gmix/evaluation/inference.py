@@ -1,4 +1,4 @@
-"""Predicting images whole, in windows or at several scales."""
+"""Prediction of whole images, in windows or at several scales."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,11 +19,11 @@ Predict = Callable[[nn.Module, Tensor], Tensor | Iterable[Tensor]]
 """`(net, x) -> probs` `(N, K, H, W)`, or the same in bands of rows from top to bottom."""
 
 BAND = 128
-"""Rows of a class map that are made at a time, so that their logits are never all there."""
+"""Rows of a class map that are computed at a time, so that not all logits are in memory."""
 
 
 def to_logits(probs: Tensor) -> Tensor:
-    """Logits `(N, K, H, W)` of which `probabilities` makes these probabilities, to rounding.
+    """Invert `probabilities`: return logits `(N, K, H, W)` that give these probabilities, up to rounding.
 
     Examples:
         >>> to_logits(torch.tensor([[[[0.25]], [[0.75]]]])).softmax(dim=1).flatten()
@@ -33,20 +33,20 @@ def to_logits(probs: Tensor) -> Tensor:
     bounds = torch.finfo(probs.dtype)
     if probs.shape[1] == 1:
         return probs.logit(eps=bounds.eps)
-    return probs.clamp(min=bounds.tiny).log()  # finite, as they may be upsampled
+    return probs.clamp(min=bounds.tiny).log()  # finite, because they may be upsampled
 
 
 def class_map(logits: Tensor, size: Size | None = None) -> Tensor:
-    """The class of each pixel.
+    """Return the class of each pixel.
 
-    Upsampled logits exist for a band of rows at a time only: a large map costs its int64 classes.
+    Upsampled logits exist only for a band of rows at a time, so a large map takes only the memory of its int64 classes.
 
     Args:
         logits: `(N, K, H, W)`; one channel means binary.
         size: Height and width to upsample the logits to (bilinear); `None` keeps theirs.
 
     Returns:
-        int64 `(N, h, w)`: the channel with the highest logit, or 1 where the only one is above 0.
+        An int64 tensor `(N, h, w)`: the channel with the highest logit, or 1 where the only logit is above 0.
 
     Examples:
         >>> class_map(torch.tensor([[[[-1.0, 2.0]]]])).tolist()
@@ -60,15 +60,15 @@ def class_map(logits: Tensor, size: Size | None = None) -> Tensor:
 
 
 def most_likely(logits: Tensor, size: Size | None = None) -> tuple[Tensor, Tensor]:
-    """The class of each pixel, as `class_map`, and how likely the network holds it.
+    """Return the class of each pixel, as `class_map`, and its probability.
 
     Args:
         logits: `(N, K, H, W)`; one channel means binary.
         size: Height and width to upsample the logits to (bilinear); `None` keeps theirs.
 
     Returns:
-        int64 `(N, h, w)`: the classes; float32 `(N, h, w)`: their probabilities, at least 1/K (1/2 if
-        binary).
+        The classes, int64 `(N, h, w)`, and their probabilities, float32 `(N, h, w)`, at least 1/K (1/2
+        if binary).
 
     Examples:
         >>> classes, confidence = most_likely(torch.zeros(1, 4, 1, 1))
@@ -86,26 +86,26 @@ def most_likely(logits: Tensor, size: Size | None = None) -> tuple[Tensor, Tenso
 def sliding_bands(
     net: nn.Module, x: Tensor, crop: Size, stride: Size, edge: Edge = "shift"
 ) -> Iterator[Tensor]:
-    """Averages the probabilities of overlapping windows that cover the image, band by band.
+    """Average the probabilities of overlapping windows that cover the image, band by band.
 
-    `P(p) = 1/|W_p| * sum_{w in W_p} probs_w(p)`, with `W_p` the windows that hold pixel p. A row is
-    handed out as soon as no further window holds it, so that never more than `crop[0]` rows of
-    sums are kept, however high the image.
+    `P(p) = 1/|W_p| * sum_{w in W_p} probs_w(p)`, with `W_p` the windows that contain pixel p. A row is
+    yielded as soon as no further window contains it, so that at most `crop[0]` rows of sums are
+    kept, whatever the height of the image.
 
     Args:
-        net: Images to logits, in the mode it is to run in.
+        net: Network from images to logits, in the mode to run in.
         x: Images `(N, C, H, W)`.
         crop: Height and width of a window; a smaller image is one window.
         stride: Steps down and right, at most `crop`.
-        edge: Where a window would cross the border: "shift" moves it back so that it ends there,
+        edge: For a window that would cross the border: "shift" moves it back so that it ends there,
             "truncate" cuts it there, so that the last windows are smaller than `crop`.
 
     Yields:
         Probabilities `(N, K, h, W)` of the next h rows, from top to bottom.
 
     Raises:
-        ValueError: If a stride is below 1 or larger than the window, which would leave gaps, or
-            there is no such edge.
+        ValueError: If a stride is below 1 or larger than the window, which would leave gaps, or if
+            `edge` is unknown.
 
     Examples:
         >>> bands = sliding_bands(nn.Identity(), torch.zeros(1, 2, 9, 7), (4, 4), (3, 3))
@@ -120,7 +120,7 @@ def sliding_bands(
     tops = _starts(height, crop[0], stride[0], edge)
     lefts = _starts(width, crop[1], stride[1], edge)
     windows = torch.outer(_cover(height, crop[0], tops), _cover(width, crop[1], lefts)).to(x.device)
-    shared: Tensor | None = None  # sums of the rows that the windows above have as well
+    shared: Tensor | None = None  # sums of the rows that belong to the windows above, too
     for top, below in pairwise([*tops, height]):
         sums = _add_windows(net, x[:, :, top : top + crop[0]], lefts, crop[1], shared)
         shared = sums[:, :, below - top :].clone()
@@ -132,22 +132,22 @@ def sliding_bands(
 def predict_sliding(
     net: nn.Module, x: Tensor, crop: Size, stride: Size, edge: Edge = "shift"
 ) -> Tensor:
-    """Averages the probabilities of overlapping windows that cover the image.
+    """Average the probabilities of overlapping windows that cover the image.
 
-    The bands of `sliding_bands`, put together: for those who need all probabilities at once.
+    Concatenates the bands of `sliding_bands`, for callers that need all probabilities at once.
 
     Args:
-        net: Images to logits, in the mode it is to run in.
+        net: Network from images to logits, in the mode to run in.
         x: Images `(N, C, H, W)`.
         crop: Height and width of a window; a smaller image is one window.
         stride: Steps down and right, at most `crop`.
-        edge: "shift": the last window ends at the border; "truncate": it is cut there.
+        edge: "shift": the last window is moved back to end at the border; "truncate": it is cut there.
 
     Returns:
         Probabilities `(N, K, H, W)`.
 
     Raises:
-        ValueError: As `sliding_bands`.
+        ValueError: As for `sliding_bands`.
 
     Examples:
         >>> probs = predict_sliding(nn.Identity(), torch.zeros(1, 2, 5, 7), (4, 4), (2, 2))
@@ -173,21 +173,21 @@ def predict_multiscale(
     flip: bool = True,
     predict: Callable[[nn.Module, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Averages the probabilities over scaled and left-right flipped copies of the image.
+    """Average the probabilities over scaled and left-right flipped copies of the image.
 
     Args:
-        net: Images to logits, in the mode it is to run in.
+        net: Network from images to logits, in the mode to run in.
         x: Images `(N, C, H, W)`.
         scales: Factors for height and width; the paper uses 0.5, 0.75, ..., 1.75.
         flip: Whether to add the flipped copy at each scale.
-        predict: `(net, x) -> probs` for each copy; default: one forward pass of it. With
+        predict: `(net, x) -> probs` for each copy; by default a forward pass. With
             `functools.partial(predict_sliding, ...)` every copy is cut into windows of one size.
 
     Returns:
         Probabilities `(N, K, H, W)`.
 
     Raises:
-        ValueError: If there is no scale or one is not positive.
+        ValueError: If there is no scale, or a scale is not positive.
 
     Examples:
         >>> predict_multiscale(nn.Identity(), torch.zeros(1, 2, 4, 4), (0.5, 1.0)).unique()
@@ -205,7 +205,7 @@ def predict_multiscale(
             probs = predict(net, scaled.flip(-1) if mirrored else scaled)
             probs = _resize(probs, size)
             probs = probs.flip(-1) if mirrored else probs
-            # A running sum: two maps are kept, however many scales there are.
+            # A running sum: two maps are kept, whatever the number of scales.
             total = probs * share if total is None else total.add_(probs, alpha=share)
     assert total is not None
     return total
@@ -213,14 +213,14 @@ def predict_multiscale(
 
 @dataclass(frozen=True)
 class Inference:
-    """How images are tested: whole or in windows, at one scale or several, mirrored or not; a `Predict`.
+    """Predict images whole or in windows, at one or several scales, mirrored or not; a `Predict`.
 
     Attributes:
         crop: Height and width of a window, in pixels of the image; `None`: the whole image.
         stride: Steps down and right, at most `crop`.
-        edge: What becomes of a window at the border, as for `sliding_bands`.
+        edge: Treatment of windows at the border, as for `sliding_bands`.
         scales: Factors to average over, as for `predict_multiscale`.
-        flip: Whether to average with the mirrored image.
+        flip: Whether to average with the mirrored image as well.
 
     Examples:
         >>> Inference()(nn.Identity(), torch.zeros(1, 2, 4, 4)).unique()
@@ -234,7 +234,7 @@ class Inference:
     flip: bool = False
 
     def __call__(self, net: nn.Module, x: Tensor) -> Tensor | Iterator[Tensor]:
-        """Predict images `(N, C, H, W)`: probabilities, in bands of rows if there is but one view of each."""
+        """Predict the probabilities of images `(N, C, H, W)`, in bands of rows if there is one view of each."""
         if self.crop is None:
             return predict_multiscale(net, x, self.scales, self.flip)
         if self._one_view:
@@ -243,17 +243,17 @@ class Inference:
         return predict_multiscale(net, x, self.scales, self.flip, predict)
 
     def fit(self, image: Size, size: Size | None) -> "tuple[Size | None, Inference | None]":
-        """Fit windows to an image and to what the network sees of one.
+        """Fit windows to an image and to the input size of the network.
 
-        An image that a window holds is tested whole, as without windows. Else a network that was trained on images
-        resized to `size` sees each window at that size: the image is resized such that a window becomes `size`.
+        An image that fits in a window is predicted whole, as without windows. Otherwise, a network that was trained on
+        images resized to `size` gets each window at that size: the image is resized so that a window becomes `size`.
 
         Args:
             image: Height and width of the image.
-            size: Height and width the network was trained at; `None`: images' own.
+            size: Height and width that the network was trained with; `None`: the size of each image.
 
         Returns:
-            What to resize the image to (`None`: it stays as it is), and how to predict it then (`None`: in one pass).
+            The size to resize the image to (`None`: not resized), and how to predict it then (`None`: in one pass).
 
         Examples:
             >>> windows = Inference((100, 100), (50, 50))
@@ -282,12 +282,12 @@ class Inference:
 def fit(
     predict: Predict | None, image: Size, size: Size | None
 ) -> tuple[Size | None, Predict | None]:
-    """As `Inference.fit`; any other `Predict` is given images of `size`, whatever it makes of them."""
+    """Apply `Inference.fit`; any other `Predict` gets images of `size`."""
     return predict.fit(image, size) if isinstance(predict, Inference) else (size, predict)
 
 
 def _scaled(lengths: Size, size: Size, crop: Size) -> Size:
-    """Lengths in pixels of an image, where `crop` has become `size`."""
+    """Scale lengths in pixels by the factor from `crop` to `size`."""
     height, width = (
         max(1, round(length * new / old))
         for length, new, old in zip(lengths, size, crop, strict=True)
@@ -307,7 +307,7 @@ def _most_likely(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _upsampled(logits: Tensor, size: Size) -> Iterator[Tensor]:
-    """`F.interpolate(logits, size, mode="bilinear")`, in bands of rows."""
+    """Yield `F.interpolate(logits, size, mode="bilinear")` in bands of rows."""
     last = logits.shape[-2] - 1
     rows = (torch.arange(size[0], device=logits.device) + 0.5) * ((last + 1) / size[0]) - 0.5
     rows = rows.clamp(0, last)
@@ -325,7 +325,7 @@ def _upsampled(logits: Tensor, size: Size) -> Iterator[Tensor]:
 def _add_windows(
     net: nn.Module, x: Tensor, lefts: Sequence[int], width: int, above: Tensor | None
 ) -> Tensor:
-    """Sums of the probabilities of a row of windows, on top of those of the row above."""
+    """Add up the probabilities of a row of windows, and those of the row above."""
     sums: Tensor | None = None
     for left in lefts:
         probs = probabilities(net(x[..., left : left + width]))
@@ -346,7 +346,7 @@ def _starts(length: int, window: int, stride: int, edge: Edge) -> list[int]:
 
 
 def _cover(length: int, window: int, starts: Sequence[int]) -> Tensor:
-    """How many windows hold each place."""
+    """Count the windows that contain each place."""
     windows = torch.zeros(length)
     for start in starts:
         windows[start : start + window] += 1

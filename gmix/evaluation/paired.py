@@ -1,4 +1,4 @@
-"""How much better one network is than another on the same images, and how sure that is."""
+"""The gain of a network over another on the same images, with a confidence interval."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Gain", "paired_gain", "tallies"]
 
 
 class Gain(NamedTuple):
-    """A difference of two mIoUs, in -1..1, with the bounds that 95 % of the resampled sets of images keep."""
+    """A difference of two mIoUs, in -1..1, with the bounds of 95 % of the resampled sets of images."""
 
     difference: float
     low: float
@@ -19,7 +19,7 @@ class Gain(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Say what the images show.
+        """Return the conclusion from the interval, as words.
 
         Examples:
             >>> Gain(0.04, 0.02, 0.06).verdict, Gain(0.01, -0.01, 0.03).verdict
@@ -31,24 +31,24 @@ class Gain(NamedTuple):
 
 
 def tallies(counts: Tensor) -> Tensor:
-    """Reduce confusion matrices `(..., K, K)` to what IoU needs: `(..., 3, K)` right, true and predicted pixels."""
+    """Reduce confusion matrices `(..., K, K)` to `(..., 3, K)`: right, true and predicted pixels, as IoU needs."""
     return torch.stack([counts.diagonal(dim1=-2, dim2=-1), counts.sum(-1), counts.sum(-2)], -2)
 
 
 def paired_gain(first: Tensor, second: Tensor, *, resamples: int = 2000, seed: int = 0) -> Gain:
-    r"""Compute the mIoU of the second network less that of the first, with a 95 % interval over images.
+    r"""Compute the mIoU of the second network minus that of the first, with a 95 % interval over images.
 
-    Images are drawn with replacement, the same for both networks (the paired bootstrap): what is hard for both
-    cancels. The interval speaks of other images of the same kind. It knows nothing of another seed of the training.
+    Images are drawn with replacement, the same for both networks (the paired bootstrap): images that are hard for both
+    cancel. The interval covers other images of the same kind, but not other seeds of the training.
 
     Args:
         first: `(n, 3, K)`, [`tallies`][gmix.evaluation.paired.tallies] of each image under the first network.
-        second: The same images under the second.
+        second: The same for the second network.
         resamples: Number of drawn sets of images.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Raises:
-        ValueError: The two are not of the same images and classes, or of no image.
+        ValueError: If the two are not of the same images and classes, or there is no image.
 
     Reference:
         Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13 (percentile interval).
@@ -79,4 +79,4 @@ def paired_gain(first: Tensor, second: Tensor, *, resamples: int = 2000, seed: i
 def _miou(found: Tensor) -> Tensor:
     """Average IoU over the classes that occur: `(B, 3, K)` -> `(B,)`."""
     right, true, predicted = found.unbind(-2)
-    return (right / (true + predicted - right)).nanmean(-1)  # 0 / 0 of a class that does not occur
+    return (right / (true + predicted - right)).nanmean(-1)  # 0 / 0 for a class that does not occur

@@ -11,19 +11,19 @@ from gmix.runtime.shown import in_figure
 
 INK, PALE = "#1b1f24", "#6b7280"
 NUMBERS = 30
-"""With more classes than this the cells are too small for numbers; the shades remain."""
+"""With more classes than this the cells are too small for numbers and show only shades."""
 
 
 def draw_confusion(counts: Tensor, names: Sequence[str], path: Path) -> Path:
-    """Draws which class was taken for which: rows are true classes, each adds up to 100%.
+    """Draw a confusion matrix: rows are true classes and add up to 100%, columns are predicted classes.
 
-    `R_kj = C_kj / sum_j C_kj`; the diagonal is the recall of a class. A class without true pixels
-    has no row to divide, which stays grey.
+    `R_kj = C_kj / sum_j C_kj`; the diagonal is the recall of a class. The row of a class without true
+    pixels is grey.
 
     Args:
         counts: `ConfusionMatrix.counts`, `(K, K)`.
         names: One name for each class.
-        path: The file to write; its ending chooses the format (png, pdf, svg).
+        path: The file to write; its suffix sets the format (png, pdf, svg).
 
     Returns:
         `path`.
@@ -45,7 +45,7 @@ def draw_confusion(counts: Tensor, names: Sequence[str], path: Path) -> Path:
             f"got {tuple(counts.shape)}"
         )
     names = [in_figure(name) for name in names]
-    # The object interface: no pyplot, so no global state and no window, wherever this runs.
+    # The object interface, not pyplot: no global state and no window.
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import PowerNorm
@@ -55,7 +55,7 @@ def draw_confusion(counts: Tensor, names: Sequence[str], path: Path) -> Path:
     true = table.sum(axis=1, keepdims=True)
     shares = np.divide(100 * table, true, out=np.full_like(table, np.nan), where=true > 0)
 
-    # All in inches: a cell has the same size whatever the names, the picture grows with them.
+    # All in inches: cells have the same size whatever the names, and the picture grows with the names.
     cell = 0.6 if classes <= 8 else 0.42 if classes <= NUMBERS else 0.2
     font = 10.0 if classes <= 8 else 9.0 if classes <= NUMBERS else 8.0
     side = cell * classes
@@ -67,7 +67,7 @@ def draw_confusion(counts: Tensor, names: Sequence[str], path: Path) -> Path:
 
     axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
     shades = colormaps["Blues"].with_extremes(bad="#d9dce1")
-    darkness = PowerNorm(0.6, vmin=0, vmax=100)  # a confusion of a few percent is to be seen
+    darkness = PowerNorm(0.6, vmin=0, vmax=100)  # makes a confusion of a few percent visible
     image = axes.imshow(shares, cmap=shades, norm=darkness, interpolation="nearest")
     axes.set_xticks(range(classes), names, rotation=90, fontsize=font, color=INK)
     axes.set_yticks(range(classes), names, fontsize=font, color=INK)

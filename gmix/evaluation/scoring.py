@@ -1,4 +1,4 @@
-"""Scoring a data set, in one process or in several."""
+"""Scores of a data set, in one process or in several."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat, takewhile
@@ -21,7 +21,7 @@ from gmix.protocols import LabeledDataset
 BATCH_SIZE = 8
 
 BATCH_PIXELS = 2**21
-"""Images of more pixels than this together go through the network one by one."""
+"""Images with more pixels than this together go through the network one by one."""
 
 
 def evaluate(
@@ -35,26 +35,25 @@ def evaluate(
     batch_size: int = BATCH_SIZE,
     predict: Predict | None = None,
 ) -> Scores:
-    """Scores a network on a data set, at each mask's own resolution.
+    """Score a network on a data set, at the resolution of each mask.
 
-    The image is resized for the network, its logits are upsampled to the mask; the mask is never
-    resized. The network runs in eval mode and is put back into the mode it was in. What is kept
-    from image to image is `num_classes**2` numbers; while it runs, a thread reads the next images, of
-    2^21 pixels together or the next one.
+    The image is resized for the network, and its logits are upsampled to the mask; the mask is never
+    resized. The network runs in eval mode, and its mode is restored afterwards. Only `num_classes**2`
+    numbers are kept from image to image. While the network runs, a thread reads the next images, up to
+    2^21 pixels together, but at least one.
 
     Args:
-        net: Images `(N, C, H, W)` to logits `(N, K, H, W)`.
-        dataset: Images with their masks, `Sample` or pairs of tensors, of any sizes. It is asked for one at a
-            time, in order, by a thread.
-        classes: Says how many classes there are, and whether it is one logit channel.
-        transform: uint8 image to normalised float image, as `eval_transform(mean, std)`.
-        size: Height and width the network sees; `None`: each image's own size.
-        device: Where to run; the network must be there already.
-        batch_size: Images per forward pass, and no more than have 2^21 pixels together, so that
-            large images go one by one; neighbours of unequal size are never put together.
-        predict: How, if not in one forward pass of whole images: `Inference`, which says which windows of an
-            image and which scales; or any `(net, x) -> probs`, for images of `size`, where the probabilities
-            may come in bands of rows.
+        net: Network from images `(N, C, H, W)` to logits `(N, K, H, W)`.
+        dataset: Images with their masks, `Sample` or pairs of tensors, of any sizes. A thread reads the items one
+            at a time, in order.
+        classes: The classes; they define the number of logit channels (one if binary).
+        transform: Maps a uint8 image to a normalised float image, as `eval_transform(mean, std)`.
+        size: Height and width of the network's input; `None`: the size of each image.
+        device: Device to run on; the network must be there already.
+        batch_size: Largest number of images per forward pass. A batch has at most 2^21 pixels, so large
+            images go one by one; neighbours of different sizes are never batched.
+        predict: Replaces a forward pass of whole images: an `Inference`, with the windows and scales, or any
+            `(net, x) -> probs` for images of `size`, which may return the probabilities in bands of rows.
 
     Raises:
         ValueError: If the data set is empty or the network has another number of channels.
@@ -94,23 +93,23 @@ def count_pixels(
     predict: Predict | None = None,
     indices: Iterable[int] | None = None,
 ) -> ConfusionMatrix:
-    """The confusion matrix behind `evaluate`, of the whole data set or a share of it.
+    """Compute the confusion matrix behind `evaluate`, for the whole data set or a part of it.
 
     Args:
-        net: As all other arguments but the last: see `evaluate`.
-        dataset: See there.
-        classes: See there.
-        transform: See there.
-        size: See there.
-        device: See there.
-        batch_size: See there.
-        predict: See there.
-        indices: Which items to count; `None`: all. A share may be empty. Give each of several
-            processes its own, every item once; shares that begin at a multiple of `batch_size` are
-            predicted in the very batches that one process makes, and counted alike to the last bit.
+        net: As for `evaluate`, like all other arguments but the last.
+        dataset: As for `evaluate`.
+        classes: As for `evaluate`.
+        transform: As for `evaluate`.
+        size: As for `evaluate`.
+        device: As for `evaluate`.
+        batch_size: As for `evaluate`.
+        predict: As for `evaluate`.
+        indices: Items to count; `None`: all. May be empty. With several processes, give each its own
+            items, and every item once. Parts that begin at a multiple of `batch_size` are predicted in
+            the same batches as in a single process, and give the same counts to the last bit.
 
     Raises:
-        ValueError: As `evaluate`.
+        ValueError: As for `evaluate`.
 
     Examples:
         >>> from torchvision import tv_tensors
@@ -138,13 +137,13 @@ def count_pixels(
 
 
 def add_other_processes(matrix: ConfusionMatrix) -> ConfusionMatrix:
-    """The sum of the counts of all processes of `torch.distributed`, the same in each.
+    """Add up the counts of all processes of `torch.distributed`; every process gets the same sum.
 
-    Whole numbers are added, so the scores are exactly those of one process. Without
-    `torch.distributed.init_process_group` it is a copy.
+    Integers are added, so the scores are exactly those of a single process. Without
+    `torch.distributed.init_process_group` the result is a copy.
 
     Args:
-        matrix: What this process counted; left as it is.
+        matrix: The counts of this process; not modified.
 
     Examples:
         >>> matrix = ConfusionMatrix(2)
@@ -164,14 +163,14 @@ def add_other_processes(matrix: ConfusionMatrix) -> ConfusionMatrix:
 
 
 class CenterCrop(Dataset[Sample]):
-    """The centre of every item, to repeat numbers that were measured so; compare them with no other.
+    """Crop the centre of every item, only to repeat numbers that were measured on centre crops.
 
-    Some code validates on centre crops, because these make batches. The network then sees no
-    border, and the pixels there, often the hard ones, count for nothing.
+    Some code validates on centre crops, because these can be batched. The network then sees no
+    borders, and their pixels, which are often hard, do not count. Do not compare the numbers with others.
 
     Args:
         dataset: Images with their masks.
-        size: Height and width of the centre; a smaller image is left as it is.
+        size: Height and width of the centre; a smaller image is not cropped.
 
     Examples:
         >>> image = tv_tensors.Image(torch.zeros(3, 6, 9, dtype=torch.uint8))
@@ -205,17 +204,17 @@ def class_maps(
     classes: Classes,
     predict: Predict | None = None,
 ) -> Iterator[Tensor]:
-    """Class maps `(h, w)` of the images of a batch, as `evaluate` makes them.
+    """Yield the class maps `(h, w)` of the images of a batch, as `evaluate` computes them.
 
     Args:
-        net: Images to logits, in the mode it is to run in.
-        x: Images `(N, C, H, W)`, normalised, where the network is.
+        net: Network from images to logits, in the mode to run in.
+        x: Normalised images `(N, C, H, W)`, on the network's device.
         sizes: Height and width of each map.
         classes: As for `evaluate`.
         predict: `(net, x) -> probs` instead of one forward pass.
 
     Yields:
-        int64, N of them.
+        N int64 tensors `(h, w)`.
 
     Raises:
         ValueError: If the network has another number of channels.
@@ -233,7 +232,7 @@ def class_maps(
                 f"the network gives {logits.shape[1]} channels, but the data set needs "
                 f"{classes.channels}: build it with `classes={classes.channels}`"
             )
-        # Minus one half puts the binary threshold of a probability at 0, where a logit has it.
+        # Minus one half moves the binary threshold of a probability to 0, the threshold of a logit.
         return logits - 0.5 if classes.binary and predict is not None else logits
 
     if isinstance(found, Tensor):
@@ -254,7 +253,7 @@ def class_maps(
 def _read(
     dataset: LabeledDataset, indices: Iterable[int], batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The items, one after the other; as many as a batch may have are read while others are used."""
+    """Yield the items in order, while a thread reads up to a batch of them ahead."""
 
     def read(rest: Iterator[int]) -> list[tuple[Tensor, Tensor]]:
         some, pixels = [], 0
@@ -265,10 +264,10 @@ def _read(
                 break
         return some
 
-    # One thread: a data set need not be made for two at once.
+    # One thread: a data set need not be thread-safe.
     for some in takewhile(bool, ahead(read, repeat(iter(indices)), workers=1)):
         while some:
-            yield some.pop(0)  # and keep none
+            yield some.pop(0)  # keeps no reference
 
 
 def _batches(
@@ -278,7 +277,7 @@ def _batches(
     batch_size: int,
     predict: Predict | None,
 ) -> Iterator[tuple[Tensor, list[Tensor], Predict | None]]:
-    """Neighbours of one shape, their masks, and how they are predicted."""
+    """Yield batches of neighbours of one shape, their masks, and how to predict them."""
     images: list[Tensor] = []
     masks: list[Tensor] = []
     how = predict
@@ -294,8 +293,9 @@ def _batches(
         images.append(x)
         masks.append(mask.as_subclass(Tensor))
         most = BATCH_PIXELS // (x.shape[-2] * x.shape[-1])
-        del image, mask, x  # else they were there until the next image is
-        # Also where a share of the items may end: what stands beside an image decides how its last bits are rounded.
+        del image, mask, x  # otherwise they stay in memory until the next image is read
+        # Also at multiples of `batch_size`, where the part of another process may end: the composition of a batch
+        # affects the rounding of the last bits.
         if len(images) >= min(batch_size, most) or number % batch_size == 0:
             yield _stack(images), masks, how
             images, masks = [], []
@@ -304,4 +304,6 @@ def _batches(
 
 
 def _stack(images: list[Tensor]) -> Tensor:
-    return images[0][None] if len(images) == 1 else torch.stack(images)  # no copy of a large one
+    return (
+        images[0][None] if len(images) == 1 else torch.stack(images)
+    )  # avoids a copy of a large image

@@ -1,7 +1,7 @@
-"""The maths of GuidedMix-Net as pure functions: no state, no modules, no randomness but what is passed in.
+"""The maths of GuidedMix-Net as pure functions: no state, no modules, no randomness except from a given generator.
 
-Shapes: images `(N, C, H, W)`, masks `(N, H, W)` int64, scores `(N, K, H, W)`, lambda `(N,)`. `K = 1` is the
-binary case: one channel, the foreground. `probs` are probabilities, `logits` raw scores.
+Images are `(N, C, H, W)`, masks `(N, H, W)` int64, scores `(N, K, H, W)`, lambda `(N,)`. `K = 1` is the binary case:
+one channel, the foreground. `probs` are probabilities, `logits` raw scores.
 """
 
 from gmix.functional.decision import expected_iou, miou_biases

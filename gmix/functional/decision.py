@@ -1,4 +1,4 @@
-"""Deciding which class a pixel has, for the largest expected mIoU rather than for the most pixels right."""
+"""Decisions on the class of a pixel that maximise the expected mIoU rather than the pixel accuracy."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ __all__ = ["expected_iou", "miou_biases"]
 
 
 def expected_iou(probs: Tensor, decided: Tensor) -> Tensor:
-    r"""Compute the IoU that each class can be expected to have under a decision, without any mask.
+    r"""Compute the expected IoU of each class under a decision, without any mask.
 
     $$E_k = \frac{\sum_i p_{ik} [d_i = k]}{\sum_i p_{ik} + \sum_i [d_i = k] - \sum_i p_{ik} [d_i = k]}$$
 
-    True as far as the probabilities are.
+    The estimate is as good as the probabilities.
 
     Args:
         probs: `(P, K)` probabilities of P pixels, each row a distribution.
-        decided: `(P,)` int64, the class each is taken for.
+        decided: `(P,)` int64, the class decided for each pixel.
 
     Returns:
         `(K,)` in [0, 1].
@@ -42,15 +42,15 @@ def miou_biases(
 ) -> Tensor:
     r"""Find the class biases whose decision has the largest expected mIoU.
 
-    The most probable class is the best decision for the share of pixels that are right. For the mean IoU it is
-    not: a rare class that is likely on many pixels and the likeliest on none has an IoU of 0. Decided is
-    $\arg\max_k (\log p_k + b_k)$; $b$ is found by coordinate ascent from 0, in `steps` that become smaller.
+    The most probable class is the best decision for pixel accuracy, but not for the mean IoU: a rare class that is
+    likely on many pixels and the most likely on none has an IoU of 0. The decision is
+    $\arg\max_k (\log p_k + b_k)$; $b$ is found by coordinate ascent from 0, with decreasing `steps`.
 
     Args:
-        probs: `(P, K)` probabilities of pixels of images as they will be met, masks not needed.
-        steps: By how much one bias is changed at a time.
-        limit: The largest bias.
-        least: By how much the mean must rise for a change.
+        probs: `(P, K)` probabilities of pixels of images like those to be predicted; no masks are needed.
+        steps: Amounts by which a bias is changed at a time.
+        limit: Largest absolute value of a bias.
+        least: Least increase of the mean IoU for which a bias is changed.
 
     Returns:
         `(K,)`.

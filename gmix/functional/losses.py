@@ -1,4 +1,4 @@
-"""Losses that are 0, not NaN, where nothing counts, and the ramp of their weight (Eq. 1, 9, 10)."""
+"""Losses that are 0, not NaN, if no pixel counts, and the ramp of their weight (Eq. 1, 9, 10)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def ramp_up(progress: float, length: float = 1.0) -> float: ...
 @overload
 def ramp_up(progress: Tensor, length: float = 1.0) -> Tensor: ...
 def ramp_up(progress: float | Tensor, length: float = 1.0) -> float | Tensor:
-    r"""The Gaussian ramp of Laine & Aila: $\exp(-5 (1 - t/T)^2)$, 1 from `length` on.
+    r"""Compute the Gaussian ramp of Laine & Aila: $\exp(-5 (1 - t/T)^2)$, 1 from `length` on.
 
     Args:
-        progress: The share of the training that is done, in [0, 1]. A tensor gives a tensor: `torch.compile` makes
-            one graph for all its values, and one for each number.
+        progress: The share of the training that is done, in [0, 1]. A tensor gives a tensor: `torch.compile`
+            compiles one graph for all values of a tensor, but one graph for each number.
         length: The share of the training after which the ramp is 1; 0 switches the ramp off.
 
     Raises:
-        ValueError: `progress` outside [0, 1]; on a GPU, and while compiling, tensors are not looked at.
+        ValueError: If `progress` is outside [0, 1]; tensors are not checked on a GPU or while compiling.
 
     Reference:
         Laine & Aila, "Temporal Ensembling for Semi-Supervised Learning", Sec. 3; GuidedMix-Net, Eq. 9.
@@ -45,7 +45,7 @@ def ramp_up(progress: float | Tensor, length: float = 1.0) -> float | Tensor:
 
 
 def check_progress(progress: float | Tensor) -> None:
-    """Refuse a share of the training outside [0, 1]; what would have to be waited for is not looked at."""
+    """Refuse a share of the training outside [0, 1]; tensors are not checked on a GPU or while compiling."""
     if isinstance(progress, Tensor):
         if torch.compiler.is_compiling() or progress.device.type != "cpu":
             return
@@ -66,12 +66,12 @@ def cross_entropy(
     weight: Tensor | None = None,
     ignore_index: int = 255,
 ) -> Tensor:
-    r"""Mean of $-\log \hat y_{target}$ over the pixels that have a class; 0, not NaN, where none has.
+    r"""Compute the mean of $-\log \hat y_{target}$ over the pixels that have a class; 0, not NaN, if none has.
 
     Args:
         logits: `(N, K, H, W)`; K = 1 is binary, one sigmoid channel.
         target: `(N, H, W)` int64, in `[0, K)` (`{0, 1}` if binary) or `ignore_index`.
-        weight: `(N, H, W)`, optional: each pixel's weight. The mean stays over all pixels with a class, so
+        weight: `(N, H, W)`, optional: the weight of each pixel. The mean is still over all pixels with a class, so
             weights lower the loss rather than shift it to other pixels.
         ignore_index: The value of pixels without a class.
 
@@ -79,7 +79,7 @@ def cross_entropy(
         A float32 scalar.
 
     Raises:
-        ValueError: The shapes do not fit.
+        ValueError: If the shapes do not fit.
 
     Reference:
         GuidedMix-Net, Eq. 1 (its printed arguments are swapped).
@@ -113,20 +113,20 @@ def cross_entropy(
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor, *, weight: Tensor | None = None) -> Tensor:
-    r"""Mean over pixels of $-\sum_k q_k \log \hat y_k$: cross-entropy towards a whole distribution.
+    r"""Compute the mean over pixels of $-\sum_k q_k \log \hat y_k$: cross-entropy against a distribution.
 
-    Unlike its most probable class, the distribution $q$ keeps what a pseudo mask knows of rare classes.
+    Unlike its most probable class, the distribution $q$ keeps the evidence of a pseudo mask for rare classes.
 
     Args:
         logits: `(N, K, H, W)`; K = 1 is binary, one sigmoid channel.
-        target: `(N, K, H, W)` probabilities, detached by the caller where they are a pseudo mask.
-        weight: `(N, H, W)`, optional: each pixel's weight, for instance 0 on padding. The mean stays over all pixels.
+        target: `(N, K, H, W)` probabilities; the caller detaches pseudo masks.
+        weight: `(N, H, W)`, optional: the weight of each pixel, for instance 0 on padding. The mean is over all pixels.
 
     Returns:
         A float32 scalar.
 
     Raises:
-        ValueError: The shapes do not fit.
+        ValueError: If the shapes do not fit.
 
     Examples:
         >>> soft_cross_entropy(torch.zeros(1, 2, 1, 1), torch.tensor([[[[0.3]], [[0.7]]]]))
@@ -145,21 +145,23 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, *, weight: Tensor | None 
 
 
 def squared_error(probs: Tensor, target: Tensor, *, valid: Tensor | None = None) -> Tensor:
-    r"""$\frac{1}{|\Omega|} \sum_{p \in \Omega} \lVert \hat y_p - y_p \rVert^2$: summed over classes, mean over pixels.
+    r"""Compute the squared error, summed over classes and averaged over pixels.
+
+    $$\frac{1}{|\Omega|} \sum_{p \in \Omega} \lVert \hat y_p - y_p \rVert^2$$
 
     `torch.nn.functional.mse_loss` also divides by K: this is K times that value. In the binary case the implied
-    background channel counts too, so that it equals the two-class case.
+    background channel counts too, so the value equals that of the two-class case.
 
     Args:
         probs: `(N, K, H, W)` probabilities.
-        target: `(N, K, H, W)`, detached by the caller where it is a pseudo mask.
-        valid: `(N, H, W)` bool, optional: the pixels $\Omega$ that count; all of them if left out.
+        target: `(N, K, H, W)` probabilities; the caller detaches pseudo masks.
+        valid: `(N, H, W)` bool, optional: the pixels $\Omega$ that count; by default all.
 
     Returns:
-        A float32 scalar; 0 where no pixel counts.
+        A float32 scalar; 0 if no pixel counts.
 
     Raises:
-        ValueError: The shapes differ.
+        ValueError: If the shapes differ.
 
     Reference:
         GuidedMix-Net, Eq. 10.

@@ -1,4 +1,4 @@
-"""Masks as probabilities, as classes, and counted."""
+"""Masks as probabilities, as classes, and as counts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 
 
 def probabilities(logits: Tensor) -> Tensor:
-    """Class probabilities in float32: softmax over K channels, sigmoid for one.
+    """Compute class probabilities in float32: softmax over K channels, sigmoid for one.
 
     Examples:
         >>> probabilities(torch.zeros(1, 2, 1, 1)).flatten()
@@ -31,10 +31,10 @@ def probabilities(logits: Tensor) -> Tensor:
 
 
 def fill_in(probs: Tensor, mask: Tensor, ignore_index: int = 255) -> Tensor:
-    """A mask as probabilities, one-hot where it has a class, `probs` where it has none.
+    """Turn a mask into probabilities: one-hot where it has a class, `probs` where it has none.
 
     Args:
-        probs: `(N, K, H, W)` probabilities; K = 1 is the foreground's.
+        probs: `(N, K, H, W)` probabilities; K = 1 holds the foreground.
         mask: `(N, H, W)` int64.
         ignore_index: The value of pixels without a class.
 
@@ -52,7 +52,7 @@ def fill_in(probs: Tensor, mask: Tensor, ignore_index: int = 255) -> Tensor:
 
 
 def of_all_classes(probs: Tensor) -> Tensor:
-    """Return `(N, max(K, 2), H, W)` probabilities: of a foreground alone, the background's are put before it.
+    """Return `(N, max(K, 2), H, W)` probabilities: in the binary case, add the background as first channel.
 
     Examples:
         >>> of_all_classes(torch.tensor([0.25]).view(1, 1, 1, 1)).flatten().tolist()
@@ -62,7 +62,7 @@ def of_all_classes(probs: Tensor) -> Tensor:
 
 
 def most_probable(probs: Tensor) -> tuple[Tensor, Tensor]:
-    """Each pixel's confidence and class: `(N, K, H, W)` -> two `(N, H, W)`; K = 1 is the foreground's.
+    """Return the confidence and class of each pixel: `(N, K, H, W)` -> two `(N, H, W)`; K = 1 is the foreground.
 
     Examples:
         >>> confidence, labels = most_probable(torch.tensor([0.2, 0.8]).view(1, 2, 1, 1))
@@ -77,16 +77,16 @@ def most_probable(probs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def certainty(probs: Tensor) -> Tensor:
-    r"""How far each pixel is from knowing nothing: $1 - H(p) / \log K$.
+    r"""Compute the certainty of each pixel: $1 - H(p) / \log K$.
 
-    1 where one class has all, 0 where all are equally probable. Unlike the most probable class's share it tells whether
-    two classes are left or many.
+    It is 1 if a class has probability 1, and 0 if all classes are equally probable. Unlike the probability of the most
+    probable class, it distinguishes two possible classes from many.
 
     Args:
-        probs: `(N, K, H, W)` probabilities; K = 1 is the foreground's.
+        probs: `(N, K, H, W)` probabilities; K = 1 holds the foreground.
 
     Returns:
-        float32 `(N, H, W)` in [0, 1].
+        A float32 tensor `(N, H, W)` with values in [0, 1].
 
     Examples:
         >>> certainty(torch.tensor([[1.0, 0.5, 0.25], [0.0, 0.5, 0.75]]).view(1, 2, 1, 3)).flatten()
@@ -103,14 +103,15 @@ def reweigh(probs: Tensor, weights: Tensor) -> Tensor:
     r"""Multiply class probabilities by weights and normalise: $P'_k = w_k P_k / \sum_i w_i P_i$.
 
     Args:
-        probs: `(N, K, H, W)` probabilities; K = 1 is the foreground's.
+        probs: `(N, K, H, W)` probabilities; K = 1 holds the foreground.
         weights: `(N, max(K, 2), H, W)`, positive; in the binary case background, foreground.
 
     Returns:
-        float32 `(N, K, H, W)`, a distribution per pixel; less, at worst 0, where float32 cannot hold the products.
+        A float32 tensor `(N, K, H, W)`, a distribution per pixel. Its sum is below 1, at worst 0, where float32 cannot
+        hold the products.
 
     Raises:
-        ValueError: The shapes do not fit.
+        ValueError: If the shapes do not fit.
 
     Examples:
         >>> reweigh(torch.tensor([0.5, 0.5]).view(1, 2, 1, 1), torch.tensor([1.0, 3.0]).view(1, 2, 1, 1)).flatten()
@@ -125,15 +126,15 @@ def reweigh(probs: Tensor, weights: Tensor) -> Tensor:
 
 
 def present_classes(mask: Tensor, classes: int, *, ignore_index: int = 255) -> Tensor:
-    """Which classes occur in each mask: the multi-label target of the image-level classifier.
+    """Find the classes that occur in each mask: the multi-label target of the image-level classifier.
 
     Args:
         mask: `(N, H, W)`, of any integer type.
         classes: Number of logit channels K; with 1 (binary) the only entry says whether class 1 occurs.
-        ignore_index: Pixels with this value count for no class.
+        ignore_index: The value of pixels without a class.
 
     Returns:
-        float32 `(N, K)` of zeros and ones.
+        A float32 tensor `(N, K)` of zeros and ones.
 
     Reference:
         GuidedMix-Net, Sec. 3.1.1.
@@ -143,7 +144,7 @@ def present_classes(mask: Tensor, classes: int, *, ignore_index: int = 255) -> T
         tensor([[1., 0., 1., 0.]])
     """
     check_ignore_index(classes, ignore_index)
-    # One slot more than the classes collects what is ignored, so nothing depends on the data's values.
+    # An extra slot collects ignored pixels, so that no shape depends on the data.
     n_slots = max(classes, 2) + 1
     mask = mask.long()
     slots = torch.where(mask == ignore_index, n_slots - 1, mask).flatten(1)
@@ -152,20 +153,20 @@ def present_classes(mask: Tensor, classes: int, *, ignore_index: int = 255) -> T
 
 
 def pixels_of_classes(mask: Tensor, classes: int) -> Tensor:
-    """How many pixels each class has, over all masks; other values (255) are not counted.
+    """Count the pixels of each class over all masks; other values (255) are not counted.
 
     Args:
         mask: Any shape, of any integer type.
-        classes: How many there are; 2 in the binary case.
+        classes: Number of classes; 2 in the binary case.
 
     Returns:
-        int64 `(classes,)`.
+        An int64 tensor `(classes,)`.
 
     Examples:
         >>> pixels_of_classes(torch.tensor([[[0, 2, 2, 255]]]), classes=3)
         tensor([1, 0, 2])
     """
-    mask = mask.long()  # the caller's type may hold no count
-    # One slot more collects what has no class, so that no shape depends on the data.
+    mask = mask.long()  # the counts may not fit the caller's type
+    # An extra slot collects pixels without a class, so that no shape depends on the data.
     slots = torch.where((mask >= 0) & (mask < classes), mask, classes).flatten()
     return slots.new_zeros(classes + 1).scatter_add_(0, slots, torch.ones_like(slots))[:classes]

@@ -1,4 +1,4 @@
-"""Mixing an unlabeled image with its most similar labeled one, and taking that one out again (Eq. 2, 3, 6-8)."""
+"""Mixing an unlabeled image with its most similar labeled one, and decoupling the result (Eq. 2, 3, 6-8)."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def sample_lambda(
 ) -> Tensor:
     r"""Draw the weight of the labeled image, one value per image.
 
-    $\lambda = 2c \min(b, 1-b)$ with $b \sim \mathrm{Beta}(\alpha, \alpha)$ and $c$ = `max_lambda`. At
-    `alpha=1` this is uniform on $[0, c]$: the distribution of redrawing until below $c$ ("$\lambda < c$" in
-    the paper's tables), without a loop.
+    $\lambda = 2c \min(b, 1-b)$ with $b \sim \mathrm{Beta}(\alpha, \alpha)$ and $c$ = `max_lambda`. With
+    `alpha=1` it is uniform on $[0, c]$: the distribution of redrawing until the value is below $c$
+    ("$\lambda < c$" in the paper's tables), without a loop.
 
     Args:
         n: Number of values.
         alpha: Parameter of the Beta distribution, above 0.
         max_lambda: The cap $c$, in (0, 0.5]: the unlabeled image always dominates.
         generator: Source of randomness, on `device`.
-        device: Where the values are made.
+        device: Device of the values.
 
     Returns:
-        float32 tensor `(n,)` with values in `[0, max_lambda]`.
+        A float32 tensor `(n,)` with values in `[0, max_lambda]`.
 
     Raises:
-        ValueError: `alpha` or `max_lambda` out of range.
+        ValueError: If `alpha` or `max_lambda` is out of range.
 
     Reference:
         GuidedMix-Net, Sec. 3.1, Eq. 2.
@@ -59,7 +59,7 @@ def sample_lambda(
     if alpha == 1.0:
         b = torch.rand(n, generator=generator, device=device)
     else:
-        # torch.distributions takes no generator; a Beta is the share of one of two Gammas.
+        # torch.distributions takes no generator; a Beta variable is a Gamma divided by the sum of two.
         gammas = torch._standard_gamma(
             torch.full((2, n), alpha, device=device), generator=generator
         )
@@ -70,19 +70,19 @@ def sample_lambda(
 def mix(labeled: Tensor, unlabeled: Tensor, lam: Tensor) -> Tensor:
     r"""Mix two batches of images: $x_{mix} = \lambda x_l + (1 - \lambda) x_u$.
 
-    Lambda weighs the **labeled** image (other libraries weigh the first argument of their mixup with
-    $1-\lambda$). Written as an interpolation from `unlabeled`, so that lambda 0 returns it bit for bit.
+    Lambda is the weight of the **labeled** image (the mixup of other libraries gives the first argument the weight
+    $1-\lambda$). Computed as an interpolation from `unlabeled`, so lambda 0 returns it bit for bit.
 
     Args:
-        labeled: `(N, C, H, W)`, the reference.
-        unlabeled: `(N, C, H, W)`, the image to learn about.
+        labeled: `(N, C, H, W)`, the labeled images.
+        unlabeled: `(N, C, H, W)`, the unlabeled images.
         lam: `(N,)`, in [0, 1].
 
     Returns:
-        `(N, C, H, W)`; the inputs are left as they are.
+        `(N, C, H, W)`; the inputs are not modified.
 
     Raises:
-        ValueError: The shapes differ, or `lam` is not one value per image.
+        ValueError: If the shapes differ, or `lam` is not one value per image.
 
     Reference:
         GuidedMix-Net, Eq. 2.
@@ -102,20 +102,20 @@ def nearest(
     metric: Metric = "euclidean",
     exclude_self: bool = False,
 ) -> Tensor:
-    r"""For each query, the index of the closest key: $j(i) = \arg\min_j d(q_i, k_j)$.
+    r"""Find the index of the closest key for each query: $j(i) = \arg\min_j d(q_i, k_j)$.
 
     Args:
         query: `(N, D)` embeddings, of the unlabeled images.
-        key: `(M, D)` embeddings, of the labeled images. A key may be chosen by many queries.
+        key: `(M, D)` embeddings, of the labeled images. Several queries may get the same key.
         metric: `"euclidean"` (the paper) or `"cosine"`.
-        exclude_self: `query` and `key` are the same images, and none may choose itself (Eq. 11).
+        exclude_self: Whether `query` and `key` are the same images, and none may choose itself (Eq. 11).
 
     Returns:
-        int64 tensor `(N,)` with values in `[0, M)`. No gradient flows.
+        An int64 tensor `(N,)` with values in `[0, M)`. No gradient flows.
 
     Raises:
-        ValueError: The embeddings differ in length, there is no key, or `exclude_self` is asked of two sets of
-            different sizes or of a single image.
+        ValueError: If the embeddings differ in length, there is no key, or `exclude_self` is used with two sets of
+            different sizes or with a single image.
 
     Reference:
         GuidedMix-Net, Sec. 3.1.1, Eq. 3.
@@ -155,13 +155,14 @@ def decouple(
     mode: Mode = "soft",
     normalize: Normalize = "renormalize",
 ) -> Tensor:
-    r"""Take the labeled image's part out of a mixed prediction, in probability space.
+    r"""Subtract the labeled image's part from a mixed prediction, in probability space.
 
     Soft: $D = P_{mix} - \lambda P_l$; hard: $D = P_{mix} - P_l$. For a predictor that is linear in the mix,
-    $P_{mix} = \lambda P_l + (1-\lambda) P_u$, so the soft $D = (1-\lambda) P_u$. What becomes of its scale:
+    $P_{mix} = \lambda P_l + (1-\lambda) P_u$, so the soft $D = (1-\lambda) P_u$.
+    The scale of $D$ is corrected in one of three ways:
 
-    - `"renormalize"`: negatives to 0, then sum 1 per pixel. Gives $P_u$ back, a distribution for any input;
-    - `"rescale"`: $D / (1-\lambda)$, signed. Gives $P_u$ back, but may leave the simplex;
+    - `"renormalize"`: set negatives to 0, then the sum per pixel to 1. Recovers $P_u$; a distribution for any input;
+    - `"rescale"`: $D / (1-\lambda)$, signed. Recovers $P_u$, but may leave the simplex;
     - `"none"`: $D$ itself, Eq. 8 as printed. As a target for a squared error it acts as label smoothing with
       $\varepsilon = \lambda$.
 
@@ -169,17 +170,17 @@ def decouple(
     where nothing is left.
 
     Args:
-        probs_mixed: `(N, K, H, W)` probabilities of the mixed image; K = 1 is the foreground's.
+        probs_mixed: `(N, K, H, W)` probabilities of the mixed image; K = 1 holds the foreground.
         probs_labeled: `(N, K, H, W)` probabilities of the labeled partner, or its one-hot mask.
         lam: `(N,)`, the weight of the labeled image, in [0, 0.5].
         mode: `"soft"` or `"hard"`.
         normalize: `"renormalize"`, `"rescale"` or `"none"`.
 
     Returns:
-        float32 `(N, K, H, W)`; gradients flow to both inputs: detach what should not learn.
+        A float32 tensor `(N, K, H, W)`. Gradients flow to both inputs: detach the one that should not learn.
 
     Raises:
-        ValueError: The shapes differ, or an option is unknown or impossible.
+        ValueError: If the shapes differ, or an option is unknown or impossible.
 
     Reference:
         GuidedMix-Net, Sec. 3.3, Eq. 6-8.
@@ -211,7 +212,7 @@ def decouple(
             return left / (1 - lam)
         binary = left.shape[1] == 1
         if binary:
-            # The background channel is implied; subtract there too, then normalise the pair.
+            # The background channel is implied: subtract there too, then normalise the pair.
             left = torch.cat([(1 - mixed) - share * (1 - labeled), left], dim=1)
         left = left.clamp(min=0)
         total = left.sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Shapes and class numbers that do not fit are named, where the maths would go on without a word."""
+"""Checks of shapes and class numbers that the maths would accept silently."""
 
 from torch import Tensor
 
@@ -6,6 +6,11 @@ __all__ = ["check_ignore_index", "per_image", "per_pixel", "same_shape"]
 
 
 def same_shape(a: Tensor, b: Tensor, names: str, shape: str) -> None:
+    """Refuse two tensors of different shapes.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
     if a.shape != b.shape:
         raise ValueError(
             f"{names} must have the same shape {shape}, got {tuple(a.shape)} and {tuple(b.shape)}"
@@ -13,7 +18,11 @@ def same_shape(a: Tensor, b: Tensor, names: str, shape: str) -> None:
 
 
 def per_image(values: Tensor, like: Tensor, name: str = "lam") -> Tensor:
-    """`(N,)` -> `(N, 1, 1, 1)`, in the type of `like`."""
+    """Reshape one value per image to `(N, 1, 1, 1)`, with the type of `like`.
+
+    Raises:
+        ValueError: If there is not one value per image.
+    """
     if values.shape != like.shape[:1]:
         raise ValueError(
             f"`{name}` must hold one value per image, shape ({like.shape[0]},), "
@@ -23,6 +32,11 @@ def per_image(values: Tensor, like: Tensor, name: str = "lam") -> Tensor:
 
 
 def per_pixel(values: Tensor, scores: Tensor, name: str) -> None:
+    """Refuse values that are not one per pixel of `scores` `(N, K, H, W)`.
+
+    Raises:
+        ValueError: If the shape is not `(N, H, W)`.
+    """
     expected = (scores.shape[0], *scores.shape[2:])
     if values.shape != expected:
         raise ValueError(
@@ -34,7 +48,7 @@ def check_ignore_index(classes: int, ignore_index: int) -> None:
     """Refuse 255, which means "no class" by default, where it is a class.
 
     Raises:
-        ValueError: It would be neither learned nor scored.
+        ValueError: If 255 is both a class and `ignore_index`: it would be neither learned nor scored.
     """
     if ignore_index == 255 and classes > 255:
         raise ValueError(

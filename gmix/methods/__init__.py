@@ -1,7 +1,7 @@
-"""Training methods: one file each, one call for all, one table of them.
+"""Training methods: one file each, the same call for all, and a table of them.
 
 To add a method, write its file and its entry in `METHODS`. The command line, its help and completion, reports and tests
-read the table. Importing this file costs nothing (no torch): a class is imported when it is first asked for.
+read the table. Importing this file is cheap (no torch): a class is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from importlib import import_module
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, NamedTuple
 
-if TYPE_CHECKING:  # what type checkers know as gmix.methods.NAME
+if TYPE_CHECKING:  # for type checkers: gmix.methods.NAME
     from gmix.methods.cct import CCT as CCT
     from gmix.methods.classmix import ClassMix as ClassMix
     from gmix.methods.cps import CPS as CPS
@@ -32,10 +32,10 @@ class Entry(NamedTuple):
     """A method as the command line and the reports know it.
 
     Attributes:
-        path: Where its class is, `module:Class`.
+        path: The path of its class, `module:Class`.
         label: Its name in reports.
-        learns_from: What it learns from, in a few words.
-        unlabeled: Whether it learns from unlabeled images, as its class says with `needs_unlabeled`.
+        learns_from: The targets that it learns from, in a few words.
+        unlabeled: Whether it learns from unlabeled images; equals `needs_unlabeled` of its class.
     """
 
     path: str
@@ -87,7 +87,7 @@ _HOMES = {
 
 __all__ = sorted(_HOMES)
 
-if not TYPE_CHECKING:  # they would take any name for a public one
+if not TYPE_CHECKING:  # type checkers would accept any name as public
 
     def __getattr__(name: str) -> object:
         if name not in _HOMES:

@@ -30,39 +30,39 @@ DECODERS = {
 
 
 class CCT(Method):
-    r"""Auxiliary decoders see the encoder's output disturbed in seven ways; each learns the main decoder's prediction.
+    r"""Train auxiliary decoders, on features disturbed in seven ways, to agree with the main decoder.
 
     $$L = L_{sup} + w\,\omega(t)\,\frac{1}{K |A|} \sum_{a \in A} \lVert\hat y_a(d_a(z)) - \hat y\rVert^2$$
 
-    $z$ is the deepest feature map, $d_a$ a disturbance; the auxiliary decoders, a 1x1 convolution to K channels and
-    PixelShuffles, see nothing else. The target is detached: the encoder learns, the main decoder does not. An ordinary
-    SMP decoder (with skips) serves as the main one.
+    $z$ is the deepest feature map and $d_a$ a disturbance. The auxiliary decoders, a 1x1 convolution to K channels and
+    PixelShuffles, get no other input. The target is detached: the encoder learns, the main decoder does not. The main
+    decoder is an ordinary SMP decoder (with skips).
 
-    | decoder | what it sees |
+    | decoder | input |
     |---|---|
     | `noise` | every activation times a factor in [0.7, 1.3] |
-    | `feature_drop` | without the positions of highest mean activation, above 70% to 90% of the maximum |
+    | `feature_drop` | without the positions whose mean activation is above 70% to 90% of the maximum |
     | `dropout` | without half of the channels |
     | `cutout` | without a box of 40% of the height and width of all predicted objects (the authors: of each object) |
     | `context` | without everything but the objects |
     | `objects` | without the objects |
-    | `adversarial` | a step of length 2 towards the largest change (VAT) away |
+    | `adversarial` | moved by a step of length 2 in the direction of the largest change (VAT) |
 
     Class 0 is the background, all others are objects.
 
     Args:
         net: The network to train.
-        unsupervised: $w$, 30 with the mean over K classes as the authors take it.
-        ramp_length: Share of the training over which $\omega$ rises to 1.
-        decoders: How many auxiliary decoders of each kind, by the names above.
-        supervised: Loss of the labeled images in place of cross-entropy, as in every [`Method`][gmix.methods.Method].
+        unsupervised: $w$, 30 with the mean over K classes, as the authors use it.
+        ramp_length: Share of the training during which $\omega$ rises to 1.
+        decoders: Number of auxiliary decoders of each kind, by the names above.
+        supervised: Loss of the labeled images instead of cross-entropy, as in every [`Method`][gmix.methods.Method].
         ignore_index: Mask value without a class.
 
     Returns:
         `supervised`, `unsupervised` and `total`.
 
     Raises:
-        ValueError: An unknown kind of decoder, or none at all; `ramp_length` outside [0, 1].
+        ValueError: If a kind of decoder is unknown, there is no decoder, or `ramp_length` is outside [0, 1].
 
     Reference:
         Ouali, Hudelot, Tami, "Semi-Supervised Semantic Segmentation with Cross-Consistency Training", CVPR 2020.
@@ -99,6 +99,7 @@ class CCT(Method):
         self.ramp_length = ramp_length
 
     def losses(self, step: Step) -> dict[str, Tensor]:
+        """Compute the supervised loss, and the squared errors of the auxiliary decoders."""
         x_labeled, y_labeled, x_unlabeled, progress, valid, generator = step
         n, size = len(x_labeled), (x_labeled.shape[2], x_labeled.shape[3])
         features = self.net.encode(torch.cat([x_labeled, x_unlabeled]))
@@ -121,16 +122,16 @@ class CCT(Method):
 
 
 def auxiliary_decoder(channels: int, classes: int, doublings: int = 3) -> nn.Sequential:
-    """A 1x1 convolution to `classes` channels, then PixelShuffles that double the map each.
+    """Build a decoder: a 1x1 convolution to `classes` channels, then PixelShuffles that each double the map.
 
-    They end in a ReLU, as the authors' do. A single channel could then never say no: in the binary case there are
-    two, and their difference comes out.
+    It ends in a ReLU, as the authors' decoders do. A single channel could then never be negative, so the binary case
+    has two channels, and the decoder returns their difference.
     """
     binary, classes = classes == 1, max(classes, 2)
     layers: list[nn.Module] = [nn.Conv2d(channels, classes, 1, bias=False)]
     for _ in range(doublings):
         wide = nn.Conv2d(classes, 4 * classes, 1)
-        # The four pixels that come out of one start equal, without a checkerboard.
+        # The four pixels made from one pixel start equal, without a checkerboard pattern.
         icnr_(wide.weight)
         assert wide.bias is not None
         with torch.no_grad():
@@ -145,11 +146,11 @@ class _Difference(nn.Module):
 
 
 def object_map(probs: Tensor, padded: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Where the most probable class is not the background, on the grid of the features.
+    """Mark the cells of the feature grid whose most probable class is not the background.
 
     Args:
         probs: `(N, K, H, W)`.
-        padded: What the images were padded to; there are no objects on padding.
+        padded: Height and width of the padded images; there are no objects on padding.
         grid: Height and width of the features.
 
     Returns:
@@ -167,7 +168,7 @@ def disturb(
     decoder: nn.Module,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The features `z (N, C, h, w)` as a decoder of this kind sees them."""
+    """Disturb the features `z (N, C, h, w)` for a decoder of this kind."""
     if kind == "dropout":
         return drop_channels(z, 0.5, generator)
     if kind == "context":
@@ -188,7 +189,7 @@ def disturb(
 
 
 def box_in(objects: Tensor, share: float, generator: torch.Generator | None = None) -> Tensor:
-    """A random box of `share` of the height and width of the objects' bounding box; empty without objects."""
+    """Draw a random box of `share` of the height and width of the objects' bounding box; empty without objects."""
     box = torch.ones_like(objects)
     for dim in (2, 3):
         length = objects.shape[dim]
@@ -213,15 +214,15 @@ def adversarial(
     length: float = 2.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The step of this length from `z` that changes the decoder's prediction most, one iteration of VAT.
+    """Find the step from `z` that changes the decoder's prediction most, with one iteration of VAT.
 
     Args:
         z: Features, detached.
-        decoder: What is to be misled.
-        xi: Length of the trial step. The authors' configuration says 1e-6, which rounds to nothing in float32;
+        decoder: The decoder to mislead.
+        xi: Length of the trial step. The authors' configuration has 1e-6, which rounds to 0 in float32;
             this is the default of their function.
-        length: Of the step.
-        generator: On the device of `z`.
+        length: Length of the step.
+        generator: Source of randomness, on the device of `z`.
     """
     draw = torch.rand(z.shape, generator=generator, device=z.device) - 0.5
     z = z.float()
@@ -229,13 +230,13 @@ def adversarial(
     def distance(direction: Tensor) -> Tensor:
         return G.soft_cross_entropy(decoder(z + direction), G.probabilities(decoder(z)).detach())
 
-    # Not torch.autograd.grad, of which torch.compile makes no graph.
+    # Not torch.autograd.grad, which torch.compile cannot compile.
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
         gradient: Tensor = torch.func.grad(distance)(xi * unit(draw))
     return length * unit(gradient)
 
 
 def unit(x: Tensor) -> Tensor:
-    """Each `(C, h, w)` of a batch with length 1."""
+    """Normalise each `(C, h, w)` of a batch to length 1."""
     length: Tensor = x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     return x / length.clamp(min=torch.finfo(x.dtype).tiny)

@@ -1,4 +1,4 @@
-"""What a method is given: converted where nothing is lost, else refused in one sentence."""
+"""Checks of the inputs of a method: lossless conversions, or one-sentence errors."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torc
 
 
 def check_masks(y: Tensor, x: Tensor) -> Tensor:
-    """Return masks as `(N, H, W)` int64; integers of any type, and `(N, 1, H, W)`, are converted.
+    """Convert masks of any integer type, `(N, H, W)` or `(N, 1, H, W)`, to int64 `(N, H, W)`.
 
     Raises:
-        ValueError: Images without a batch, or masks of other shapes or types, one-hot ones among them.
+        ValueError: If images have no batch dimension, or masks have another shape or type, such as one-hot masks.
 
     Examples:
         >>> check_masks(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2, 3, 4, 4)).dtype
@@ -48,7 +48,7 @@ def check_masks(y: Tensor, x: Tensor) -> Tensor:
 
 
 def check_classes(y: Tensor, classes: int, ignore_index: int) -> None:
-    """Refuse masks `(N, H, W)` with other values than classes and `ignore_index`; a GPU is waited for."""
+    """Refuse masks `(N, H, W)` with other values than classes and `ignore_index`; waits for a GPU."""
     wrong = y[((y < 0) | (y >= classes)) & (y != ignore_index)]
     if len(wrong):
         raise ValueError(
@@ -58,7 +58,7 @@ def check_classes(y: Tensor, classes: int, ignore_index: int) -> None:
 
 
 def check_unlabeled(x_labeled: Tensor, x_unlabeled: Tensor) -> None:
-    """Refuse unlabeled images of another shape."""
+    """Refuse unlabeled images whose shape differs from that of the labeled ones."""
     if x_unlabeled.shape[1:] != x_labeled.shape[1:]:
         raise ValueError(
             "`x_labeled` and `x_unlabeled` must have the same shape but for their number, "
@@ -67,7 +67,7 @@ def check_unlabeled(x_labeled: Tensor, x_unlabeled: Tensor) -> None:
 
 
 def check_valid(valid: Tensor | None, x_unlabeled: Tensor) -> None:
-    """Refuse a `valid_unlabeled` that says nothing about each pixel."""
+    """Refuse a `valid_unlabeled` that is not one bool per pixel."""
     pixels = (len(x_unlabeled), *x_unlabeled.shape[2:])
     if valid is not None and (valid.shape != pixels or valid.dtype != torch.bool):
         raise ValueError(
@@ -77,7 +77,7 @@ def check_valid(valid: Tensor | None, x_unlabeled: Tensor) -> None:
 
 
 def check_types(net: nn.Module, **images: Tensor) -> None:
-    """Refuse weights and images of other types than float32; autocast takes images of 16 bits, too."""
+    """Refuse weights and images of other types than float32; autocast also accepts 16-bit images."""
     for p in net.parameters():
         if p.dtype != torch.float32:
             raise TypeError(
@@ -95,13 +95,13 @@ def check_types(net: nn.Module, **images: Tensor) -> None:
 
 
 def check_images(x: Tensor, color: StrongColor | None) -> None:
-    """Look at a batch `(N, C, H, W)`: was it normalised, and the way `color` was told? A GPU is waited for.
+    """Check that a batch `(N, C, H, W)` was normalised, with the `mean` and `std` of `color`; waits for a GPU.
 
     Raises:
-        ValueError: Most of it, undone by `mean` and `std`, lies outside of 0..1, or it holds whole numbers up to 255.
+        ValueError: If most values, denormalised, lie outside 0..1, or if all are whole numbers up to 255.
 
     Warns:
-        UserWarning: It may not have been normalised.
+        UserWarning: If the batch may not have been normalised.
     """
     raw = x.detach().float()
     whole = (raw == raw.round()).all()

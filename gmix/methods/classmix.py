@@ -19,7 +19,7 @@ __all__ = ["ClassMix"]
 
 
 class ClassMix(Method):
-    r"""Cut half of the classes the teacher sees out of an image, paste them into the next, learn the joined mask.
+    r"""Cut half of the teacher's classes out of an image, paste them into the next, and learn the joined mask.
 
     $$L = L_{sup} + w\,c\,\mathrm{CE}(\mathrm{paste}(x_u), \mathrm{paste}(\arg\max \hat y'(x_u)))$$
 
@@ -27,19 +27,19 @@ class ClassMix(Method):
 
     Args:
         net: The network to train.
-        threshold: Confidence that counts towards $c$.
+        threshold: Least confidence of a pixel that counts towards $c$.
         unsupervised: $w$.
-        decay: Of the teacher.
-        mean: Per channel, what was subtracted from the images (in 0..1) when they were normalised.
-        std: Per channel, what they were divided by. Both serve the strong colours, the part `color`.
-        supervised: Loss of the labeled images in place of cross-entropy, as in every [`Method`][gmix.methods.Method].
+        decay: Decay of the teacher.
+        mean: Mean per channel that the images (in 0..1) were normalised with.
+        std: Standard deviation per channel that they were normalised with. The strong colours (`color`) use both.
+        supervised: Loss of the labeled images instead of cross-entropy, as in every [`Method`][gmix.methods.Method].
         ignore_index: Mask value without a class.
 
     Returns:
-        `supervised`, `unsupervised` (with $c$ in it) and `total`.
+        `supervised`, `unsupervised` (including $c$) and `total`.
 
     Raises:
-        ValueError: `threshold` outside [0, 1].
+        ValueError: If `threshold` is outside [0, 1].
 
     Reference:
         Olsson, Tranheden, Pinto, Svensson, "ClassMix: Segmentation-Based Data Augmentation for Semi-Supervised
@@ -74,6 +74,7 @@ class ClassMix(Method):
         self.weight = unsupervised
 
     def losses(self, step: Step) -> dict[str, Tensor]:
+        """Compute the supervised loss, and the cross-entropy on the joined images."""
         x_labeled, y_labeled, x_unlabeled, _, valid, generator = step
         with torch.no_grad():
             teacher = self.teacher.net(x_unlabeled)
@@ -99,7 +100,7 @@ def half_of_classes(
     Args:
         labels: `(N, H, W)` int64; values outside `[0, classes)` count for none.
         classes: Number of classes, 2 if binary.
-        generator: On the device of `labels`.
+        generator: Source of randomness, on the device of `labels`.
 
     Returns:
         `(N, H, W)` bool.
@@ -113,6 +114,6 @@ def half_of_classes(
     draw = torch.rand(present.shape, generator=generator, device=labels.device)
     rank = (draw * present).argsort(1, descending=True).argsort(1)
     chosen = rank < present.sum(1, keepdim=True).div(2, rounding_mode="floor")
-    # One column more for the pixels without a class, which are never chosen.
+    # An extra column for the pixels without a class, which are never chosen.
     chosen = torch.cat([chosen, torch.zeros_like(chosen[:, :1])], 1)
     return chosen.gather(1, slots.flatten(1)).view_as(labels)

@@ -17,19 +17,19 @@ __all__ = ["CPS"]
 
 
 class CPS(Method):
-    r"""Two networks that started differently; each learns the other's labels, on all images.
+    r"""Train two networks with different initialisations; each learns the other's labels, on all images.
 
     $$L = \sum_i L_{sup}(\hat y_i) + w \sum_{i \ne j} \mathrm{CE}(\hat y_i, \arg\max \hat y_j)$$
 
-    The second student is a copy whose decoder and head are drawn anew. The first is deployed. The authors'
+    The second student is a copy whose decoder and head are initialised again. The first is deployed. The authors'
     variant with CutMix is not implemented.
-    The first step copies the encoder once more: weights that were loaded after the method was built reach both. A
-    second student that was given weights of its own keeps them.
+    The first step copies the encoder again: weights that were loaded after the method was built reach both. A
+    second student that was given its own weights keeps them.
 
     Args:
         net: The network to train.
         cross: $w$; 1.5 on VOC, 6 on Cityscapes.
-        supervised: Loss of the labeled images in place of cross-entropy, as in every [`Method`][gmix.methods.Method].
+        supervised: Loss of the labeled images instead of cross-entropy, as in every [`Method`][gmix.methods.Method].
         ignore_index: Mask value without a class.
 
     Returns:
@@ -63,13 +63,15 @@ class CPS(Method):
         self._as_made = checksum(start_of(self.other))
 
     def on_step_start(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
+        """Begin a step; before the first, copy the encoder to the second student."""
         first = self.step_started_at is None and not torch.compiler.is_compiling()
         super().on_step_start(x_labeled, y_labeled)
-        # As it was made, it knows nothing of its own: weights may have been loaded into the network since.
+        # Unchanged since it was built: weights may have been loaded into the network since.
         if first and torch.equal(checksum(start_of(self.other)), self._as_made):
             start_of(self.other).load_state_dict(start_of(self.net).state_dict())
 
     def losses(self, step: Step) -> dict[str, Tensor]:
+        """Compute the supervised and the cross losses of both students."""
         x_labeled, y_labeled, x_unlabeled, _, valid, _ = step
         x, n = torch.cat([x_labeled, x_unlabeled]), len(x_labeled)
         if valid is not None:
@@ -83,6 +85,6 @@ class CPS(Method):
 
 
 def start_of(student: GuidedMixNet) -> nn.ModuleList:
-    """Collect what both students begin with: all but the decoder and the head."""
+    """Collect the modules that both students start with: all but the decoder and the head."""
     parts: tuple[nn.Module | None, ...] = (student.model.encoder, student.mitrans)
     return nn.ModuleList(part for part in parts if part is not None)

@@ -19,29 +19,29 @@ __all__ = ["CutMixSeg"]
 
 
 class CutMixSeg(Method):
-    r"""Predict on two images pasted into one what the teacher predicts on each of them.
+    r"""Learn to predict on two images pasted into one what the teacher predicts on each of them.
 
     $$L = L_{sup} + w\,c\,\lVert \hat y(\mathrm{paste}(x_u)) - \mathrm{paste}(\hat y'(x_u)) \rVert^2$$
 
     $c$ is the share of pixels on which the teacher is at least `threshold` sure. The box covers half of the image.
 
-    The authors' teacher is in train mode; here it is in eval mode, as all teachers are.
+    The authors' teacher is in train mode; here it is in eval mode, like all teachers.
 
     Args:
         net: The network to train.
-        threshold: Confidence that counts towards $c$.
+        threshold: Least confidence of a pixel that counts towards $c$.
         unsupervised: $w$.
-        decay: Of the teacher.
-        mean: Per channel, what was subtracted from the images (in 0..1) when they were normalised.
-        std: Per channel, what they were divided by. Both serve the strong colours, the part `color`.
-        supervised: Loss of the labeled images in place of cross-entropy, as in every [`Method`][gmix.methods.Method].
+        decay: Decay of the teacher.
+        mean: Mean per channel that the images (in 0..1) were normalised with.
+        std: Standard deviation per channel that they were normalised with. The strong colours (`color`) use both.
+        supervised: Loss of the labeled images instead of cross-entropy, as in every [`Method`][gmix.methods.Method].
         ignore_index: Mask value without a class.
 
     Returns:
-        `supervised`, `unsupervised` (with $c$ in it) and `total`.
+        `supervised`, `unsupervised` (including $c$) and `total`.
 
     Raises:
-        ValueError: `threshold` outside [0, 1].
+        ValueError: If `threshold` is outside [0, 1].
 
     Reference:
         French, Laine, Aila, Mackiewicz, Finlayson, "Semi-supervised semantic segmentation needs strong, varied
@@ -76,6 +76,7 @@ class CutMixSeg(Method):
         self.weight = unsupervised
 
     def losses(self, step: Step) -> dict[str, Tensor]:
+        """Compute the supervised loss, and the squared error on the pasted images."""
         x_labeled, y_labeled, x_unlabeled, _, valid, generator = step
         pasted = self.cutmix(x_unlabeled, generator)
         view = pasted.apply(self.color(x_unlabeled, generator))

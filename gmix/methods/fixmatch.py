@@ -1,4 +1,4 @@
-"""FixMatch for segmentation: what is sure on the weak view is taught on the strong one."""
+"""FixMatch for segmentation: sure labels of the weak view are learned on the strong view."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ __all__ = ["FixMatch"]
 
 
 class FixMatch(Method):
-    r"""Cross-entropy on a strong view towards the network's own sure labels on the weak one.
+    r"""Learn, on a strong view, the network's own sure labels for the weak view.
 
     $$L = L_{sup} + w\,\mathrm{CE}(\mathrm{strong}(x_u), \arg\max \hat y(x_u))\,[\max \hat y(x_u) \ge \tau]$$
 
-    The mean is over all pixels: few sure ones give a small loss.
+    The mean is over all pixels: few sure pixels give a small loss.
 
-    Where masks are few, the network's own labels soon name little but the background. Learning a `teacher`'s, which
-    is not in the papers, ends several points higher (`docs/results.md`); labeled images and strong views then pass
-    through the network together.
+    If there are few masks, the network's own labels soon are little but background. Learning the labels of a
+    `teacher`, which is not in the papers, ends several points higher (`docs/results.md`); labeled images and strong
+    views then pass through the network together.
 
     Args:
         net: The network to train.
         threshold: $\tau$.
         unsupervised: $w$.
-        teacher: Labels the unlabeled images in place of the network itself; a teacher, or a mapping of its options.
-        mean: Per channel, what was subtracted from the images (in 0..1) when they were normalised.
-        std: Per channel, what they were divided by. Both serve the strong view, the part `strong`.
-        supervised: Loss of the labeled images in place of cross-entropy, as in every [`Method`][gmix.methods.Method].
+        teacher: Labels the unlabeled images instead of the network itself; a teacher, or a mapping of its options.
+        mean: Mean per channel that the images (in 0..1) were normalised with.
+        std: Standard deviation per channel that they were normalised with. The strong view (`strong`) uses both.
+        supervised: Loss of the labeled images instead of cross-entropy, as in every [`Method`][gmix.methods.Method].
         ignore_index: Mask value without a class.
 
     Returns:
         `supervised`, `unsupervised` and `total`.
 
     Raises:
-        ValueError: `threshold` outside [0, 1].
+        ValueError: If `threshold` is outside [0, 1].
 
     Reference:
         Sohn et al., "FixMatch", 2020; as a method for segmentation with strong colours and CutMix: Yang et al.,
@@ -78,6 +78,7 @@ class FixMatch(Method):
         self.weight = unsupervised
 
     def losses(self, step: Step) -> dict[str, Tensor]:
+        """Compute the supervised loss, and the cross-entropy on the strong view."""
         x_labeled, y_labeled, x_unlabeled, _, valid, generator = step
         n, m = len(x_labeled), len(x_unlabeled)
         view, pasted = self.strong(x_unlabeled, generator)

@@ -1,4 +1,4 @@
-"""GuidedMix: learn pseudo masks with labeled images as reference."""
+"""GuidedMix: learn pseudo masks with labeled images as a reference."""
 
 from __future__ import annotations
 
@@ -34,82 +34,82 @@ __all__ = ["Guidance", "GuidedMix", "GuidedMixParts", "Mix", "Partners"]
 
 
 class Mix(NamedTuple):
-    """Unlabeled images with some of their partners in them, and what remains of the prediction."""
+    """Unlabeled images mixed with their partners, and the decoupled predictions."""
 
     image: Tensor  # (N, C, H, W)
     lam: Tensor  # (N,) share of the partner
     predicted: Tensor  # (N, K, H, W) probabilities
-    decoupled: Tensor  # (N, K, H, W) the labeled part taken out
+    decoupled: Tensor  # (N, K, H, W) without the labeled part
 
 
 class Partners(NamedTuple):
     """The labeled image that each unlabeled one was paired with."""
 
-    chosen: Tensor  # (N,) int64: which one it is
+    chosen: Tensor  # (N,) int64: its index
     x: Tensor  # (N, C, H, W) the images
     y: Tensor  # (N, H, W) their masks
 
 
 class Guidance(NamedTuple):
-    """How the pseudo masks of a batch of unlabeled images came about, step by step."""
+    """The pseudo masks of a batch of unlabeled images, and the steps that made them."""
 
-    partners: Partners | None  # None where nothing is mixed or pasted, as with the default
-    direct: Tensor  # (N, K, H, W) probabilities of the unlabeled images as they are
-    mix: Mix | None  # None where nothing is mixed, with `direct=1.0`
+    partners: Partners | None  # None if nothing is mixed or pasted, as by default
+    direct: Tensor  # (N, K, H, W) probabilities of the unchanged unlabeled images
+    mix: Mix | None  # None if nothing is mixed, with `direct=1.0`
     pseudo: Tensor  # (N, K, H, W) the target of the student
 
 
 class GuidedMix(Method):
     r"""Mix each unlabeled image with its most similar labeled one and learn what the labeled one does not explain.
 
-    One call is one step:
+    Each call is one step:
 
     1. **embed** labeled and unlabeled images: pooled deepest features;
     2. **pair** each unlabeled image with its nearest labeled one;
     3. **mix** the two images, $\lambda x_l + (1-\lambda) x_u$;
     4. **predict** the mix;
-    5. **decouple**: take $\lambda$ times the labeled part out; what remains is a pseudo mask;
-    6. **refer**: weigh it by what labeled pixels with similar features are
+    5. **decouple**: subtract $\lambda$ times the labeled part; the rest is a pseudo mask;
+    6. **refer**: weight it by the classes of labeled pixels with similar features
        ([`LabeledReference`][gmix.LabeledReference]);
-    7. **view**: change the unlabeled images strongly, and paste boxes into them and the pseudo masks alike;
-    8. **loss**: train the network towards these, and on the labeled images.
+    7. **view**: change the unlabeled images strongly, and paste the same boxes into them and the pseudo masks;
+    8. **loss**: train the network on these, and on the labeled images.
 
-    Before all of them, once, [`remember`][gmix.methods.GuidedMix.remember] shows the labeled images to the reference.
+    Before the first step, [`remember`][gmix.methods.GuidedMix.remember] shows the labeled images to the reference.
 
     | step | `variant="default"` | `variant="paper"` |
     |---|---|---|
     | 4 | an EMA teacher, in eval mode | the network itself, in train mode |
-    | 1 to 3, 5 | left out: the direct prediction is better | $\lambda \le 0.5$, subtracts the partner's prediction |
-    | 6 | yes, as far as labeled images say it can be trusted | no |
-    | 7 | strongly changed; and as it is, half of its feature channels dropped | the image as it is |
+    | 1 to 3, 5 | skipped: the direct prediction is better | $\lambda \le 0.5$, subtracts the partner's prediction |
+    | 6 | yes, as far as labeled images show that it can be trusted | no |
+    | 7 | a strong view; and the image with half of its feature channels dropped | the unchanged image |
     | 8 | cross-entropy of pixels that are 95 % sure | squared error; $L_{cla}$, $L_{dec}$ |
 
-    With `direct` below 1 the default mixes, too: at 0.5 the mask is the mean of the direct and the decoupled one.
-    `docs/parts.md` shows what each of these is worth. `paste=ClassPaste(classes)` also pastes a class of the
+    With `direct` below 1 the default mixes as well: at 0.5 the mask is the mean of the direct and the decoupled mask.
+    `docs/parts.md` shows what each of these contributes. `paste=ClassPaste(classes)` also pastes a class of the
     labeled partner into the image before the loss, with its true mask ([`ClassPaste`][gmix.ClassPaste]).
 
     Args:
-        net: The network to train; what is deployed is `net.model`.
-        variant: Where the parts come from that are not given.
-        mean: Per channel, what was subtracted from the images (in 0..1) when they were normalised.
-        std: Per channel, what they were divided by. Both serve the strong colours.
-        supervised: Loss of the labeled images in place of cross-entropy, as in every [`Method`][gmix.methods.Method].
+        net: The network to train; `net.model` is deployed.
+        variant: The source of the parts that are not given.
+        mean: Mean per channel that the images (in 0..1) were normalised with.
+        std: Standard deviation per channel that they were normalised with. The strong colours use both.
+        supervised: Loss of the labeled images instead of cross-entropy, as in every [`Method`][gmix.methods.Method].
         ignore_index: Mask value without a class; None leaves it to the criterion, which ignores 255.
         **parts: Any of [`GuidedMixParts`][gmix.methods.GuidedMixParts]. `direct` is the weight of the direct
-            prediction beside the decoupled one, in [0, 1]; `true_masks` subtracts the partner's mask instead of
+            prediction against the decoupled one, in [0, 1]; `true_masks` subtracts the partner's mask instead of
             its prediction; `pair_across` looks for partners among the labeled images of all processes that train
-            together; `views` is how many strong views of an image are learned, `drop` the probability with
-            which each channel of the features is dropped where the image is learned as it is (0: it is not).
-            `criterion={"classification": 0.1}` and `criterion=GuidedMixLoss(classification=0.1)` both change this one
-            option and leave the others as the variant has them.
+            together; `views` is the number of strong views learned per image; `drop` is the probability of
+            dropping each feature channel when the unchanged image is learned (0: it is not learned).
+            `criterion={"classification": 0.1}` and `criterion=GuidedMixLoss(classification=0.1)` both change only this
+            option and keep the variant's values of the others.
 
     Returns:
-        `supervised`, `unsupervised`, with `variant="paper"` also `classification` and
-        `decoupling`, and `total`.
+        `supervised`, `unsupervised` and `total`, with `variant="paper"` also `classification` and
+        `decoupling`.
 
     Raises:
-        TypeError: Something that is no part, or an option that a part does not have.
-        ValueError: An unknown part, None for one that no step can do without, or two different `ignore_index`.
+        TypeError: If a value is not a part, or a part does not have an option.
+        ValueError: If a part is unknown, a required part is None, or `ignore_index` has two different values.
 
     Reference:
         Tu et al., "GuidedMix-Net: Learning to Improve Pseudo Masks Using Labeled Images as Reference", 2022.
@@ -158,7 +158,7 @@ class GuidedMix(Method):
         if chosen["views"] < 1:
             raise ValueError(f"`views` must be at least 1, got {chosen['views']}")
         check_unit_interval("drop", chosen["drop"])
-        # Only with its loss: a parameter without a gradient must not be trained.
+        # Only with its loss: the optimizer must not get a parameter without a gradient.
         self.classifier: nn.Linear | None = None
         if chosen["criterion"].classification > 0:
             device = net.last_layer.weight.device
@@ -170,7 +170,7 @@ class GuidedMix(Method):
         self.criterion: protocols.Criterion = chosen["criterion"]
         self.teacher: protocols.Teacher | None = chosen["teacher"]
         self.reference: protocols.Reference | None = chosen["reference"]
-        # A reference made elsewhere may well have another encoder.
+        # A reference that the caller built may have another encoder on purpose.
         self.warn_if_stale = not isinstance(parts.get("reference"), nn.Module)
         self.color: protocols.Augmentation | None = chosen["color"]
         self.blur: protocols.Augmentation | None = chosen["blur"]
@@ -184,11 +184,11 @@ class GuidedMix(Method):
 
     @property
     def threshold(self) -> float:  # type: ignore[override]
-        """Least confidence of a pixel that is learned."""
+        """Return the least confidence of a pixel that is learned."""
         return self.criterion.threshold
 
     def remember(self, labeled: protocols.LabeledDataset) -> None:
-        """Show the reference the labeled images; it is silent without them."""
+        """Show the labeled images to the reference, which has no effect without them."""
         if self.reference is not None:
             if self.warn_if_stale and isinstance(self.reference, LabeledReference):
                 warn_of_other_weights(self.reference, self.net.model.encoder)
@@ -200,6 +200,7 @@ class GuidedMix(Method):
             self.adjustment.add(y_labeled, ignore_index=self.ignore_index)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
+        """Compute the terms of the criterion, see [`GuidedMixLoss`][gmix.GuidedMixLoss]."""
         x_labeled, y_labeled, _, progress, _, generator = step
         x_student, pseudo, valid = self._student_views(step)
         n, size = len(x_labeled), (x_labeled.shape[2], x_labeled.shape[3])
@@ -207,10 +208,10 @@ class GuidedMix(Method):
         features = self.net.encode(torch.cat([x_labeled, x_student]))
         embedding = self.net.pool(features)[:n]
         logits = self.net.decode([torch.cat([f[:n], f[n + m :]]) for f in features], size)
-        # Not two slices: the gradient of a slice fills a tensor as large as the whole.
+        # Not two slices: the gradient of a slice is a tensor as large as the whole.
         labeled, unlabeled = torch.split(logits, [n, len(x_student) - m])
         if m > 0:
-            # Alone: in one batch BatchNorm would make the others pay for what is missing here.
+            # Separately: in the same batch, the dropped channels would change the BatchNorm statistics of the others.
             own = disturb([f[n : n + m] for f in features], self.drop, generator)
             unlabeled = torch.cat([self.net.decode(own, size), unlabeled])
         further: dict[str, Tensor] = {}
@@ -233,13 +234,13 @@ class GuidedMix(Method):
         return losses
 
     def _student_views(self, step: Step) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Make the images that the student sees, their pseudo masks, and where these are valid."""
+        """Make the student's images, their pseudo masks, and the valid pixels of these."""
         guidance = self.guide(step.x_labeled, step.y_labeled, step.x_unlabeled, step.generator)
         partners, pseudo = guidance.partners, guidance.pseudo
-        del guidance  # what else it holds is three times as large as the pseudo masks
+        del guidance  # its other tensors are three times as large as the pseudo masks
         x, valid = step.x_unlabeled, step.valid
         if self.paste is not None:
-            assert partners is not None  # who pastes has partners
+            assert partners is not None  # pasting needs partners
             region = self.paste(partners.y, step.generator) & (partners.y != self.ignore_index)
             known = G.fill_in(pseudo, partners.y, self.ignore_index)
             pseudo = torch.where(region[:, None], known, pseudo)
@@ -265,9 +266,10 @@ class GuidedMix(Method):
         x_unlabeled: Tensor,
         generator: torch.Generator | None = None,
     ) -> Tensor:
+        """Compute the pseudo masks `(M, K, H, W)` of `x_unlabeled`, with the labeled images as partners."""
         if isinstance(self.teacher, EMATeacher):
             self.teacher.catch_up(self.net)
-        # With variant="paper" it looks at the mixes itself, which would move its BatchNorm.
+        # With variant="paper" the network itself predicts the mixes, which would change its BatchNorm statistics.
         with eval_mode(self.net):
             return self.guide(x_labeled, y_labeled, x_unlabeled, generator).pseudo
 
@@ -279,7 +281,7 @@ class GuidedMix(Method):
         x_unlabeled: Tensor,
         generator: torch.Generator | None = None,
     ) -> Guidance:
-        """Make the pseudo masks of `x_unlabeled`, and keep every step to look at."""
+        """Compute the pseudo masks of `x_unlabeled`, and return every step on the way."""
         predictor = self.net if self.teacher is None else self.teacher.net
         partners, mix = None, None
         if self.direct == 1 and self.paste is None:
@@ -302,12 +304,12 @@ class GuidedMix(Method):
         x_unlabeled: Tensor,
         generator: torch.Generator | None,
     ) -> tuple[Partners, Tensor, Mix | None]:
-        """Find partners, predict directly, and mix where `direct` leaves that a weight."""
+        """Find partners, predict directly, and mix if `direct` is below 1."""
         n, size = len(x_labeled), (x_labeled.shape[2], x_labeled.shape[3])
         features = predictor.encode(torch.cat([x_labeled, x_unlabeled]))
         key, query = predictor.pool(features).tensor_split([n])
         mixes = self.direct < 1
-        if not mixes:  # then nobody asks what it says of the labeled images
+        if not mixes:  # predictions for the labeled images are not needed
             features = [f[n:] for f in features]
         probs = G.probabilities(predictor.decode(features, size))
         labeled, direct = probs.tensor_split([n]) if mixes else (probs[:0], probs)
@@ -350,7 +352,7 @@ class GuidedMix(Method):
         embedding: Tensor,
         generator: torch.Generator | None,
     ) -> dict[str, Tensor]:
-        """Eq. 11-12: decoupling two labeled images; only the mixed prediction gets a gradient."""
+        """Decouple two labeled images (Eq. 11-12); only the mixed prediction gets a gradient."""
         probs = G.probabilities(logits).detach()
         partner = self.selector(embedding, embedding, exclude_self=True, generator=generator)
         mixed = self.mixer(x[partner], x, generator=generator)
@@ -362,7 +364,7 @@ class GuidedMix(Method):
 
 
 def warn_of_other_weights(reference: LabeledReference, encoder: nn.Module) -> None:
-    """Warn where a reference was copied from the encoder before its weights were loaded."""
+    """Warn if a reference was copied from the encoder before its weights were loaded."""
     pairs = zip(reference.encoder.parameters(), encoder.parameters(), strict=True)
     if not all(torch.equal(own, other) for own, other in pairs):
         warnings.warn(

@@ -1,4 +1,4 @@
-"""The parts of GuidedMix: what can be exchanged, what each variant makes of it, and how it is made."""
+"""The parts of GuidedMix: the exchangeable parts, their options in each variant, and how they are made."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Variant = Literal["default", "paper"]
 
 
 class GuidedMixParts(TypedDict, total=False):
-    """List what can be exchanged in `GuidedMix`: a part, a mapping of its options, or None to go without it.
+    """The exchangeable parts of `GuidedMix`: each a part, a mapping of its options, or None to leave it out.
 
-    Options that are not said stay as the variant has them, whether the others come in a mapping or in a part. A
-    selector may be given by its name.
+    Options that are not given keep the variant's values, whether the others come in a mapping or in a part. A
+    selector may be given by name.
     """
 
     selector: protocols.PairSelector | Literal["similar", "random"] | Options
@@ -51,7 +51,7 @@ class GuidedMixParts(TypedDict, total=False):
     drop: float
 
 
-# What a variant makes of each part: its options, or None where it does without the part.
+# The options of each part in each variant; None leaves the part out.
 VARIANTS: dict[Variant, dict[str, Any]] = {
     # The settings measured in `docs/results.md`.
     "default": {
@@ -104,7 +104,7 @@ SELECTORS = {"random": RandomPairSelector, "similar": SimilarPairSelector}
 
 
 def part_makers(net: GuidedMixNet) -> dict[str, Callable[..., Any]]:
-    """Say what makes each part from its options."""
+    """Return the function that makes each part from its options."""
     return {
         "selector": SimilarPairSelector,
         "mixer": LabeledUnlabeledMixer,
@@ -126,7 +126,7 @@ def make_parts(
     given: GuidedMixParts,
     further: Mapping[str, Options],
 ) -> dict[str, Any]:
-    """Make every part of a variant, but for what is given of it; `further` options belong to both variants."""
+    """Make every part of a variant, except the given ones; `further` options apply to both variants."""
     parts = {**VARIANTS[variant], **given}
     if isinstance(name := parts["selector"], str):
         if name.lower() not in SELECTORS:
@@ -143,7 +143,7 @@ REQUIRED = ("selector", "mixer", "decoupler", "criterion")
 
 
 def check_criterion(criterion: Any, ignore_index: int | None) -> None:
-    """Refuse what is no objective of all terms, and another `ignore_index` than the method's."""
+    """Refuse a criterion that lacks terms, or whose `ignore_index` differs from the method's."""
     needed = ("ignore_index", "threshold", "classification", "decoupling")
     if not all(hasattr(criterion, name) for name in needed):
         raise TypeError(

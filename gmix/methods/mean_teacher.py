@@ -1,4 +1,4 @@
-"""Mean Teacher: agree with an average of yourself."""
+"""Mean Teacher: agree with an average of the network's own weights."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ __all__ = ["MeanTeacher"]
 
 
 class MeanTeacher(Method):
-    r"""The student's prediction on a changed image towards its EMA teacher's on the image as it is.
+    r"""Learn, on a changed image, the prediction of an EMA teacher for the unchanged image.
 
     $$L = L_{sup} + w\,\omega(t)\,\lVert \hat y(\mathrm{view}(x_u)) - \hat y'(x_u) \rVert^2$$
 
-    The paper disturbs both inputs with noise, shifts and flips. For segmentation the second view has to keep every
-    pixel where it is: strong colours, as in the mean teacher French et al. compare with.
+    The paper disturbs both inputs with noise, shifts and flips. For segmentation the second view must not move pixels,
+    so it changes colours strongly, as in the mean teacher that French et al. compare with.
 
     Args:
         net: The network to train.
         unsupervised: $w$.
-        decay: Of the teacher.
-        ramp_length: Share of the training over which $\omega$ rises to 1. The paper: 5 of 60 epochs.
-        mean: Per channel, what was subtracted from the images (in 0..1) when they were normalised.
-        std: Per channel, what they were divided by. Both serve the strong colours, the part `color`.
-        supervised: Loss of the labeled images in place of cross-entropy, as in every [`Method`][gmix.methods.Method].
+        decay: Decay of the teacher.
+        ramp_length: Share of the training during which $\omega$ rises to 1. The paper: 5 of 60 epochs.
+        mean: Mean per channel that the images (in 0..1) were normalised with.
+        std: Standard deviation per channel that they were normalised with. The strong colours (`color`) use both.
+        supervised: Loss of the labeled images instead of cross-entropy, as in every [`Method`][gmix.methods.Method].
         ignore_index: Mask value without a class.
 
     Returns:
         `supervised`, `unsupervised` and `total`.
 
     Raises:
-        ValueError: `ramp_length` outside [0, 1].
+        ValueError: If `ramp_length` is outside [0, 1].
 
     Reference:
         Tarvainen & Valpola, "Mean teachers are better role models", 2017; for segmentation French et al., 2020.
@@ -73,6 +73,7 @@ class MeanTeacher(Method):
         self.ramp_length = ramp_length
 
     def losses(self, step: Step) -> dict[str, Tensor]:
+        """Compute the supervised loss, and the squared error against the teacher."""
         x_labeled, y_labeled, x_unlabeled, progress, valid, generator = step
         with torch.no_grad():
             target = G.probabilities(self.teacher.net(x_unlabeled))

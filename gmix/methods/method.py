@@ -1,4 +1,4 @@
-"""What every training method is: a network, and one call."""
+"""The base class of all training methods: a network, and one call."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = ["Method", "Step"]
 
 
 class Step(NamedTuple):
-    """What a method learns from in one step; the shapes are checked."""
+    """The inputs of one step, with checked shapes."""
 
     x_labeled: Tensor  # (N, C, H, W)
     y_labeled: Tensor  # (N, H, W) int64
@@ -46,48 +46,48 @@ class Step(NamedTuple):
 
 
 class Method(ChecksState):
-    """A way to train a network on labeled and unlabeled images. Every method is called like this one.
+    """Train a network on labeled and unlabeled images. Every method is called like this one.
 
-    A subclass writes `losses`; `forward` is the same for all.
+    A subclass implements `losses`; `forward` is the same for all.
 
-    Whatever a method needs besides the network (a teacher, a second student, auxiliary decoders) is part of the
-    method: it is saved and resumed with it, and never reaches `net.model`, the model that is deployed.
+    Everything that a method needs besides the network (a teacher, a second student, auxiliary decoders) is part of the
+    method: it is saved and resumed with it, and is not part of `net.model`, the model that is deployed.
 
     Args:
         net: The network to train.
-        supervised: Loss of the labeled images in place of cross-entropy, for instance
+        supervised: Loss of the labeled images instead of cross-entropy, for instance
             `smp.losses.DiceLoss("multiclass", ignore_index=255)`: called with float32 logits `(N, K, H, W)` and
-            masks `(N, H, W)`, returns a scalar. What it ignores is its own business.
+            masks `(N, H, W)`, returns a scalar. It handles ignored pixels itself.
         ignore_index: Mask value without a class.
-        threshold: Least confidence of a pseudo label that is learned, in [0, 1]; None leaves that of the class.
+        threshold: Least confidence of a pseudo label that is learned, in [0, 1]; None keeps the default of the class.
 
     Shape:
         - `x_labeled` `(N, C, H, W)`, `y_labeled` `(N, H, W)` of any integer type, `x_unlabeled` `(M, C, H, W)`: a
-          batch of normalised float32 images and their masks
-        - `progress` in [0, 1]: the share of the training that is done, `step / steps`; methods without a ramp can
-          do without. A number or, for `torch.compile`, a 0-dimensional tensor
-        - `valid_unlabeled` `(M, H, W)` bool: False on padding
-        - `generator`: on the images' device; without it torch's global one is used, the only one that
-          `torch.compile` knows
+          batch of normalised float32 images and their masks.
+        - `progress` in [0, 1]: the share of the training that is done, `step / steps`; methods without a ramp do
+          not need it. A number or, for `torch.compile`, a 0-dimensional tensor.
+        - `valid_unlabeled` `(M, H, W)` bool: False on padding.
+        - `generator`: on the images' device; by default torch's global generator, the only one that
+          `torch.compile` supports.
         - `step_started`: whether a loop that splits its batch into micro-batches has called `on_step_start` for
-          this step
+          this step.
 
     Returns:
-        Named float32 scalars, each unweighted, and `total`, what is to be minimised.
+        Named float32 scalars, each unweighted, and `total`, the value to minimise.
 
     Raises:
-        TypeError: A network that is not wrapped, or a `supervised` loss that cannot be called or returns no scalar.
-        ValueError: No labeled images, no unlabeled ones for a method that needs them, shapes that do not fit, no
-            `progress`, or one or a `threshold` outside [0, 1], masks with other values than classes and
-            `ignore_index`, or images that are not normalised. Values are looked at in the first images, and where they
-            need not be waited for (not on a GPU) in all masks; a compiled call looks at none.
+        TypeError: If the network is not wrapped, or the `supervised` loss cannot be called or returns no scalar.
+        ValueError: If there are no labeled images, or no unlabeled images for a method that needs them; if shapes do
+            not fit; if `progress` is missing, or it or `threshold` is outside [0, 1]; if masks have other values than
+            classes and `ignore_index`; or if images are not normalised. Values are checked in the first images, and on
+            a CPU in all masks; a compiled call checks none.
     """
 
     __call__: Callable[..., dict[str, Tensor]]
     needs_unlabeled = True
-    # A method whose losses do not look at it sets this to False.
+    # A method whose losses do not depend on it sets this to False.
     needs_progress = True
-    # Pixels whose pseudo label is less sure are not learned; a method with a threshold sets its own.
+    # Pixels whose pseudo label has a lower confidence are not learned; a method with a threshold sets its own.
     threshold: float = 0.0
 
     def __init__(
@@ -130,6 +130,7 @@ class Method(ChecksState):
         generator: torch.Generator | None = None,
         step_started: bool = False,
     ) -> dict[str, Tensor]:
+        """Check the inputs, begin a step where one begins, and compute its named losses."""
         y_labeled = self._check_labeled(x_labeled, y_labeled)
         x_unlabeled = self._unlabeled(x_labeled, x_unlabeled, valid_unlabeled)
         progress = self._progress(progress)
@@ -141,30 +142,30 @@ class Method(ChecksState):
                 warn_if_alone(self)
             if torch.compiler.is_compiling() or self.step_started_at != weights_version(self.net):
                 self.on_step_start(x_labeled, y_labeled)
-            else:  # one more micro-batch of the same step
+            else:  # another micro-batch of the same step
                 self.observe(x_labeled, y_labeled)
         return self.losses(
             Step(x_labeled, y_labeled, x_unlabeled, progress, valid_unlabeled, generator)
         )
 
     def remember(self, labeled: LabeledDataset) -> None:
-        """Look at the labeled images once before training, in a method that asks them later; most do not.
+        """Remember the labeled images before training, in a method that refers to them later; most do not.
 
         Args:
-            labeled: A list or data set of pairs, an image `(C, H, W)` as it is tested, normalised and not augmented,
+            labeled: A list or data set of pairs, an image `(C, H, W)` as for testing, normalised and not augmented,
                 and its mask `(H, W)`.
         """
 
     def on_step_start(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
-        """Begin a step, before anything is learned from it: a teacher moves on, a memory takes the labeled images.
+        """Begin a step, before anything is learned from it: update the teacher and observe the labeled images.
 
-        A call of the method does this itself, at the first call and then whenever the weights have moved since: of
-        several calls before one step of the optimizer (gradient accumulation), the first moves the teacher. (A
-        compiled call cannot tell, and begins.) A loop that has all labeled images of a step at hand may call it with
-        them, and then the method with `step_started=True` for each micro-batch.
+        A call of the method does this itself, at the first call and then whenever the weights have changed: among
+        several calls before one step of the optimizer (gradient accumulation), the first updates the teacher. (A
+        compiled call cannot tell, and always begins a step.) A loop that has all labeled images of a step may call
+        this with them, and then the method with `step_started=True` for each micro-batch.
 
         Raises:
-            ValueError: Masks that cannot be learned; then nothing has changed.
+            ValueError: If masks cannot be learned; then nothing has changed.
         """
         y_labeled = self._check_labeled(x_labeled, y_labeled)
         if not torch.compiler.is_compiling():
@@ -175,16 +176,16 @@ class Method(ChecksState):
         self.observe(x_labeled, y_labeled)
 
     def observe(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
-        """Keep what later steps need of labeled images, all of which come here once; nothing unless overridden."""
+        """Observe each labeled image once, for use in later steps; does nothing unless overridden."""
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode as ever, but for BatchNorm layers that are frozen: their statistics stay, too."""
+        """Set the mode, but keep frozen BatchNorm layers in eval mode, so that their statistics do not change."""
         super().train(mode)
         freeze_statistics(self)
         return self
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        """What a method is: the named losses of one step."""
+        """Compute the named losses of one step; every method implements this."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -195,10 +196,10 @@ class Method(ChecksState):
         x_unlabeled: Tensor,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """What this method would learn from if it met `x_unlabeled`: probabilities `(M, K, H, W)`.
+        """Compute the pseudo masks that this method would learn for `x_unlabeled`: probabilities `(M, K, H, W)`.
 
-        Changes nothing, so that the pseudo masks of images whose masks are known can be judged at any time.
-        Unless a method says otherwise, its teacher's prediction, or without one its own in eval mode.
+        Changes nothing, so the pseudo masks of images whose masks are known can be judged at any time.
+        By default this is the prediction of the teacher or, without a teacher, of the network, in eval mode.
         """
         teacher = getattr(self, "teacher", None)
         net = self.net if teacher is None else teacher.net
@@ -206,7 +207,7 @@ class Method(ChecksState):
             teacher.catch_up(self.net)
         with eval_mode(net):
             probs = G.probabilities(net(x_unlabeled))
-        # torch up to 2.9, at least, keeps weights cast here, without a gradient, for what is learned next.
+        # torch (up to 2.9 at least) would reuse the weights cast here, without gradients, in the next training step.
         torch.clear_autocast_cache()
         return probs
 
@@ -214,7 +215,7 @@ class Method(ChecksState):
         """Compute the loss of the labeled images, the one term all methods have.
 
         Raises:
-            TypeError: The loss the method was given returns no scalar.
+            TypeError: If the given loss does not return a scalar.
         """
         if self.supervised_loss is None:
             return G.cross_entropy(logits, y, ignore_index=self.ignore_index)
@@ -229,7 +230,7 @@ class Method(ChecksState):
         return loss.float()
 
     def _check_labeled(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the masks as int64; refuse what cannot be learned before a teacher or a memory has changed."""
+        """Return the masks as int64; refuse those that cannot be learned, before a teacher or a memory changes."""
         y = check_masks(y, x)
         if not (torch.compiler.is_compiling() or (self.masks_seen and y.device.type != "cpu")):
             self.masks_seen = True
@@ -239,7 +240,7 @@ class Method(ChecksState):
     def _unlabeled(
         self, x_labeled: Tensor, x_unlabeled: Tensor | None, valid: Tensor | None
     ) -> Tensor:
-        """The unlabeled images, if all shapes fit."""
+        """Return the unlabeled images, if all shapes fit."""
         if not self.needs_unlabeled:
             return x_labeled[:0] if x_unlabeled is None else x_unlabeled
         if x_unlabeled is None or not len(x_unlabeled):
@@ -252,7 +253,7 @@ class Method(ChecksState):
         return x_unlabeled
 
     def _progress(self, progress: float | Tensor | None) -> float | Tensor:
-        """The share of the training that is done, which a method with a ramp has to be told."""
+        """Return the share of the training that is done, which a method with a ramp needs."""
         if progress is not None:
             check_progress(progress)
         elif self.needs_progress:
@@ -263,7 +264,7 @@ class Method(ChecksState):
         return 1.0 if progress is None else progress
 
     def _look_once(self, *images: Tensor) -> None:
-        """Look at the values of the first images, which a GPU has to be waited for."""
+        """Check the values of the first images, which waits for a GPU."""
         if torch.compiler.is_compiling() or self.images_seen:
             return
         color = next((m for m in self.modules() if isinstance(m, StrongColor)), None)
@@ -271,4 +272,4 @@ class Method(ChecksState):
             if len(x):
                 check_images(x, color)
         self.images_seen = True
-        freeze_statistics(self)  # of what was frozen after `train`
+        freeze_statistics(self)  # for layers frozen after `train`

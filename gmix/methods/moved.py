@@ -1,4 +1,4 @@
-"""Tell whether a network has learned since: several calls of a method may make one step of an optimizer."""
+"""Detection of weight changes: several calls of a method may belong to one step of an optimizer."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ __all__ = ["weights_version"]
 
 
 class _Counter:
-    """Counts the steps of all optimizers of this process, from the first time it is asked."""
+    """Count the steps of all optimizers of this process, from the first call of `read`."""
 
     def __init__(self) -> None:
         self.steps = 0
         self.hook: Any = None
 
     def count(self, *_: Any) -> None:
+        """Count a step."""
         self.steps += 1
 
     def read(self) -> int:
+        """Return the number of steps since the first call."""
         if self.hook is None:
             self.hook = register_optimizer_step_post_hook(self.count)
         return self.steps
@@ -30,9 +32,10 @@ _counter = _Counter()
 
 
 def weights_version(module: nn.Module) -> tuple[int, int]:
-    """Return what is another value once an optimizer has stepped, or the weights were changed by hand.
+    """Return a value that changes when an optimizer steps, or when the weights are changed by hand.
 
-    Optimizers are counted, because some write into `p.data` or past torch, which no version of a tensor shows.
+    The steps of optimizers are counted, because some write into `p.data` or past torch, which does not change the
+    version of a tensor.
 
     Examples:
         >>> import torch

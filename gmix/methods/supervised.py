@@ -16,13 +16,13 @@ __all__ = ["Supervised"]
 
 
 class Supervised(Method):
-    """Cross-entropy on the labeled images; unlabeled ones are not looked at.
+    """Learn from the labeled images with cross-entropy; unlabeled images are not used.
 
     Args:
         net: The network to train.
-        adjustment: Adjusts the logits before the loss for how frequent their classes are; the part, or a mapping of its
-            options. GuidedMix has it by default; with it here, what the unlabeled images alone are worth can be told.
-        supervised: Loss of the labeled images in place of cross-entropy, as in every [`Method`][gmix.methods.Method].
+        adjustment: Adjusts the logits for the frequency of their classes before the loss; the part, or a mapping of its
+            options. With the same adjustment in GuidedMix, the difference is due to the unlabeled images alone.
+        supervised: Loss of the labeled images instead of cross-entropy, as in every [`Method`][gmix.methods.Method].
         ignore_index: Mask value without a class.
 
     Returns:
@@ -58,6 +58,7 @@ class Supervised(Method):
             self.adjustment.add(y_labeled, ignore_index=self.ignore_index)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
+        """Compute the loss of the labeled images."""
         logits = self.net(step.x_labeled)
         if self.adjustment is not None:
             logits = self.adjustment(logits)

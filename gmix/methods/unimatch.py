@@ -1,4 +1,4 @@
-"""UniMatch: FixMatch with two strong views and one disturbed in the features."""
+"""UniMatch: FixMatch with two strong views and a view with disturbed features."""
 
 from __future__ import annotations
 
@@ -20,31 +20,32 @@ __all__ = ["UniMatch"]
 
 
 class UniMatch(Method):
-    r"""Two strong views and a view with half of the feature channels dropped learn the weak view's sure labels.
+    r"""Learn the sure labels of the weak view on two strong views and a view with half of the channels dropped.
 
     $$L = L_{sup} + \tfrac{w}{2}(L_{s1} + L_{s2}) + w_{f} L_{features}$$
 
-    each $L$ as in [`FixMatch`][gmix.methods.FixMatch]. The authors divide the whole by 2, which AdamW does not notice.
+    with each $L$ as in [`FixMatch`][gmix.methods.FixMatch]. The authors divide the sum by 2, which does not change
+    AdamW's steps.
 
-    A `teacher` helps where masks are few, as with [`FixMatch`][gmix.methods.FixMatch]; UniMatch V2 has one.
+    A `teacher` helps if there are few masks, as with [`FixMatch`][gmix.methods.FixMatch]; UniMatch V2 has one.
 
     Args:
         net: The network to train.
-        threshold: Least confidence of a label.
+        threshold: Least confidence of a label that is learned.
         strong: $w$ of the two strong views together.
-        features: $w_f$ of the view disturbed in the features.
-        drop: Share of channels that are dropped from the encoder's maps.
-        teacher: Labels the unlabeled images in place of the network itself; a teacher, or a mapping of its options.
-        mean: Per channel, what was subtracted from the images (in 0..1) when they were normalised.
-        std: Per channel, what they were divided by. Both serve the strong view, the part `view`.
-        supervised: Loss of the labeled images in place of cross-entropy, as in every [`Method`][gmix.methods.Method].
+        features: $w_f$ of the view with disturbed features.
+        drop: Share of the channels of the encoder's maps that are dropped.
+        teacher: Labels the unlabeled images instead of the network itself; a teacher, or a mapping of its options.
+        mean: Mean per channel that the images (in 0..1) were normalised with.
+        std: Standard deviation per channel that they were normalised with. The strong view (`view`) uses both.
+        supervised: Loss of the labeled images instead of cross-entropy, as in every [`Method`][gmix.methods.Method].
         ignore_index: Mask value without a class.
 
     Returns:
         `supervised`, `strong` (mean of the two), `features` and `total`.
 
     Raises:
-        ValueError: `threshold` outside [0, 1].
+        ValueError: If `threshold` is outside [0, 1].
 
     Reference:
         Yang, Qi, Feng, Zhang, Shi, "Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic
@@ -82,6 +83,7 @@ class UniMatch(Method):
         self.drop = drop
 
     def losses(self, step: Step) -> dict[str, Tensor]:
+        """Compute the supervised loss, and the cross-entropies of the three views."""
         x_labeled, y_labeled, x_unlabeled, _, valid, generator = step
         n, m, size = len(x_labeled), len(x_unlabeled), (x_labeled.shape[2], x_labeled.shape[3])
         views = [self.view(x_unlabeled, generator) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Logit adjustment: rare classes are not to be outvoted by frequent ones."""
+"""Logit adjustment: keep frequent classes from outvoting rare ones."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ __all__ = ["LogitAdjustment"]
 
 
 class LogitAdjustment(nn.Module):
-    r"""Add the logarithm of how frequent each class is to logits before their loss is taken.
+    r"""Add the log frequency of each class to the logits before the loss.
 
     $$z'_k = z_k + \tau \log \pi_k$$
 
-    $\pi_k$ is the share of class k of all labeled pixels so far. What the loss then teaches $z'$ about frequency, $z$
-    need not know: the predictions of the network are those for classes that are equally frequent ($\tau = 1$), or
-    half-way there ($\tau = 0.5$). In self-training that matters twice: a rare class that the teacher hardly ever
-    names is soon not learned at all.
+    $\pi_k$ is the share of class k among all labeled pixels so far. The loss sees the frequencies in $z'$, so $z$ does
+    not have to learn them: the network predicts as if all classes were equally frequent ($\tau = 1$), or half-way
+    there ($\tau = 0.5$). In self-training this matters twice: a rare class that the teacher hardly ever predicts is
+    soon not learned at all.
 
-    Call it for labeled images only. Pseudo masks come from the network as it is, and teach it as it is: adjusted
-    once more, their rare classes would grow from step to step.
+    Call it for labeled images only. Pseudo masks come from the unadjusted network and train the unadjusted network:
+    adjusted again, their rare classes would grow from step to step.
 
     Args:
         classes: Number of logit channels K; 1 is binary, where $z' = z + \tau \log(\pi_1 / \pi_0)$.
         strength: $\tau$, at least 0.
-        floor: The least $\pi_k$ that is taken for true, above 0. A class not seen yet is not adjusted.
+        floor: Lower bound of $\pi_k$, above 0. A class that has not been seen yet is not adjusted.
 
     Shape:
-        - `logits` `(N, K, H, W)`, `y` `(N, H, W)` int64; values outside of the classes (255) are not counted, nor
-          is anything without `y` (for those who call `add`) or in eval mode
-        - output: `(N, K, H, W)`
+        - `logits` `(N, K, H, W)`, `y` `(N, H, W)` int64; values outside the classes (255) are not counted.
+          Nothing is counted in eval mode or without `y` (for callers that use `add`).
+        - Output: `(N, K, H, W)`.
 
     Raises:
         ValueError: `strength` below 0 or `floor` outside (0, 1].
@@ -67,16 +67,17 @@ class LogitAdjustment(nn.Module):
         self.register_buffer("pixels", torch.zeros(max(classes, 2), dtype=torch.int64))
 
     def add(self, y: Tensor, *, ignore_index: int = 255) -> None:
-        """Count the pixels of masks `(N, H, W)` that are not ignored; of several processes, those of all.
+        """Count the pixels of masks `(N, H, W)` that are not ignored, summed over all processes.
 
         Raises:
-            ValueError: If there are so many classes that 255 is one, and is ignored.
+            ValueError: If 255 is both a class and `ignore_index`.
         """
         check_ignore_index(self.classes, ignore_index)
         pixels = G.pixels_of_classes(y.long().masked_fill(y == ignore_index, -1), len(self.pixels))
         self.pixels += gather(pixels[None]).sum(0)
 
     def forward(self, logits: Tensor, y: Tensor | None = None) -> Tensor:
+        """Add the class offsets to the logits; in train mode, count the masks `y` first."""
         if self.training and y is not None:
             self.add(y)
         share = self.pixels / self.pixels.sum().clamp(min=1)
@@ -85,4 +86,5 @@ class LogitAdjustment(nn.Module):
         return logits + offset[:, None, None]
 
     def extra_repr(self) -> str:
+        """Return the options that `repr` shows."""
         return f"strength={self.strength}, floor={self.floor}"

@@ -16,8 +16,8 @@ __all__ = ["SoftDecoupler"]
 class SoftDecoupler(nn.Module):
     r"""Subtract the labeled image's prediction from the mixed one, in probability space.
 
-    $D = P_{mix} - \lambda P_l$ (`mode="soft"`) or $P_{mix} - P_l$ (`"hard"`, for the ablation), then brought back
-    to a distribution. Functional twin with every detail: [`decouple`][gmix.functional.decouple].
+    $D = P_{mix} - \lambda P_l$ (`mode="soft"`) or $P_{mix} - P_l$ (`"hard"`, for the ablation), then normalised
+    to a distribution. See [`decouple`][gmix.functional.decouple], its functional twin, for every detail.
 
     Args:
         mode: `"soft"` (Eq. 8) or `"hard"` (Eq. 7).
@@ -25,11 +25,11 @@ class SoftDecoupler(nn.Module):
             `"none"` (as printed).
 
     Shape:
-        - `probs_mixed`, `probs_labeled`: `(N, K, H, W)` probabilities; `lam`: `(N,)`
-        - output: float32 `(N, K, H, W)`
+        - `probs_mixed`, `probs_labeled`: `(N, K, H, W)` probabilities; `lam`: `(N,)`.
+        - Output: float32 `(N, K, H, W)`.
 
     Raises:
-        ValueError: Unknown options, or shapes that differ.
+        ValueError: If an option is unknown, or shapes differ.
 
     Reference:
         GuidedMix-Net, Sec. 3.3, Eq. 6-8.
@@ -45,14 +45,16 @@ class SoftDecoupler(nn.Module):
     @remember_given
     def __init__(self, mode: Mode = "soft", normalize: Normalize = "renormalize") -> None:
         super().__init__()
-        # Decoupling nothing refuses bad options now, not at the first step.
+        # Decouple an empty batch, to refuse bad options now, not at the first step.
         nothing = torch.zeros(0, 2, 1, 1)
         G.decouple(nothing, nothing, torch.zeros(0), mode=mode, normalize=normalize)
         self.mode: Mode = mode
         self.normalize: Normalize = normalize
 
     def forward(self, probs_mixed: Tensor, probs_labeled: Tensor, lam: Tensor) -> Tensor:
+        """Decouple the mixed prediction."""
         return G.decouple(probs_mixed, probs_labeled, lam, mode=self.mode, normalize=self.normalize)
 
     def extra_repr(self) -> str:
+        """Return the options that `repr` shows."""
         return f"mode={self.mode!r}, normalize={self.normalize!r}"

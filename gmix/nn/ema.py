@@ -16,20 +16,20 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 class EMATeacher(nn.Module, Generic[Net]):
-    r"""The exponential moving average of a student's weights: $\theta' \leftarrow d\,\theta' + (1-d)\,\theta$.
+    r"""Average a student's weights exponentially: $\theta' \leftarrow d\,\theta' + (1-d)\,\theta$.
 
-    Always in eval mode and without gradients, so looking at mixed images never disturbs a BatchNorm statistic.
-    Early on the decay is $\min(d, (1+t)/(10+t))$: the teacher averages about the last tenth of the steps so far. A
-    mean over weights that are far apart, as that of all first steps, is a poor network.
+    The teacher is always in eval mode and without gradients, so mixed images never change its BatchNorm statistics.
+    Early on the decay is $\min(d, (1+t)/(10+t))$: the teacher averages about the last tenth of the steps so far,
+    because a mean over weights that are far apart, as in the first steps, is a poor network.
     The first update copies the student: weights that were loaded after the teacher was built reach it.
-    BatchNorm statistics and other buffers are copied: they are averages already.
+    BatchNorm statistics and other buffers are copied, because they are averages already.
 
     Args:
         student: The network to follow; it is deep-copied.
         decay: $d$, in [0, 1).
 
     Raises:
-        ValueError: `decay` out of range.
+        ValueError: If `decay` is out of range.
 
     Reference:
         Tarvainen & Valpola, "Mean teachers are better role models", 2017; early decay as in TensorFlow's
@@ -61,7 +61,7 @@ class EMATeacher(nn.Module, Generic[Net]):
         """Move one step towards `student`."""
         # A tensor, not a Python number: reading it would wait for the GPU.
         keep = ((1 + self.step) / (10 + self.step)).clamp(max=self.decay)
-        # Before its first step it knows nothing of its own: weights may have been loaded since it was built.
+        # The first step copies the student: its weights may have been loaded since the teacher was built.
         keep = torch.where(self.step == 0, 0.0, keep)
         for mean, new in zip(self.net.parameters(), student.parameters(), strict=True):
             mean.lerp_(new, 1 - keep)
@@ -71,13 +71,14 @@ class EMATeacher(nn.Module, Generic[Net]):
 
     @torch.no_grad()
     def catch_up(self, student: nn.Module) -> None:
-        """Copy the student if no step was taken yet, for who asks before the first `update`; a GPU is waited for."""
+        """Copy the student if there was no `update` yet, for callers that need predictions earlier; waits for a GPU."""
         if not self.step:
             self.net.load_state_dict(student.state_dict())
 
     def train(self, mode: bool = True) -> EMATeacher[Net]:
-        """A teacher never trains, whatever its owner does."""
+        """Stay in eval mode, whatever mode the owner sets."""
         return super().train(False)
 
     def extra_repr(self) -> str:
+        """Return the options that `repr` shows."""
         return f"decay={self.decay}"

@@ -1,4 +1,4 @@
-"""Modules that hold a frozen encoder: it is rebuilt, not saved; what is saved is a checksum of it."""
+"""Modules that hold a frozen encoder: the encoder is rebuilt, not saved; only its checksum is saved."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def checksum(module: nn.Module) -> Tensor:
 
 
 class HoldsFrozenEncoder(nn.Module):
-    """Keeps `self.encoder` out of the state: whoever loads it has built the same one, from the same weights."""
+    """Keep `self.encoder` out of the state: build the same encoder, from the same weights, before loading."""
 
     encoder: Any
     encoder_sum: Tensor
@@ -49,7 +49,7 @@ class HoldsFrozenEncoder(nn.Module):
         return state
 
     def state_fault(self, state: Mapping[str, Any], prefix: str = "") -> str | None:
-        """Say why a state is not one of this module, if its encoder was another."""
+        """Say why a state does not fit this module, if it was saved with another encoder."""
         saved = state.get(f"{prefix}encoder_sum")
         if saved is None or torch.equal(saved.cpu(), self._sum().cpu()):
             return None
@@ -62,7 +62,7 @@ class HoldsFrozenEncoder(nn.Module):
         self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         fault = self.state_fault(state_dict, prefix)
-        state_dict.update(self._encoder_names(prefix))  # which torch would call missing
+        state_dict.update(self._encoder_names(prefix))  # torch would report these as missing
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if fault is not None:
             args[4].append(fault)  # the errors that torch collects
@@ -71,7 +71,7 @@ class HoldsFrozenEncoder(nn.Module):
         return {f"{prefix}encoder.{name}": t for name, t in self.encoder.state_dict().items()}
 
     def _sum(self) -> Tensor:
-        """The checksum, taken anew only where somebody has written into the encoder."""
+        """Return the checksum, recomputed only if the encoder has changed."""
         version = sum(t._version for t in (*self.encoder.parameters(), *self.encoder.buffers()))
         if self._summed != version:
             self.encoder_sum.copy_(checksum(self.encoder))

@@ -1,4 +1,4 @@
-"""Parts remember which of their options were given, so that a method can fill in the others."""
+"""Parts that remember which of their options were given, so that a method can fill in the others."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ def remember_given(
 
 
 def make_part(name: str, make: Callable[..., Any], options: Options, given: Any = None) -> Any:
-    """Make a part of a method, or complete the one that was given: what is not said is as in `options`.
+    """Make a part of a method, or complete a given one with `options`.
 
     Args:
-        name: Of the part, for errors.
+        name: Name of the part, for errors.
         make: Makes the part from its options.
-        options: The method's own, in place of those of `make`.
-        given: Options that go before, or a part. A part stays the object it is; of a class that does not
-            remember what it was given, it stays as it is, too.
+        options: The method's defaults, which replace those of `make`.
+        given: Options that take precedence, or a part. The method uses the part itself, not a copy. A part whose class
+            does not remember its options is left unchanged.
 
     Raises:
-        TypeError: `given` is neither, or `make` has no such option.
-        ValueError: A part that another method has completed in another way.
+        TypeError: If `given` is neither, or `make` does not have an option.
+        ValueError: If another method has completed the part in another way.
 
     Examples:
         >>> from gmix import LabeledUnlabeledMixer
@@ -64,7 +64,7 @@ def make_part(name: str, make: Callable[..., Any], options: Options, given: Any 
     """
     if given is None or isinstance(given, Mapping):
         return make(**{**options, **(given or {})})
-    kind: Any = getattr(make, "func", make)  # what a `functools.partial` makes
+    kind: Any = getattr(make, "func", make)  # unwraps a `functools.partial`
     if not callable(given) or isinstance(given, type):
         raise TypeError(
             f"{name} must be a mapping of its options, {kind.__name__} or None, got {given!r}"
@@ -75,15 +75,15 @@ def make_part(name: str, make: Callable[..., Any], options: Options, given: Any 
 
 
 def optional_part(name: str, make: Callable[..., Any], given: Any) -> Any:
-    """Make a part that a method does without unless it, or a mapping of its options, is given."""
+    """Make an optional part: None unless the part, or a mapping of its options, is given."""
     return None if given is None else make_part(name, make, {}, given)
 
 
 def fill_in(name: str, part: Any, make: Callable[..., Any], options: Options) -> None:
-    """Set those `options` of a part that it was not given."""
+    """Set the `options` that a part was not given."""
     unsaid = options.keys() - part.given_options
     if unsaid:
-        model = make(**options)  # checks them, and knows how they are kept
+        model = make(**options)  # checks the options, and holds them as the part does
         new = {key: getattr(model, key) for key in sorted(unsaid)}
         changed = [key for key, value in new.items() if not equal(getattr(part, key), value)]
         if part.completed and changed:

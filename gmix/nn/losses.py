@@ -20,53 +20,52 @@ Objective = Literal["squared_error", "soft_cross_entropy", "cross_entropy"]
 
 
 class GuidedMixLoss(nn.Module):
-    r"""The sum of up to four terms, each returned by name.
+    r"""Add up to four loss terms, and return each by name.
 
     $$L = L_{sup} + w_{cla} L_{cla} + \omega(t)\,(w_{usup} L_{usup} + w_{dec} L_{dec})$$
 
-    | name | equation | what |
+    | name | equation | meaning |
     |---|---|---|
     | `supervised` | Eq. 1 | cross-entropy of the labeled images; 255 ignored |
-    | `classification` | Sec. 3.1.1 | multi-label BCE: which classes occur in each labeled image |
-    | `unsupervised` | Eq. 10 | the prediction on unlabeled images towards their pseudo masks (detached here) |
-    | `decoupling` | Eq. 11-12 | squared error of a decoupled labeled pair towards its known part (detached here) |
+    | `classification` | Sec. 3.1.1 | multi-label BCE: the classes that occur in each labeled image |
+    | `unsupervised` | Eq. 10 | predictions for unlabeled images against their pseudo masks (detached here) |
+    | `decoupling` | Eq. 11-12 | squared error of a decoupled labeled pair against its known part (detached here) |
 
     $\omega(t) = \exp(-5(1-t/T)^2)$ until `ramp_length` of the training is done
-    ([`ramp_up`][gmix.functional.ramp_up]). A term whose inputs are left out is not in the result. The terms
-    come back unweighted, `total` holds the weighted sum: what is logged is what is learnt.
+    ([`ramp_up`][gmix.functional.ramp_up]). A term whose inputs are missing is not in the result. The terms are
+    returned unweighted; `total` is the weighted sum.
 
-    Three readings of the unsupervised term: `"squared_error"` towards the pseudo mask's distribution (the paper),
-    `"soft_cross_entropy"` towards the same, or `"cross_entropy"` towards its most probable class (FixMatch). The two
-    cross-entropies count pixels whose most probable class has at least `threshold`, weigh them by their
-    [`certainty`][gmix.functional.certainty] to the power of `certainty`, and their mean is over all pixels: pseudo
-    masks that are not sure yet give a small loss. Padding is never learned. It is not among the pixels the mean is over
-    either, but with `"soft_cross_entropy"`, where it counts as pixels that are not sure.
+    The unsupervised term is one of three: `"squared_error"` against the pseudo mask's distribution (the paper),
+    `"soft_cross_entropy"` against the same distribution, or `"cross_entropy"` against its most probable class
+    (FixMatch). The two cross-entropies use only pixels whose most probable class has a probability of at least
+    `threshold`, and weight them by their [`certainty`][gmix.functional.certainty] to the power of `certainty`. Their
+    mean is over all pixels, so unsure pseudo masks give a small loss. Padding is never learned. The mean excludes it,
+    except with `"soft_cross_entropy"`, where it counts as unsure pixels.
 
     Args:
-        objective: Of the unsupervised term, one of the three above.
+        objective: Form of the unsupervised term, one of the three above.
         threshold: Least confidence of a pixel that counts, in [0, 1]; for the cross-entropies.
-        certainty: How much more a sure pixel weighs than an unsure one, at least 0, where all weigh the same; for the
-            cross-entropies.
+        certainty: Exponent of the certainty, at least 0; 0 gives all pixels the same weight. For the cross-entropies.
         classification: Weight $w_{cla}$.
         unsupervised: Weight $w_{usup}$.
         decoupling: Weight $w_{dec}$.
-        ramp_length: Share of the training over which $\omega$ rises to 1, in [0, 1]; 0 for no ramp. The paper
+        ramp_length: Share of the training during which $\omega$ rises to 1, in [0, 1]; 0 for no ramp. The paper
             gives no value.
         ignore_index: Mask value without a class.
 
     Shape:
-        - `logits_labeled` `(N, K, H, W)` and `y_labeled` `(N, H, W)` int64
-        - `supervised`, a scalar: this term computed elsewhere, by another loss than cross-entropy
-        - `class_logits` `(N, K)`
-        - `logits_unlabeled`, `pseudo` (probabilities): `(M, K, H, W)`; `valid` `(M, H, W)` bool, False on padding
-        - `probs_decoupled`, `decoupled_target`: `(N, K, H, W)`
+        - `logits_labeled` `(N, K, H, W)` and `y_labeled` `(N, H, W)` int64.
+        - `supervised`, a scalar: the supervised term, if another loss than cross-entropy computed it.
+        - `class_logits` `(N, K)`.
+        - `logits_unlabeled`, `pseudo` (probabilities): `(M, K, H, W)`; `valid` `(M, H, W)` bool, False on padding.
+        - `probs_decoupled`, `decoupled_target`: `(N, K, H, W)`.
 
     Returns:
-        Named float32 scalars and `"total"`.
+        The named terms and `"total"`, float32 scalars.
 
     Raises:
-        ValueError: A term has one of its two inputs only, an unlabeled one no `progress`, a weight is negative, or
-            shapes do not fit.
+        ValueError: If a term has only one of its two inputs, an unlabeled term has no `progress`, a weight is
+            negative, or shapes do not fit.
 
     Reference:
         GuidedMix-Net, Eq. 1 and 9-12.
@@ -130,6 +129,7 @@ class GuidedMixLoss(nn.Module):
         decoupled_target: Tensor | None = None,
         progress: float | Tensor | None = None,
     ) -> dict[str, Tensor]:
+        """Compute the terms whose inputs are given, and their weighted sum as `total`."""
         _check_both("logits_unlabeled", logits_unlabeled, "pseudo", pseudo)
         _check_both("probs_decoupled", probs_decoupled, "decoupled_target", decoupled_target)
         if supervised is None:
@@ -161,7 +161,7 @@ class GuidedMixLoss(nn.Module):
         return losses
 
     def weight(self, pseudo: Tensor) -> Tensor:
-        """How much each pixel of pseudo masks `(M, K, H, W)` counts in the unsupervised term: `(M, H, W)`, 0..1."""
+        """Compute the weight of each pixel of pseudo masks `(M, K, H, W)` in the unsupervised term: `(M, H, W)`."""
         confidence, _ = G.most_probable(pseudo)
         if self.objective == "squared_error":
             return torch.ones_like(confidence)
@@ -184,6 +184,7 @@ class GuidedMixLoss(nn.Module):
         return G.cross_entropy(logits, labels, weight=weight, ignore_index=self.ignore_index)
 
     def extra_repr(self) -> str:
+        """Return the options that `repr` shows."""
         return (
             f"objective={self.objective!r}, threshold={self.threshold}, "
             f"certainty={self.certainty}, classification={self.classification}, unsupervised={self.unsupervised}, "

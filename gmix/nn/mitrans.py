@@ -14,25 +14,25 @@ __all__ = ["MITransBlock", "NonLocalBlock", "PixelShuffleBlock", "icnr_", "non_l
 
 
 def non_local(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    r"""Let every position look at all positions of its own image (embedded Gaussian, Eq. 4-5).
+    r"""Attend from every position to all positions of the same image (embedded Gaussian, Eq. 4-5).
 
     $$ z_i = \frac{1}{C_i} \sum_j \exp(q_i \cdot k_j / \sqrt{d})\, v_j, \qquad
        C_i = \sum_j \exp(q_i \cdot k_j / \sqrt{d}) $$
 
-    The softmax over the key positions *is* the normaliser: nothing else is divided. The constant
-    `sqrt(d)` could as well sit in the weights that make `query`; it keeps the softmax from
-    saturating when `d` is large. No (H*W) x (H*W) matrix is kept.
+    The softmax over the key positions *is* the normaliser; there is no other division. The constant
+    `sqrt(d)` could as well be part of the weights that compute `query`; it keeps the softmax from
+    saturating when `d` is large. No (H*W) x (H*W) matrix is kept in memory.
 
     Args:
-        query: (N, D, H, W) features that ask.
-        key: (N, D, H, W) features that are compared with.
-        value: (N, 2*D, H, W) features that are averaged.
+        query: `(N, D, H, W)` features of the positions that attend.
+        key: `(N, D, H, W)` features that the queries are compared with.
+        value: `(N, 2*D, H, W)` features that are averaged.
 
     Returns:
-        (N, 2*D, H, W), at each position a convex combination of all values of that image.
+        `(N, 2*D, H, W)`, at each position a convex combination of all values of that image.
 
     Raises:
-        ValueError: if `value` is not (N, 2*D, H, W), or `key` not of `query`'s shape.
+        ValueError: If `value` is not `(N, 2*D, H, W)`, or `key` and `query` have different shapes.
 
     Reference:
         Wang et al., "Non-local Neural Networks", CVPR 2018.
@@ -51,8 +51,8 @@ def non_local(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             f"(N, 2*D, H, W), got {tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}"
         )
 
-    # The kernels whose memory is linear in H*W ask for value heads as wide as the key heads, hence
-    # the value's two halves as two heads under one shared attention map, and for dense channels.
+    # The kernels whose memory is linear in H*W need dense channels and value heads as wide as the key
+    # heads: the two halves of the value become two heads that share one attention map.
     def heads(x: Tensor) -> Tensor:
         return x.reshape(n, -1, d, h * w).mT.contiguous().expand(n, 2, h * w, d)
 
@@ -67,14 +67,14 @@ def icnr_(weight: Tensor, scale: int = 2) -> Tensor:
     first upsampled map has no checkerboard pattern.
 
     Args:
-        weight: (C * scale**2, ...) weight of the convolution before `nn.PixelShuffle(scale)`.
-        scale: upsampling factor.
+        weight: `(C * scale**2, ...)` weight of the convolution before `nn.PixelShuffle(scale)`.
+        scale: Upsampling factor.
 
     Returns:
         `weight` itself.
 
     Raises:
-        ValueError: if the number of kernels is not a multiple of `scale**2`.
+        ValueError: If the number of kernels is not a multiple of `scale**2`.
 
     Reference:
         Aitken et al., "Checkerboard artifact free sub-pixel convolution", 2017.
@@ -104,7 +104,7 @@ def _conv(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 class NonLocalBlock(nn.Module):
-    r"""Non-local attention with a residual, the heart of MITrans (Eq. 4-5).
+    r"""Apply non-local attention with a residual connection, the core of MITrans (Eq. 4-5).
 
     $$ y = x + W_{out}\, \mathrm{non\_local}(W_q x, W_k x, W_v x) $$
 
@@ -115,8 +115,8 @@ class NonLocalBlock(nn.Module):
     Args:
         channels: C, channels of the input and of the output.
 
-    Shapes:
-        (N, C, H, W) -> (N, C, H, W), any H and W; memory is linear in H*W.
+    Shape:
+        - Input, output: `(N, C, H, W)`, any H and W; memory is linear in H*W.
 
     Reference:
         Wang et al., "Non-local Neural Networks", CVPR 2018; GuidedMix-Net, Eq. 4-5.
@@ -142,12 +142,12 @@ class NonLocalBlock(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start without effect: `W_out` is zero. The other maps are left as they are."""
+        """Set `W_out` to zero, so that the block has no effect; leave the other maps unchanged."""
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """Add the attention update to `x`: `(N, C, H, W)` -> `(N, C, H, W)`."""
         update: Tensor = self.out(non_local(self.query(x), self.key(x), self.value(x)))
         return x + update
 
@@ -159,15 +159,16 @@ class PixelShuffleBlock(nn.Module):
     and ReLU. The sub-pixel convolution starts as nearest upsampling (`icnr_`).
 
     Args:
-        in_channels: channels of the coarse map `x`.
-        skip_channels: channels of the finer map `skip`; 0 where there is none.
-        out_channels: channels of the result.
+        in_channels: Channels of the coarse map `x`.
+        skip_channels: Channels of the finer map `skip`; 0 where there is none.
+        out_channels: Channels of the result.
 
-    Shapes:
-        x (N, in, H, W), skip (N, skip, 2H, 2W) or None -> (N, out, 2H, 2W).
+    Shape:
+        - `x`: `(N, in, H, W)`; `skip`: `(N, skip, 2H, 2W)` or None.
+        - Output: `(N, out, 2H, 2W)`.
 
     Raises:
-        ValueError: if `skip` is missing, of other channels, or not twice the size of `x`.
+        ValueError: If `skip` is missing, has another number of channels, or is not twice the size of `x`.
 
     Examples:
         >>> import torch
@@ -189,12 +190,12 @@ class PixelShuffleBlock(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start as nearest upsampling. The convolutions that fuse are left as they are."""
+        """Initialise the upsampling as nearest; leave the fusing convolutions unchanged."""
         icnr_(self.expand.weight)
         nn.init.zeros_(self.expand.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        """(N, in, H, W) and (N, skip, 2H, 2W) -> (N, out, 2H, 2W)."""
+        """Upsample `x` and fuse it with `skip`: `(N, in, H, W)` and `(N, skip, 2H, 2W)` -> `(N, out, 2H, 2W)`."""
         n, _, h, w = x.shape
         expected = (n, self.skip_channels, 2 * h, 2 * w)
         if skip is None and self.skip_channels == 0:
@@ -211,23 +212,23 @@ class PixelShuffleBlock(nn.Module):
 
 
 class MITransBlock(PixelShuffleBlock):
-    """Mutual information transfer (Fig. 4): attention on v_j, then PixelShuffle to v_{j-1}.
+    """Transfer mutual information (Fig. 4): attention on v_j, then PixelShuffle to v_{j-1}.
 
-    The coarse map goes through a `NonLocalBlock`, so that unlabeled content in a mixed image can
-    take up what the labeled content around it says; the result is upsampled and fused with the
-    encoder's next finer map. Use it where maps are small (stride >= 8): attention time grows with
-    (H*W)**2.
+    The coarse map goes through a `NonLocalBlock`, so that the unlabeled content of a mixed image can
+    use the labeled content around it. The result is upsampled and fused with the encoder's next
+    finer map. Use it where maps are small (stride >= 8): attention time grows with (H*W)**2.
 
     Args:
-        in_channels: channels of the coarse map v_j.
-        skip_channels: channels of the next finer map v_{j-1}; 0 where there is none.
-        out_channels: channels of the result.
+        in_channels: Channels of the coarse map v_j.
+        skip_channels: Channels of the next finer map v_{j-1}; 0 where there is none.
+        out_channels: Channels of the result.
 
-    Shapes:
-        v_j (N, in, H, W), v_{j-1} (N, skip, 2H, 2W) -> (N, out, 2H, 2W).
+    Shape:
+        - v_j: `(N, in, H, W)`; v_{j-1}: `(N, skip, 2H, 2W)`.
+        - Output: `(N, out, 2H, 2W)`.
 
     Raises:
-        ValueError: if v_{j-1} is missing, of other channels, or not twice the size of v_j.
+        ValueError: If v_{j-1} is missing, has another number of channels, or is not twice the size of v_j.
 
     Reference:
         Tu et al., "GuidedMix-Net", Sec. 3.1.2 and Fig. 4; Shi et al., "Real-Time Single Image and
@@ -246,5 +247,5 @@ class MITransBlock(PixelShuffleBlock):
         self.attention = NonLocalBlock(in_channels)
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        """v_j (N, in, H, W) and v_{j-1} (N, skip, 2H, 2W) -> (N, out, 2H, 2W)."""
+        """Attend, upsample and fuse: v_j `(N, in, H, W)`, v_{j-1} `(N, skip, 2H, 2W)` -> `(N, out, 2H, 2W)`."""
         return super().forward(self.attention(x), skip)

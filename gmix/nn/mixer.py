@@ -15,7 +15,7 @@ __all__ = ["LabeledUnlabeledMixer", "Mixed"]
 
 
 class Mixed(NamedTuple):
-    """What the mixer returns: the mixed images `(N, C, H, W)` and each one's lambda `(N,)`."""
+    """The mixed images `(N, C, H, W)` and the lambda of each `(N,)`."""
 
     image: Tensor
     lam: Tensor
@@ -24,8 +24,8 @@ class Mixed(NamedTuple):
 class LabeledUnlabeledMixer(nn.Module):
     r"""Mix each unlabeled image with a labeled partner: $x_{mix} = \lambda x_l + (1-\lambda) x_u$.
 
-    $\lambda = 2c\min(b, 1-b)$, $b \sim \mathrm{Beta}(\alpha, \alpha)$, one value per image. Lambda weighs the
-    **labeled** image; at most one half, so the unlabeled image dominates. Functional twins:
+    $\lambda = 2c\min(b, 1-b)$, $b \sim \mathrm{Beta}(\alpha, \alpha)$, one value per image. Lambda is the
+    weight of the **labeled** image, at most one half, so the unlabeled image dominates. Functional twins:
     [`mix`][gmix.functional.mix] and [`sample_lambda`][gmix.functional.sample_lambda].
 
     Args:
@@ -33,12 +33,12 @@ class LabeledUnlabeledMixer(nn.Module):
         max_lambda: The cap $c$, in (0, 0.5]: 0.5 for VOC, 0.3 for Cityscapes, 0.4 for PASCAL Context.
 
     Shape:
-        - `labeled`, `unlabeled`: `(N, C, H, W)`, row i of one with row i of the other
-        - `lam`: `(N,)`, drawn where it is not given
-        - output: `Mixed(image (N, C, H, W), lam (N,))`
+        - `labeled`, `unlabeled`: `(N, C, H, W)`, mixed row by row.
+        - `lam`: `(N,)`, drawn where it is not given.
+        - Output: `Mixed(image (N, C, H, W), lam (N,))`.
 
     Raises:
-        ValueError: Options out of range, or shapes that differ.
+        ValueError: If an option is out of range, or shapes differ.
 
     Reference:
         GuidedMix-Net, Sec. 3.1, Eq. 2.
@@ -58,7 +58,7 @@ class LabeledUnlabeledMixer(nn.Module):
     @remember_given
     def __init__(self, alpha: float = 1.0, max_lambda: float = 0.5) -> None:
         super().__init__()
-        G.sample_lambda(0, alpha=alpha, max_lambda=max_lambda)  # refuse bad options now, not later
+        G.sample_lambda(0, alpha=alpha, max_lambda=max_lambda)  # refuses bad options now, not later
         self.alpha = alpha
         self.max_lambda = max_lambda
 
@@ -69,6 +69,7 @@ class LabeledUnlabeledMixer(nn.Module):
         lam: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Mixed:
+        """Mix the images row by row, with a drawn lambda unless `lam` is given."""
         if lam is None:
             lam = G.sample_lambda(
                 len(unlabeled),
@@ -80,4 +81,5 @@ class LabeledUnlabeledMixer(nn.Module):
         return Mixed(G.mix(labeled, unlabeled, lam), lam)
 
     def extra_repr(self) -> str:
+        """Return the options that `repr` shows."""
         return f"alpha={self.alpha}, max_lambda={self.max_lambda}"

@@ -1,4 +1,4 @@
-"""The modes of a network: looking at it without disturbing it, and layers that do not train."""
+"""The modes of a network: temporary eval mode, and layers that do not train."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["eval_mode", "freeze_statistics"]
 
 @contextmanager
 def eval_mode(net: nn.Module) -> Iterator[None]:
-    """Puts a network into eval mode for a while; then every part is back in the mode it was in.
+    """Put a network into eval mode for the duration of a block, then restore the mode of every module.
 
     Examples:
         >>> net = nn.Sequential(nn.BatchNorm2d(1).eval(), nn.ReLU())
@@ -33,7 +33,7 @@ def eval_mode(net: nn.Module) -> Iterator[None]:
 
 
 def freeze_statistics(module: nn.Module) -> None:
-    """Put BatchNorm layers whose weights are frozen into eval mode, so that their statistics stay as well.
+    """Put BatchNorm layers with frozen weights into eval mode, so that their statistics do not change either.
 
     Examples:
         >>> net = nn.Sequential(nn.BatchNorm2d(1).requires_grad_(False), nn.BatchNorm2d(1))

@@ -1,6 +1,6 @@
-"""GuidedMixNet: any segmentation-models-pytorch model, opened up for GuidedMix training.
+"""GuidedMixNet: a wrapper that prepares any segmentation-models-pytorch model for GuidedMix training.
 
-This is the only file that knows the insides of SMP models.
+This is the only file that depends on the internals of SMP models.
 """
 
 import copy
@@ -24,33 +24,33 @@ __all__ = ["GuidedMixNet"]
 
 
 class GuidedMixNet(ChecksState):
-    """Wrap an SMP model: the same logits, plus what guided mixing needs.
+    """Wrap an SMP model: the same logits, plus the features and embeddings that guided mixing needs.
 
     - `forward` equals `model(x)` bit for bit at initialisation, also with `mitrans=True`.
-    - Any image size: images are padded with zeros at the bottom and right to what the model can
-      divide, logits are cut back: `net(x)` is `model(pad(x))[..., :H, :W]`. Zero is the mean of
-      normalised images. Every model is padded to its encoder's stride, also `smp.Unet`, which
-      could do without, so that one rule holds for all.
+    - Any image size works: images are padded with zeros at the bottom and right to a size that the
+      model accepts, and logits are cropped: `net(x)` is `model(pad(x))[..., :H, :W]`. Zero is the
+      mean of normalised images. The inputs of every model are padded to its encoder's stride, even
+      those of `smp.Unet`, which does not need it, so that one rule holds for all.
     - `embed` gives a pooled embedding for pairing images.
     - `mitrans=True` puts a `NonLocalBlock` on the deepest feature map, just before the decoder, in
-      training and inference alike. (The whole `MITransBlock`, with PixelShuffle and skip, needs a
+      training and inference. (The whole `MITransBlock`, with PixelShuffle and skip, needs a
       decoder built around it: that is `gmix.GuidedMixUnet`.)
 
-    `net.model` stays the plain SMP model: with MITrans off its weights load into SMP without gmix.
+    `net.model` stays the plain SMP model: without MITrans its weights load into SMP without gmix.
 
     Args:
-        model: an SMP model of any architecture and encoder, built without `aux_params` and with
+        model: An SMP model of any architecture and encoder, built without `aux_params` and with
             `activation=None`. Its weights are shared, not copied.
-        mitrans: attend over the deepest feature map before decoding.
+        mitrans: Attend over the deepest feature map before decoding.
 
     Attributes:
         classes: K, channels of the logits (1: binary).
         embedding_dim: D, channels of the deepest feature map.
-        stride: heights and widths are padded to a multiple of this (with PAN to 8 times as much at least).
+        stride: Heights and widths are padded to a multiple of this (with PAN to 8 times as much at least).
 
     Raises:
-        TypeError: if `model` is not an SMP model.
-        ValueError: if the model returns more than logits or has an encoder of unusual outputs.
+        TypeError: If `model` is not an SMP model.
+        ValueError: If the model returns more than logits, or its encoder has unusual outputs.
 
     Examples:
         >>> import segmentation_models_pytorch as smp, torch
@@ -79,8 +79,8 @@ class GuidedMixNet(ChecksState):
         self.stride = int(model.encoder.output_stride) * windows(model.encoder)
         self._smallest = self.stride
         if isinstance(model, smp.DPT):
-            # Its decoder halves the tokens' grid down to a map of stride 4, 8, 16, ... and doubles
-            # it again, which SMP's own check (patch size only) does not cover.
+            # Its decoder halves the grid of tokens down to a map of stride 4, 8, 16, ... and doubles
+            # it again; SMP's own check covers the patch size only.
             self.stride = self._smallest = math.lcm(self.stride, 2 ** (len(channels) + 1))
         if isinstance(model, smp.PAN):
             self._smallest = 8 * self.stride  # its attention pyramid pools the deepest map 3 times
@@ -88,7 +88,7 @@ class GuidedMixNet(ChecksState):
 
     @property
     def last_layer(self) -> nn.Conv2d:
-        """The convolution whose outputs are the logits, but for upsampling."""
+        """Return the convolution whose outputs are the logits before upsampling."""
         layers = [m for m in self.model.segmentation_head.modules() if isinstance(m, nn.Conv2d)]
         return layers[-1]
 
@@ -96,22 +96,25 @@ class GuidedMixNet(ChecksState):
         """Pad the images and run the encoder.
 
         Args:
-            x: (N, C, H, W) normalised images, any H and W.
+            x: `(N, C, H, W)` normalised images, any H and W.
 
         Returns:
             The encoder's feature maps, finest first, deepest last; MITrans is not applied yet.
             For a vision transformer (DPT), its prefix tokens come first.
 
         Raises:
-            ValueError: if the encoder refuses the images' size, if its deepest map is not what it
-                declares, or if a batch of 1 is too small to train the model's BatchNorm.
+            ValueError: If the encoder does not accept the image size, if its deepest map differs from
+                what it declares, or if a batch of 1 is too small to train the model's BatchNorm.
         """
         height, width = x.shape[-2:]
         padded = self.padded(height, width)
         images = pad(x, (0, padded[1] - width, 0, padded[0] - height))
         try:
             features = self._run(self.model.encoder, images)
-        except (AssertionError, RuntimeError) as error:  # how timm's encoders refuse a size
+        except (
+            AssertionError,
+            RuntimeError,
+        ) as error:  # raised by timm's encoders for sizes they do not accept
             reason = refusal(self.model.encoder, error, images)
             if reason is None:
                 raise
@@ -130,21 +133,21 @@ class GuidedMixNet(ChecksState):
         return features
 
     def pool(self, features: list[Tensor]) -> Tensor:
-        """Global average of the deepest map of `encode(x)`: (N, D)."""
+        """Average the deepest map of `encode(x)` over its positions: `(N, D)`."""
         return features[-1].mean(dim=(-2, -1))
 
     def decode(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
-        """MITrans (if on), SMP's decoder and head, then cut to the image.
+        """Run MITrans (if enabled), SMP's decoder and head, then crop the logits to the image.
 
         Args:
-            features: what `encode(x)` returned; left as they are.
-            size: (H, W) of the images given to `encode`.
+            features: The result of `encode(x)`; not modified.
+            size: `(H, W)` of the images given to `encode`.
 
         Returns:
-            (N, K, H, W) logits.
+            `(N, K, H, W)` logits.
 
         Raises:
-            ValueError: if the model's logits do not have the (padded) images' size, or if a batch
+            ValueError: If the model's logits do not have the (padded) images' size, or if a batch
                 of 1 is too small to train the model's BatchNorm.
         """
         maps: list[Tensor] = features
@@ -163,36 +166,36 @@ class GuidedMixNet(ChecksState):
         return logits[..., : size[0], : size[1]]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) images -> (N, K, H, W) logits."""
+        """Compute the logits `(N, K, H, W)` of images `(N, C, H, W)`."""
         return self.decode(self.encode(x), (x.shape[-2], x.shape[-1]))
 
     def embed(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) images -> (N, D) embeddings, `pool(encode(x))`."""
+        """Compute the embeddings `(N, D)` of images `(N, C, H, W)`: `pool(encode(x))`."""
         return self.pool(self.encode(x))
 
     def reset_decoder(self) -> None:
-        """Draw the decoder and the head anew, as SMP does; the encoder keeps its weights.
+        """Initialise the decoder and the head again, as SMP does; the encoder keeps its weights.
 
-        Attention starts without effect and PixelShuffles as nearest upsampling, as they do when they are built.
+        Attention starts without effect and PixelShuffle as nearest upsampling, as in new blocks.
         """
         for part in (self.model.decoder, self.model.segmentation_head):
-            for module in part.modules():  # what SMP leaves as torch made it
+            for module in part.modules():  # which SMP leaves as torch initialised them
                 if hasattr(module, "reset_parameters"):
                     module.reset_parameters()
         initialize_decoder(self.model.decoder)
         initialize_head(self.model.segmentation_head)
-        for module in self.model.decoder.modules():  # whose start SMP does not know
+        for module in self.model.decoder.modules():  # SMP does not know how these start
             if isinstance(module, NonLocalBlock | PixelShuffleBlock):
                 module.reset_parameters()
 
     def export(self) -> nn.Module:
-        """Copy out what deployment needs, in eval mode, without the gmix wrapper.
+        """Copy the deployable model, in eval mode, without the gmix wrapper.
 
         Returns:
-            With MITrans off, the plain SMP model (`save_pretrained` works). With MITrans on, that
+            Without MITrans, the plain SMP model (`save_pretrained` works). With MITrans, that
             model with the attention built into its decoder, as an ordinary module for
-            `torch.export`, ONNX or `state_dict`. Either takes, like SMP, only sizes that `stride`
-            divides.
+            `torch.export`, ONNX or `state_dict`. Like SMP models, both accept only multiples of
+            `stride`.
 
         Examples:
             >>> import segmentation_models_pytorch as smp, torch
@@ -204,14 +207,14 @@ class GuidedMixNet(ChecksState):
         model: Any = copy.deepcopy(self.model)
         if self.mitrans is not None:
             model.decoder = _AttentiveDecoder(copy.deepcopy(self.mitrans), model.decoder)
-            # Sequential, so that `save_pretrained` is out of reach: `smp.Unet.from_pretrained`
-            # would quietly skip the decoder's unknown names and leave it random.
+            # Sequential, so that there is no `save_pretrained`: `smp.Unet.from_pretrained`
+            # would silently skip the decoder's unknown names and leave it random.
             model = nn.Sequential(model)
         exported: nn.Module = model.eval()
         return exported
 
     def padded(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width that images of this size are padded to."""
+        """Return the height and width that images of this size are padded to."""
 
         def up(n: int) -> int:
             return max(-(-n // self.stride) * self.stride, self._smallest)
@@ -219,8 +222,8 @@ class GuidedMixNet(ChecksState):
         return up(height), up(width)
 
     def _run(self, part: nn.Module, *inputs: Any) -> Any:
-        # Asking torch beats listing layers: encoders (ResNeSt) pool before BatchNorm as well, and
-        # a map shrinks to 1 x 1 only for some image sizes.
+        # Catch torch's error rather than list layers: encoders (ResNeSt) pool before BatchNorm as
+        # well, and a map shrinks to 1 x 1 only for some image sizes.
         try:
             return part(*inputs)
         except ValueError as error:

@@ -14,20 +14,20 @@ __all__ = ["RandomPairSelector", "SimilarPairSelector"]
 
 
 class SimilarPairSelector(nn.Module):
-    r"""For each query embedding, the index of the most similar key: $\arg\min_j \lVert q_i - k_j \rVert_2$.
+    r"""Choose the most similar key for each query embedding: $\arg\min_j \lVert q_i - k_j \rVert_2$.
 
-    Queries are the unlabeled images, keys the labeled ones; a labeled image may serve many. No gradient flows.
+    Queries are the unlabeled images, keys the labeled ones; several queries may get the same key. No gradient flows.
     Functional twin: [`nearest`][gmix.functional.nearest].
 
     Args:
         metric: `"euclidean"` (the paper) or `"cosine"`.
 
     Shape:
-        - `query`: `(N, D)`; `key`: `(M, D)`
-        - output: int64 `(N,)`, in `[0, M)`
+        - `query`: `(N, D)`; `key`: `(M, D)`.
+        - Output: int64 `(N,)`, in `[0, M)`.
 
     Raises:
-        ValueError: Embeddings of different lengths, no key, or `exclude_self` with fewer than two images.
+        ValueError: If embeddings differ in length, there is no key, or `exclude_self` has fewer than two images.
 
     Reference:
         GuidedMix-Net, Sec. 3.1.1, Eq. 3.
@@ -57,16 +57,18 @@ class SimilarPairSelector(nn.Module):
         exclude_self: bool = False,
         generator: torch.Generator | None = None,
     ) -> Tensor:
+        """Return the index of the nearest key of each query; `generator` is not used."""
         return G.nearest(query, key, metric=self.metric, exclude_self=exclude_self)
 
     def extra_repr(self) -> str:
+        """Return the options that `repr` shows."""
         return f"metric={self.metric!r}"
 
 
 class RandomPairSelector(nn.Module):
-    """A random key for each query: the paper's choice on Cityscapes, and the control of its Table 2.
+    """Choose a random key for each query: the paper's choice on Cityscapes, and the control of its Table 2.
 
-    Called like [`SimilarPairSelector`][gmix.SimilarPairSelector]; the embeddings only say how many there are.
+    Called like [`SimilarPairSelector`][gmix.SimilarPairSelector]; only the number of embeddings is used.
 
     Examples:
         >>> g = torch.Generator().manual_seed(0)
@@ -83,11 +85,12 @@ class RandomPairSelector(nn.Module):
         exclude_self: bool = False,
         generator: torch.Generator | None = None,
     ) -> Tensor:
+        """Return the index of a random key for each query; with `exclude_self` never its own."""
         n, m = len(query), len(key)
         if m < 1 + exclude_self:
             raise ValueError(f"a partner needs at least {1 + exclude_self} labeled images, got {m}")
         if not exclude_self:
             return torch.randint(m, (n,), generator=generator, device=query.device)
-        # A random step of 1 to m-1 around the circle never returns to where it began.
+        # A random step of 1 to m-1 around the circle never returns to its start.
         step = torch.randint(1, m, (n,), generator=generator, device=query.device)
         return (torch.arange(n, device=query.device) + step) % m

@@ -1,4 +1,4 @@
-"""What a step costs: images that go through encoders."""
+"""The cost of a step: the number of images that go through encoders."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def count_first_step(method: nn.Module, tell: Callable[[int], None], *, calls: i
     """Count the images that go through an encoder the next time the method is called.
 
     Teachers, second students and frozen references count like the network itself: an image that
-    is looked at twice is two passes.
+    goes through two encoders is two passes.
 
     Args:
-        method: any training method; it is left as it was after that call.
-        tell: called with the number.
-        calls: of the method in a step, where that goes through micro-batches.
+        method: Any training method; the hooks are removed after the call.
+        tell: Called with the number.
+        calls: Number of calls of the method in a step, for a step of several micro-batches.
 
     Examples:
         >>> import segmentation_models_pytorch as smp
@@ -54,11 +54,11 @@ def count_first_step(method: nn.Module, tell: Callable[[int], None], *, calls: i
 
 
 def count_passes(method: nn.Module, batch: Sequence[Tensor | None]) -> int:
-    """Count the same on a copy, for a method that is to be compiled: its graph would have the counting in it.
+    """Count the passes on a copy, for a method that will be compiled: its graph would include the counting.
 
     Args:
-        method: any training method; it is left as it is.
-        batch: labeled images, their masks, unlabeled images, and where these are valid; on the method's device.
+        method: Any training method; not changed.
+        batch: Labeled images, their masks, unlabeled images and their valid pixels, on the method's device.
     """
     counted, passes = copy.deepcopy(method), list[int]()
     count_first_step(counted, passes.append)
@@ -69,7 +69,7 @@ def count_passes(method: nn.Module, batch: Sequence[Tensor | None]) -> int:
 
 
 def encoders(method: nn.Module) -> list[nn.Module]:
-    """Every encoder a method owns."""
+    """List all encoders of a method."""
     found: list[nn.Module] = []
     for module in method.modules():
         if isinstance(module, GuidedMixNet):

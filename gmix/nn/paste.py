@@ -1,4 +1,4 @@
-"""Paste a class of the labeled partner into the unlabeled image: a mix by region, with a mask known to be right."""
+"""Paste a class of the labeled partner into the unlabeled image: a mix by region whose mask is known."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ __all__ = ["ClassPaste"]
 class ClassPaste(nn.Module):
     r"""Choose the pixels of one class in each mask, rare classes as often as frequent ones.
 
-    Pasted from a labeled image into an unlabeled one, they mix $x = m\,x_l + (1-m)\,x_u$ whose $\lambda$ is 0 or 1
-    at every pixel. What is labeled in it need not be subtracted from a prediction: it is known where it is, and what.
+    Pasted from a labeled image into an unlabeled one, they give a mix $x = m\,x_l + (1-m)\,x_u$ with a $\lambda$ of 0
+    or 1 at every pixel. The labeled part need not be subtracted from a prediction: its place and class are known.
 
-    The class of a mask is drawn among those that occur in it, with a probability that is inverse to how many pixels
-    it has in the batch: over many batches each class is pasted about equally much.
+    The class of a mask is drawn from those that occur in it, with a probability inversely proportional to its number
+    of pixels in the batch: over many batches, all classes are pasted on about the same number of pixels.
 
     Args:
         classes: Number of logit channels K; 1 is binary.
-        p: Probability that a mask gets a region at all.
+        p: Probability that a mask gets a region.
 
     Shape:
-        - input: masks `(M, H, W)` int64, values outside of the classes (255) are never chosen; where another value is
-          ignored, GuidedMix takes its pixels out of the region
-        - output: `(M, H, W)` bool
+        - Input: masks `(M, H, W)` int64; values outside the classes (255) are never chosen. If another value is
+          ignored, GuidedMix removes its pixels from the region.
+        - Output: `(M, H, W)` bool.
 
     Raises:
-        ValueError: `p` outside [0, 1].
+        ValueError: If `p` is outside [0, 1].
 
     Reference:
-        Classes cut out as in ClassMix (Olsson et al., 2021), there from one unlabeled image into another; of
-        true masks as in "Simple Copy-Paste" (Ghiasi et al., 2021).
+        ClassMix (Olsson et al., 2021) cuts out classes, from one unlabeled image into another; "Simple
+        Copy-Paste" (Ghiasi et al., 2021) uses true masks.
 
     Examples:
         >>> y = torch.tensor([[[0, 0, 0, 2, 255]]])
@@ -54,13 +54,15 @@ class ClassPaste(nn.Module):
         self.p = p
 
     def forward(self, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw a class in each mask and return its pixels."""
         slots = torch.where((y >= 0) & (y < self.classes), y, self.classes)
         present = G.present_classes(slots, self.classes, ignore_index=self.classes)
         weight = present / G.pixels_of_classes(y, self.classes).clamp(min=1)
         u = torch.rand(len(y), self.classes + 1, generator=generator, device=y.device)
-        # The first of exponential clocks that run at these rates: a draw that needs no sum of the weights.
+        # The first of exponential clocks with these rates: a draw without the sum of the weights.
         chosen = (weight / -u[:, :-1].clamp(1e-6, 1 - 1e-6).log()).argmax(1)
         return (slots == chosen[:, None, None]) & (u[:, -1:, None] < self.p)
 
     def extra_repr(self) -> str:
+        """Return the options that `repr` shows."""
         return f"p={self.p}"

@@ -1,4 +1,4 @@
-"""Pseudo masks: the class a network gives each pixel, and how sure it is."""
+"""Pseudo masks: the predicted class of each pixel, and its confidence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["PseudoMask"]
 
 
 class PseudoMask(NamedTuple):
-    """Each pixel's most probable class, and its probability.
+    """The most probable class of each pixel, and its probability.
 
     Examples:
         >>> pseudo = PseudoMask.of(torch.tensor([0.0, 2.0]).view(1, 2, 1, 1))
@@ -28,7 +28,7 @@ class PseudoMask(NamedTuple):
     @classmethod
     @torch.no_grad()
     def of(cls, logits: Tensor, valid: Tensor | None = None, ignore_index: int = 255) -> PseudoMask:
-        """From logits `(N, K, H, W)`, without gradients; `valid` `(N, H, W)` is False on padding."""
+        """Make a pseudo mask from logits `(N, K, H, W)`, without gradients; `valid` `(N, H, W)` is False on padding."""
         confidence, labels = G.most_probable(G.probabilities(logits))
         if valid is not None:
             labels = labels.masked_fill(~valid, ignore_index)
@@ -36,15 +36,15 @@ class PseudoMask(NamedTuple):
         return cls(labels, confidence)
 
     def paste(self, pasted: Pasted) -> PseudoMask:
-        """What becomes of it when its images are pasted into each other."""
+        """Paste the pseudo masks into each other in the same way as their images."""
         return PseudoMask(pasted.apply(self.labels), pasted.apply(self.confidence))
 
     def share(self, threshold: float, ignore_index: int = 255) -> Tensor:
-        """Of the pixels that are not padding, the share of at least this confidence."""
+        """Compute the share of the pixels, without padding, whose confidence is at least `threshold`."""
         inside = self.labels != ignore_index
         return ((self.confidence >= threshold) & inside).sum() / inside.sum().clamp(min=1)
 
     def loss(self, logits: Tensor, threshold: float = 0.0, ignore_index: int = 255) -> Tensor:
-        """Cross-entropy of `logits` on pixels of at least this confidence; the mean is over all but padding."""
+        """Compute the cross-entropy on pixels of confidence `threshold` or more; the mean is over all but padding."""
         sure = self.confidence >= threshold
         return G.cross_entropy(logits, self.labels, weight=sure, ignore_index=ignore_index)

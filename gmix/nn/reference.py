@@ -1,4 +1,4 @@
-"""What the labeled images say about a pixel of another image: guidance across images."""
+"""Guidance across images: evidence from labeled pixels about a pixel of another image."""
 
 from __future__ import annotations
 
@@ -22,57 +22,58 @@ __all__ = ["LabeledReference"]
 
 
 class LabeledReference(HoldsFrozenEncoder):
-    r"""Weigh predictions by what labeled pixels with similar features are, as far as that is known to be true.
+    r"""Weight predictions by the classes of labeled pixels with similar features.
 
     A memory keeps features $f_j$ of the labeled images with the classes $y_j$ of their **true** masks. For a
     feature $f$ of another image, attention over the memory gives the classes of similar labeled pixels, and
-    dividing by how common each class is turns them into a likelihood. Bayes' rule with the network as prior weighs
-    its prediction:
+    dividing by the frequency of each class turns them into a likelihood. Bayes' rule, with the network as the prior,
+    weights its prediction:
 
     $$a = \mathrm{softmax}_j(\cos(f, f_j) / T)\,y_j, \qquad r_k = a_k / \pi_k + \epsilon \propto p(f \mid k),
       \qquad P'_k \propto P_k \, r_k^{\,s}$$
 
     Dividing by $\pi$ keeps frequent classes from crowding out rare ones.
 
-    **The strength $s$ is measured, not set** ([`measure`][gmix.LabeledReference.measure]): each labeled image asks the
-    memory while its own features are masked, and $s$ is what makes the evidence about its known classes an honest
-    likelihood. Where the features tell nothing, $s$ is 0 and the reference is silent.
+    **The strength $s$ is measured, not set** ([`measure`][gmix.LabeledReference.measure]): each labeled image queries
+    the memory while its own features are masked, and $s$ is chosen to make the evidence about its known classes a
+    calibrated likelihood. If the features carry no information, $s$ is 0 and the reference has no effect.
 
     Learn the guided mask as hard labels of sure pixels. A soft target would count the same evidence again at every
-    step, since the network has already learned from it: after n steps only $r^{ns}$ is left of the prediction,
-    coarse as the features are. A hard label takes nothing further once it is learned.
+    step, because the network has already learned from it: after n steps only $r^{ns}$, as coarse as the features, is
+    left of the prediction. A hard label changes nothing more once it is learned.
 
     The features come from a frozen copy of the encoder *as it is when this module is built*: a pretrained
-    encoder knows how alike two animals are long before a network trained on a few masks does, and frozen features
-    never go stale in the memory. A saved state has a checksum in its place: who loads it builds the same first. It is
-    the non-local block's idea (Eq. 4) with keys and values from other images, and values that are known to be right.
+    encoder knows how similar two animals are long before a network trained on a few masks does, and frozen features
+    never go stale in the memory. A saved state holds a checksum in place of the encoder: build the module with the same
+    encoder before loading it. The idea is that of the non-local block (Eq. 4), with keys and values from other images,
+    and values that are known to be right.
 
-    Its maps are coarse, so it sees small images enlarged; but one that takes images of a single size sees them at that
-    size where timm says which (`strict_img_size`), and as they are where timm says only that (`fixed_input_size`).
-    Of each labeled image it keeps rare classes more often than by chance, a position with the weight
-    $\sum_k v_k / \sqrt{n_k}$ ($v_k$: the class's share of the position, $n_k$: of the image): the few positions a sign
-    has say more than one more piece of road.
+    The encoder's maps are coarse, so small images are enlarged. An encoder that accepts a single image size gets images
+    of that size if timm says which (`strict_img_size`), and unresized images if timm does not (`fixed_input_size`).
+    Positions of rare classes are kept more often than by chance, with the weight $\sum_k v_k / \sqrt{n_k}$ ($v_k$: the
+    share of the class in the position, $n_k$: in the image): the few positions of a sign carry more information than
+    another piece of road.
 
     Args:
         encoder: An SMP encoder (`net.model.encoder`): images to feature maps, deepest last. Deep-copied and frozen.
-            Its last two maps are used, at the resolution of the finer one. Images are resized to its stride, and to
-            whole windows where it has such (MaxViT).
+            Its last two maps are used, at the resolution of the finer one. Images are resized to a multiple of its
+            stride and, if it has windows (MaxViT), to whole windows.
         classes: Number of logit channels K; 1 is binary.
         capacity: Number of labeled feature positions the memory holds.
-        positions: At most this many positions per labeled image are kept.
-        shorter_side: The encoder sees images enlarged to this many pixels on their shorter side, at most to twice
-            their size; above 0. Larger ones stay as they are.
+        positions: Largest number of positions kept per labeled image.
+        shorter_side: Images are enlarged to this many pixels on their shorter side, at most to twice their size;
+            above 0. Larger images are not resized.
         temperature: $T$, above 0.
         strength: $s$, at least 0; None measures it.
         floor: $\epsilon$, above 0: no class is ever ruled out.
 
     Shape:
-        - `remember` takes pairs of an image `(C, H, W)` and its mask `(H, W)`
-        - `forward(probs (N, K, H, W), x (N, C, H, W))`: `(N, K, H, W)` guided probabilities, float32; as they are
-          until something is remembered
+        - `remember` takes pairs of an image `(C, H, W)` and its mask `(H, W)`.
+        - `forward(probs (N, K, H, W), x (N, C, H, W))`: `(N, K, H, W)` guided probabilities, float32; unchanged
+          until something is remembered.
 
     Raises:
-        ValueError: Options out of range, an encoder that does not say what its maps are, or shapes that do not fit.
+        ValueError: If an option is out of range, the encoder does not declare its maps, or shapes do not fit.
 
     Examples:
         >>> import segmentation_models_pytorch as smp
@@ -84,7 +85,7 @@ class LabeledReference(HoldsFrozenEncoder):
         >>> guided = reference(torch.full((1, 2, 64, 64), 0.5), torch.randn(1, 3, 64, 64))
         >>> guided.shape, bool((guided.sum(1) - 1).abs().max() < 1e-6)
         (torch.Size([1, 2, 64, 64]), True)
-        >>> reference.trust.item()  # noise tells nothing
+        >>> reference.trust.item()  # noise carries no information
         0.0
     """
 
@@ -138,16 +139,18 @@ class LabeledReference(HoldsFrozenEncoder):
         self.register_buffer("keys", torch.zeros(capacity, sum(self._widths)))
         # Per position, the share of each class; all zero marks an empty slot.
         self.register_buffer("values", torch.zeros(capacity, max(classes, 2)))
-        self.register_buffer("owners", torch.full((capacity,), -1))  # whose image it is
+        self.register_buffer(
+            "owners", torch.full((capacity,), -1)
+        )  # index of the image of each position
         self.register_buffer("trust", torch.zeros(()))  # the strength in use
         self.eval()
 
     @torch.no_grad()
     def remember(self, labeled: LabeledDataset, *, ignore_index: int = 255) -> None:
-        """Remember the labeled images, in place of what was remembered before, and measure how far to trust them.
+        """Fill the memory with the labeled images, replacing its content, and measure how far to trust them.
 
-        Call it once before training, with images as they are tested: normalised, not augmented. Of more images than
-        the memory has room for, every n-th is taken. Where several processes train together, each remembers all.
+        Call it once before training, with images as for testing: normalised, not augmented. If there are more images
+        than the memory can hold, every n-th is taken. If several processes train together, each remembers all images.
 
         Args:
             labeled: A list or data set of pairs, an image `(C, H, W)` and its mask `(H, W)`.
@@ -186,16 +189,16 @@ class LabeledReference(HoldsFrozenEncoder):
 
     @property
     def remembers(self) -> bool:
-        """Tell whether there is anything in the memory."""
+        """Return whether the memory holds anything."""
         return bool((self.owners >= 0).any())
 
     @torch.no_grad()
     def measure(self) -> float:
-        r"""Measure how far the evidence can be trusted: the $s$ under which it is most likely about known pixels.
+        r"""Measure how far the evidence can be trusted: the $s$ that makes known pixels most likely.
 
-        Each remembered position asks all others but those of its own image. With every class weighing the same,
-        whatever its size, $s$ maximises the mean of $\log(r_y^s / \sum_k r_k^s)$ over chance, less one standard
-        error over the images: evidence that may be luck is none.
+        Each remembered position queries all others except those of its own image. With the same weight for every
+        class, whatever its size, $s$ maximises the mean of $\log(r_y^s / \sum_k r_k^s)$ over chance, less one standard
+        error over the images: evidence that may be luck does not count.
 
         Returns:
             $s$ in [0, 2]; 0 with fewer than two images.
@@ -207,7 +210,7 @@ class LabeledReference(HoldsFrozenEncoder):
         if len(images) < 2:
             return 0.0
         evidence = (self._ratio(self.keys[filled], owners) + self.floor).log()[:, known]
-        # A class is one, whatever its size; of it, each image has what it holds of it.
+        # Every class has the same weight, whatever its size, shared among the images by their pixels of it.
         weight = values[:, known] / values[:, known].sum(0) / known.sum()
         chance = -math.log(int(known.sum()))
         best, strength = 0.0, 0.0
@@ -221,13 +224,14 @@ class LabeledReference(HoldsFrozenEncoder):
 
     @torch.no_grad()
     def likelihood(self, x: Tensor) -> Tensor:
-        """$r_k$ of images `(N, C, H, W)`: `(N, max(K, 2), h, w)` on the grid of the features."""
+        """Compute $r_k$ of images `(N, C, H, W)`: `(N, max(K, 2), h, w)` on the grid of the features."""
         features = self._features(x)
         n, _, h, w = features.shape
         ratio = self._ratio(features.flatten(2).transpose(1, 2).flatten(0, 1))
         return ratio.view(n, h, w, -1).permute(0, 3, 1, 2)
 
     def forward(self, probs: Tensor, x: Tensor) -> Tensor:
+        """Weight the probabilities of images `x` by their likelihoods."""
         if probs.shape[0] != x.shape[0] or probs.shape[2:] != x.shape[2:]:
             raise ValueError(
                 "`probs` (N, K, H, W) and `x` (N, C, H, W) must belong to the same images, "
@@ -237,11 +241,11 @@ class LabeledReference(HoldsFrozenEncoder):
         return G.reweigh(probs, (ratio / ratio.amax(1, keepdim=True)) ** self.trust)
 
     def train(self, mode: bool = True) -> LabeledReference:
-        """A frozen encoder never trains, whatever its owner does."""
+        """Stay in eval mode, whatever mode the owner sets."""
         return super().train(False)
 
     def _ratio(self, queries: Tensor, owners: Tensor | None = None) -> Tensor:
-        r"""Compute $a_k / \pi_k$ of features `(Q, D)`: `(Q, max(K, 2))`; those of their own image are not asked."""
+        r"""Compute $a_k / \pi_k$ of features `(Q, D)`: `(Q, max(K, 2))`; keys with the same owner are masked."""
         with torch.autocast(queries.device.type, enabled=False):
             filled = self.owners >= 0
             share = filled.float() / filled.sum().clamp(min=1)
@@ -253,17 +257,17 @@ class LabeledReference(HoldsFrozenEncoder):
             similarity = torch.where(filled, 0.0, -1e4)
             if owners is not None:
                 similarity = torch.where(owners[:, None] == self.owners, -1e4, similarity)
-            # Written out: with so few, so long vectors a fused attention takes longer.
+            # Written out: fused attention is slower for a few long vectors.
             for query, key in zip(split, keys, strict=True):
                 similarity = torch.addmm(similarity, query, key.T, alpha=scale)
             classes = similarity.softmax(1) @ self.values
             classes = classes / classes.sum(1, keepdim=True).clamp(min=1e-6)
             frequency = self.values.sum(0) / self.values.sum().clamp(min=1e-6)
-            # A class never seen says nothing: ratio 1.
+            # A class never seen gives no evidence: ratio 1.
             return torch.where(frequency > 0, classes / frequency.clamp(min=1e-3), 1.0)
 
     def _features(self, x: Tensor) -> Tensor:
-        # In whole numbers: rounding must not cost a row of the grid.
+        # Integer arithmetic: rounding must not cost a row of the grid.
         height, width, stride = x.shape[2], x.shape[3], self._stride
         shorter = min(height, width)
         side = max(shorter, min(self.shorter_side, 2 * shorter))
@@ -274,7 +278,10 @@ class LabeledReference(HoldsFrozenEncoder):
             x = F.interpolate(x, size=size, mode="bilinear")
         try:
             maps = self.encoder(x)
-        except (AssertionError, RuntimeError) as error:  # how timm's encoders refuse a size
+        except (
+            AssertionError,
+            RuntimeError,
+        ) as error:  # raised by timm's encoders for sizes they do not accept
             reason = refusal(self.encoder, error, x)
             if reason is None:
                 raise
@@ -282,18 +289,19 @@ class LabeledReference(HoldsFrozenEncoder):
                 f"the reference's encoder cannot take images of {size[0]} x {size[1]}: {reason}, or the method with "
                 "`reference=None`"
             ) from error
-        if isinstance(maps, tuple):  # a vision transformer's comes with its prefix tokens
+        if isinstance(maps, tuple):  # a vision transformer also returns its prefix tokens
             maps = maps[0]
         finer, deepest = maps[-2:]
         deepest = F.interpolate(deepest, size=finer.shape[-2:], mode="bilinear")
         return torch.cat([finer, deepest], 1).float()
 
     def _normalise(self, features: Tensor, centre: Tensor) -> list[Tensor]:
-        """Centre, then bring each of the two maps to the same length: both have a say."""
+        """Centre the features, then normalise each of the two maps, so that both count equally."""
         parts: tuple[Tensor, ...] = torch.split(features - centre, self._widths, dim=-1)
         return [F.normalize(part, dim=-1) for part in parts]
 
     def extra_repr(self) -> str:
+        """Return the options that `repr` shows."""
         return (
             f"capacity={self.capacity}, temperature={self.temperature}, "
             f"strength={self.strength}, floor={self.floor}"
@@ -312,9 +320,9 @@ def evenly(length: int, most: int) -> list[int]:
 
 
 def class_shares(y: Tensor, classes: int, size: tuple[int, int], ignore_index: int = 255) -> Tensor:
-    """The share of each class in each cell of a grid: `(N, H, W)` -> `(N, classes, *size)`.
+    """Compute the share of each class in each cell of a grid: `(N, H, W)` -> `(N, classes, *size)`.
 
-    Values outside of the classes count for none.
+    Values outside the classes count for none.
 
     Examples:
         >>> class_shares(torch.tensor([[[0, 1], [255, 1]]]), classes=2, size=(1, 1)).flatten()
@@ -328,11 +336,11 @@ def class_shares(y: Tensor, classes: int, size: tuple[int, int], ignore_index: i
 
 
 def spread(shares: Tensor, keep: int) -> Tensor:
-    """Which positions of each image to keep: `(N, P, K)` class shares -> `(N, min(keep, P))` indices, rising.
+    r"""Choose the positions of each image to keep: `(N, P, K)` class shares -> `(N, min(keep, P))` indices, rising.
 
-    All of them if there are no more. Else systematic sampling, at even steps along the running sum of the weights
-    $\\sum_k v_k / \\sqrt{n_k}$: a position that holds most of a rare class may come twice, one without a class comes
-    where there is nothing else.
+    Keeps all positions if there are no more than `keep`. Otherwise samples systematically, at even steps along the
+    running sum of the weights $\sum_k v_k / \sqrt{n_k}$: a position that holds most of a rare class may be drawn twice,
+    a position without a class only if there is nothing else.
 
     Examples:
         >>> shares = torch.tensor([[[1.0, 0.0]] * 9 + [[0.0, 1.0]]])  # one of ten positions is class 1

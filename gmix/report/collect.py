@@ -1,4 +1,4 @@
-"""What is in the folders of runs, finished or not; whatever is missing is left out."""
+"""The content of the folders of runs, finished or not; missing files are skipped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gmix.runtime.infile import plain_file, read_json
 Points = list[tuple[int, float]]
 
 BASELINE, FOCUS = "supervised", "guidedmix"
-# Runs that differ in these alone are one experiment: seeds of it, wherever they were trained.
+# Runs that differ only in these are seeds of the same experiment, wherever they were trained.
 FREE = FREE_ON_RESUME | {
     "seed",
     "recipe",
@@ -29,7 +29,7 @@ FREE = FREE_ON_RESUME | {
     "deterministic",
     "threads",
 }
-# Where the images are says little of which they are: a data set has another folder on another machine.
+# Paths say little about the images: a data set has another folder on another machine.
 PLACES = (
     *("images", "masks", "unlabeled", "unlabeled_shards", "val_images", "val_masks"),
     *("data", "voc", "train_list", "unlabeled_list", "val_list"),
@@ -39,12 +39,12 @@ DEFAULTS = TrainConfig()
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What one run has written about itself.
+    """The files that a run has written.
 
     Attributes:
         folder: `--out` of its training.
         settings: `config.yaml`.
-        rows: `metrics.jsonl`, a dictionary a line.
+        rows: `metrics.jsonl`, a dictionary per line.
         results: `results.json`; empty before the end.
     """
 
@@ -55,29 +55,29 @@ class RunRecord:
 
     @property
     def method(self) -> str:
-        """As `--method` calls it."""
+        """Return the method, as `--method` names it."""
         return str(self.settings.get("method", FOCUS)).lower()
 
     @property
     def seed(self) -> int:
-        """Of the training."""
+        """Return the seed of the training."""
         return int(self.settings.get("seed", 0))
 
     @property
     def step(self) -> int:
-        """Steps done, as far as they were reported."""
+        """Return the number of steps done, as far as they were reported."""
         steps: list[int] = [row["step"] for row in self.rows]
         return max([int(self.results.get("steps") or 0), *steps])
 
     @property
     def scores(self) -> dict[str, Any]:
-        """Of the last weights, or the last validation of an unfinished run; empty without one."""
+        """Return the scores of the last weights, or of the last validation of an unfinished run; empty without one."""
         last = self.results.get("last") or {}
         return last or self._last_validation.get("validation", {})
 
     @property
     def scored_step(self) -> int:
-        """After which step these scores were taken; an unfinished run has gone on since."""
+        """Return the step of these scores; an unfinished run has taken more steps since."""
         return self.step if self.results.get("last") else int(self._last_validation.get("step", 0))
 
     @property
@@ -86,25 +86,25 @@ class RunRecord:
 
     @property
     def miou(self) -> float | None:
-        """Of these scores, 0..1."""
+        """Return the mIoU of these scores, 0..1."""
         found: float | None = self.scores.get("miou")
         return found
 
     def iou(self, name: str) -> float | None:
-        """Of these scores, of one class; None if it never occurs."""
+        """Return the IoU of a class in these scores; None if it never occurs."""
         found: float | None = self.scores.get("iou", {}).get(name)
         return found
 
     def setting(self, name: str) -> Any:
-        """A flag of its training; the default if the run is of a version without it."""
+        """Return a flag of its training; the default if the run is from a version without the flag."""
         return self.settings.get(name, getattr(DEFAULTS, name))
 
     def terms(self) -> list[str]:
-        """The loss terms, in the order they were written."""
+        """Return the names of the loss terms, in the order in which they were written."""
         return list(dict.fromkeys(name for row in self.rows for name in row.get("losses", {})))
 
     def series(self, *path: str) -> Points:
-        """A number over time: `series("losses", "total")`, `series("validation", "miou")`."""
+        """Return a number over time: `series("losses", "total")`, `series("validation", "miou")`."""
         found = []
         for row in self.rows:
             value: Any = row
@@ -117,46 +117,46 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but their seed, as one column of the report."""
+    """Runs that differ only in their seed: a column of the report."""
 
     label: str
     runs: list[RunRecord]
 
     @property
     def finished(self) -> list[RunRecord]:
-        """Those with scores of their last weights."""
+        """Return the runs with scores of their last weights."""
         return [run for run in self.runs if run.results.get("last")]
 
     @property
     def seeds(self) -> set[int]:
-        """Of the finished ones."""
+        """Return the seeds of the finished runs."""
         return {run.seed for run in self.finished}
 
     @property
     def counted(self) -> list[RunRecord]:
-        """Those the numbers are means of: the finished ones, or without one what was validated."""
+        """Return the runs that means are taken over: the finished runs or, if there are none, the validated ones."""
         return self.finished or [run for run in self.runs if run.scores]
 
     @property
     def first(self) -> RunRecord:
-        """The one whose pictures are shown."""
+        """Return the run whose pictures are shown."""
         return (self.counted or self.runs)[0]
 
     @property
     def miou(self) -> float | None:
-        """Mean over the seeds, 0..1."""
+        """Return the mIoU, mean over the seeds, 0..1."""
         return mean(run.miou for run in self.counted)
 
     def iou(self, name: str) -> float | None:
-        """Of one class, mean over the seeds, 0..1; None if it never occurs."""
+        """Return the IoU of a class, mean over the seeds, 0..1; None if it never occurs."""
         return mean(run.iou(name) for run in self.counted)
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Path]:
-    """The runs that folders are or hold, each once, as those of `gmix compare` and `gmix demo` do.
+    """List the runs that folders are or hold (as those of `gmix compare` and `gmix demo` do), each once.
 
     Raises:
-        ValueError: if one is no run and holds none.
+        ValueError: If a folder is not a run and holds none.
     """
     found: list[Path] = []
     for folder in map(Path, folders):
@@ -174,10 +174,10 @@ def find_runs(folders: Sequence[str | Path]) -> list[Path]:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Read what there is of a run.
+    """Read the files that a run has written so far.
 
     Raises:
-        ValueError: if its `config.yaml` cannot be read.
+        ValueError: If its `config.yaml` cannot be read.
     """
     settings = read_settings(folder)
     return RunRecord(folder, settings, list(_rows(folder)), _results(folder))
@@ -186,9 +186,9 @@ def read_run(folder: Path) -> RunRecord:
 def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
     """Put the seeds of each experiment together; supervised comes first, GuidedMix last.
 
-    An experiment is its settings, and the images, which may be in another folder for each. Of those repeated
-    under the same seed, only runs whose folders have one name but for the seed are together. Where a method has
-    several groups, they go by their folders.
+    An experiment is defined by its settings and its images, which may be in a different folder for each run. If a seed
+    is repeated, only runs whose folder names differ in nothing but the seed are grouped. If a method has several
+    groups, they are named after their folders.
     """
     same = [name for name in vars(DEFAULTS) if name not in FREE and name not in PLACES]
     groups = [
@@ -210,10 +210,10 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
 def compare_groups(
     before: Group, after: Group, value: Callable[[RunRecord], float | None]
 ) -> list[float] | None:
-    """The mean of a number in each of two groups, over the seeds both have finished.
+    """Compute the mean of a number in each of two groups, over the seeds that both have finished.
 
     Returns:
-        Both means; None if there is no such seed, or the runs learned from, or were judged on, other images.
+        Both means; None if they share no seed, or the runs learned from or were judged on different images.
     """
     splits = {run.results.get("split") for group in (before, after) for run in group.finished}
     if len(splits - {None, ""}) > 1:
@@ -224,7 +224,7 @@ def compare_groups(
 
 
 def _divide(runs: Sequence[RunRecord], key: Callable[[RunRecord], Any]) -> list[list[RunRecord]]:
-    """Lists of runs with equal keys, in their order."""
+    """Divide runs into lists with equal keys, in order."""
     parts: list[list[RunRecord]] = []
     for run in runs:
         part = next((part for part in parts if key(part[0]) == key(run)), None)
@@ -240,7 +240,7 @@ def _sources(run: RunRecord) -> list[Any]:
 
 
 def _data(run: RunRecord) -> Any:
-    """Which images it learned from and was judged on; until a run has ended, where they are."""
+    """Return the split of a run or, until it has ended, the paths of its images."""
     return run.results.get("split") or _sources(run)
 
 
@@ -249,13 +249,13 @@ def _repeats(runs: Sequence[RunRecord]) -> bool:
 
 
 def _place(run: RunRecord) -> Path:
-    """Its folder without the seed, as `gmix compare` calls them."""
+    """Return the folder of a run without the seed in its name, as `gmix compare` names folders."""
     folder = run.folder.absolute()
     return folder.parent / folder.name.removesuffix(f"-{run.seed}")
 
 
 def _names(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
-    """The method; of several groups of one, as much of the end of its folder as no other has."""
+    """Name the groups by method; if a method has several, by the shortest unique end of the folder."""
     methods = Counter(group[0].method for group in groups)
     places = [_place(group[0]) if group[1:] else group[0].folder.absolute() for group in groups]
     choices = []
@@ -292,5 +292,5 @@ def _results(folder: Path) -> dict[str, Any]:
 
 
 def _sound(found: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Without those entries that should be mappings and are not."""
+    """Drop the entries that should be mappings but are not."""
     return {k: v for k, v in found.items() if k not in names or isinstance(v, dict)}

@@ -1,4 +1,4 @@
-"""What went up and what went down: the charts of a run, or of several."""
+"""The charts of a run, or of several."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MEANING = {
 
 
 def colors(groups: Sequence[Group]) -> list[str]:
-    """Grey for the baseline, the accent for the last group, other hues between."""
+    """Choose a colour per group: grey for the baseline, the accent for the last group, other hues between."""
     hues = [SERIES[place % len(SERIES)] for place in range(len(groups))]
     hues[-1] = ACCENT
     if len(groups) > 1 and groups[0].first.method == BASELINE:
@@ -27,7 +27,7 @@ def colors(groups: Sequence[Group]) -> list[str]:
 
 
 def curve_charts(groups: Sequence[Group]) -> list[Chart]:
-    """mIoU over time, the pseudo masks' quality, and every loss term."""
+    """Draw the mIoU over time, the quality of the pseudo masks, and every loss term."""
     charts = []
     drawn = _lines(groups, "validation", "miou")
     if drawn:
@@ -51,7 +51,7 @@ def curve_charts(groups: Sequence[Group]) -> list[Chart]:
 
 
 def classes_chart(groups: Sequence[Group]) -> Chart | None:
-    """IoU of each class; None before the first validation."""
+    """Draw the IoU of each class; None before the first validation."""
     known = [group for group in groups if group.miou is not None]
     if not known:
         return None
@@ -71,7 +71,7 @@ def classes_chart(groups: Sequence[Group]) -> Chart | None:
 
 
 def _change(before: Group, after: Group, name: str) -> float | None:
-    """Of the IoU of a class, over the seeds both have."""
+    """Compute the change of the IoU of a class, over the seeds that both groups have."""
 
     def iou(run: RunRecord) -> float | None:
         return run.iou(name)
@@ -81,7 +81,7 @@ def _change(before: Group, after: Group, name: str) -> float | None:
 
 
 def _lines(groups: Sequence[Group], *path: str) -> list[Line]:
-    """A line a run; none at all where only one step is known, as of a single validation."""
+    """Make a line per run; no lines if there is a single step, as after the first validation."""
     lines = []
     for group, color in zip(groups, colors(groups), strict=True):
         for run in group.runs:

@@ -1,4 +1,4 @@
-"""The numbers of a report: what was reached, from what, under which settings, at what cost."""
+"""The numbers of a report: results, data, settings and cost."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from gmix.report.collect import BASELINE, DEFAULTS, Group, RunRecord, compare_gr
 
 @dataclass(frozen=True)
 class Facts:
-    """What can be said in numbers.
+    """The numbers of a report.
 
     Attributes:
-        title: the methods.
-        sentence: the result.
-        about: network, classes, split.
-        tiles: big numbers: value, what it is.
-        warnings: what makes the numbers hard to compare.
-        tables: results and cost, settings, versions.
+        title: The methods.
+        sentence: The result in one sentence.
+        about: Network, data set, split and seeds.
+        tiles: Large numbers: value and caption.
+        warnings: Reasons why the numbers are hard to compare.
+        tables: Results and cost, settings, versions.
     """
 
     title: str
@@ -34,7 +34,7 @@ class Facts:
 
 
 def gather_facts(groups: Sequence[Group]) -> Facts:
-    """All of them."""
+    """Gather all numbers of a report."""
     labels = [group.label for group in groups]
     return Facts(
         title=" and ".join([", ".join(labels[:-1]), labels[-1]]) if labels[1:] else labels[0],
@@ -47,7 +47,7 @@ def gather_facts(groups: Sequence[Group]) -> Facts:
 
 
 def sentence(groups: Sequence[Group]) -> str:
-    """What came out, in one sentence."""
+    """Describe the result in one sentence."""
     focus, run = groups[-1], groups[-1].first
     images = run.results.get("images", {})
     source = f"{images['labeled']} labeled" if "labeled" in images else ""
@@ -67,7 +67,7 @@ def sentence(groups: Sequence[Group]) -> str:
     base = groups[0]
     words = {True: "above", False: "below"}[change >= 0]
     difference = f"{abs(change):.1f} points {words} {base.label}"
-    # What is shown, so that the reader's own subtraction agrees.
+    # From the rounded values, so that the reader's own subtraction agrees.
     if base.seeds == focus.seeds:
         return f"{reached}: {difference} ({points(means[0])}), with the same masks."
     return (
@@ -77,25 +77,25 @@ def sentence(groups: Sequence[Group]) -> str:
 
 
 def known(groups: Sequence[Group]) -> list[Group]:
-    """Those with scores that compare: the last one first, it is what the report is about."""
+    """List the groups with comparable scores, the last group first, because it is the subject of the report."""
     focus, *others = reversed(groups)
     alike = [group for group in reversed(others) if not other_images(group, focus)]
     return [group for group in (focus, *alike) if group.miou is not None]
 
 
 def other_images(group: Group, focus: Group) -> bool:
-    """Whether a group was trained or judged on other images; not known until both have ended."""
+    """Return whether a group was trained or judged on other images; False until both have ended."""
     one, other = (each.first.results.get("split") for each in (group, focus))
     return bool(one and other and one != other)
 
 
 def so_far(run: RunRecord) -> str:
-    """How far an unfinished run has come."""
+    """Describe the progress of an unfinished run."""
     return f"{run.step} of {run.settings.get('steps', '?')} steps"
 
 
 def when(group: Group) -> str:
-    """After which step the scores of a group were taken: an unfinished run has gone on since."""
+    """Describe the step of the scores of a group; an unfinished run has taken more steps since."""
     run = group.first
     steps = {one.scored_step for one in group.counted}
     if group.finished:
@@ -106,7 +106,7 @@ def when(group: Group) -> str:
 
 
 def about(groups: Sequence[Group]) -> str:
-    """What the numbers are about, in a few words."""
+    """Describe network, data and seeds in a few words."""
     settings, results = groups[-1].first.settings, groups[-1].first.results
     known = settings.get("dataset") or ("voc" if settings.get("voc") else None)
     seeds = max(len(group.runs) for group in groups)
@@ -122,20 +122,20 @@ def about(groups: Sequence[Group]) -> str:
 
 
 def gain(groups: Sequence[Group]) -> float | None:
-    """Points of mIoU between the last group and the baseline, as they are shown; None without it."""
+    """Compute the gain of the last group over the baseline, in rounded points of mIoU; None without a baseline."""
     means = against_baseline(groups)
     return None if means is None else round(100 * means[1], 1) - round(100 * means[0], 1)
 
 
 def against_baseline(groups: Sequence[Group]) -> list[float] | None:
-    """mIoU of the baseline and of the last group, where they can be compared."""
+    """Return the mIoU of the baseline and of the last group; None if they cannot be compared."""
     if groups[0].first.method != BASELINE or len(groups) < 2:
         return None
     return compare_groups(groups[0], groups[-1], lambda run: run.miou)
 
 
 def tiles(groups: Sequence[Group]) -> list[tuple[str, str]]:
-    """A few numbers to be read from across the room."""
+    """Choose the numbers to show in large type."""
     focus, run = groups[-1], groups[-1].first
     found = []
     for group in known(groups):
@@ -157,7 +157,7 @@ def tiles(groups: Sequence[Group]) -> list[tuple[str, str]]:
 
 
 def warnings(groups: Sequence[Group]) -> list[str]:
-    """Different splits, and runs that go on."""
+    """List groups with other splits, and unfinished runs."""
     found = []
     focus = groups[-1]
     for group in groups[:-1]:
@@ -176,14 +176,14 @@ def warnings(groups: Sequence[Group]) -> list[str]:
 
 
 def runs_table(groups: Sequence[Group]) -> Table:
-    """A row a run: what it reached and what it cost."""
+    """Make the table of results and cost, with a row per run."""
     head = ["run", "seed", "steps", "mIoU", "best", "time", "s/step", "passes/step", "memory"]
     rows = [[group.label, *run_row(run)] for group in groups for run in group.runs]
     return Table("Runs, results and cost", [*head, "split"], rows)
 
 
 def run_row(run: RunRecord) -> list[str]:
-    """The cells of a run."""
+    """Make the cells of a run."""
     found, best = run.results, run.results.get("best") or {}
     memory = found.get("peak_memory_bytes")
     seconds, passes = found.get("seconds_per_step"), found.get("image_passes_per_step")
@@ -201,12 +201,12 @@ def run_row(run: RunRecord) -> list[str]:
 
 
 def reached(run: RunRecord) -> str:
-    """The mIoU of a run; of one that goes on, when it was."""
+    """Format the mIoU of a run, with its step if the run is unfinished."""
     return points(run.miou) + ("" if run.results or not run.scores else f" at {run.scored_step}")
 
 
 def settings_tables(groups: Sequence[Group]) -> list[Table]:
-    """The settings that differ between runs, and those of all of them that are not the default."""
+    """Make the tables of settings that differ between runs, and of common settings that are not the default."""
     differ, alike = [], []
     for name, default in vars(DEFAULTS).items():
         values = [different(run.setting(name) for run in group.runs) for group in groups]
@@ -223,7 +223,7 @@ def settings_tables(groups: Sequence[Group]) -> list[Table]:
 
 
 def different(values: Iterable[Any]) -> list[Any]:
-    """Each value once.
+    """List each value once.
 
     Examples:
         >>> different([{"a": 1}, 2, {"a": 1}])
@@ -237,7 +237,7 @@ def different(values: Iterable[Any]) -> list[Any]:
 
 
 def versions_table(groups: Sequence[Group]) -> Table:
-    """What the results were made with; a column where all were made with the same."""
+    """Make the table of versions, with a single column if all runs used the same."""
     found = [group.first.results.get("versions", {}) for group in groups]
     labels = [group.label for group in groups]
     if all(versions == found[0] for versions in found):
@@ -248,7 +248,7 @@ def versions_table(groups: Sequence[Group]) -> Table:
 
 
 def duration(minutes: float) -> str:
-    """Time as people say it.
+    """Format a duration for people.
 
     Examples:
         >>> duration(0.61), duration(12.3), duration(90)
@@ -260,7 +260,7 @@ def duration(minutes: float) -> str:
 
 
 def written(value: Any) -> str:
-    """A setting as one writes it.
+    """Format a setting for people.
 
     Examples:
         >>> written(None), written(True), written({"decay": 0.9})

@@ -1,4 +1,4 @@
-"""Figures for a paper, from any run: activations by layer, decoupling step by step, methods side by side."""
+"""Figures for a paper, from any run: activations by stage, decoupling step by step, methods side by side."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ NO_MIX = "this run mixes nothing; one with `direct` below 1 in --method-args doe
 def draw_figure(folders: Sequence[str | Path], config: ReportConfig) -> Path:
     """Draw `config.figure` into `config.out`: pdf, png or svg.
 
-    - `activations` (the paper's Fig. 3): mean absolute activation of each encoder stage, of unlabeled images as
-      they are and mixed with their partners.
-    - `decoupling` (Fig. 5): a row an unlabeled image, a column a step of how its pseudo mask comes about.
-    - `comparison` (Fig. 6 and 7): a row a validation image, a column a run.
+    - `activations` (the paper's Fig. 3): mean absolute activation of each encoder stage, for unchanged unlabeled images
+      and for images mixed with their partners.
+    - `decoupling` (Fig. 5): a row per unlabeled image, a column per step on the way to its pseudo mask.
+    - `comparison` (Fig. 6 and 7): a row per validation image, a column per run.
 
     Args:
-        folders: runs; the first two figures are of the last GuidedMix run among them.
-        config: which figure, where to, how many rows, which colours.
+        folders: Folders of runs; the first two figures show the last GuidedMix run among them.
+        config: The figure, its file, the number of rows, and the colours.
 
     Returns:
         The file written.
 
     Raises:
-        ValueError: if the runs do not have what the figure shows, or the file is there and not gmix's, or it
-            cannot be written.
+        ValueError: If the runs lack what the figure shows, or if the file exists and is not gmix's, or it cannot be
+            written.
     """
     path = Path(str(config.out))
     groups = group_runs([read_run(folder) for folder in find_runs(folders)])
@@ -73,10 +73,10 @@ def _draw(groups: Sequence[Group], config: ReportConfig, path: Path) -> Path:
 
 
 def draw_decoupling(replay: Replay, palette: Sequence[Color], count: int, path: Path) -> Path:
-    """Fig. 5: x_l, x_u, their mix, P_mix, P_l, D and the pseudo mask.
+    """Draw Fig. 5: x_l, x_u, their mix, P_mix, P_l, D and the pseudo mask.
 
     Raises:
-        ValueError: if the run mixes nothing.
+        ValueError: If the run mixes nothing.
     """
     partners, _, mix, pseudo = replay.guidance
     if partners is None or mix is None:
@@ -86,7 +86,7 @@ def draw_decoupling(replay: Replay, palette: Sequence[Color], count: int, path: 
         return to_rgb(replay.pixels(x))
 
     decoupler = replay.method.decoupler
-    assert isinstance(decoupler, SoftDecoupler)  # as all that flags make
+    assert isinstance(decoupler, SoftDecoupler)  # flags make no other
     soft = decoupler.mode == "soft"
     rows = []
     for index in range(min(count, len(replay.x_unlabeled))):
@@ -122,13 +122,13 @@ def draw_decoupling(replay: Replay, palette: Sequence[Color], count: int, path: 
 
 @torch.no_grad()
 def mean_activations(replay: Replay) -> list[tuple[str, list[float], list[float]]]:
-    """Mean absolute activation of each image of the batch in each encoder stage.
+    """Compute the mean absolute activation of each image of the batch in each encoder stage.
 
     Returns:
-        For each stage its name, and one number an image: of the unlabeled images as they are, and mixed.
+        For each stage its name, and a number per image: for the unchanged unlabeled images, and for the mixes.
 
     Raises:
-        ValueError: if the run mixes nothing.
+        ValueError: If the run mixes nothing.
     """
     method, mix = replay.method, replay.guidance.mix
     if mix is None:
@@ -147,7 +147,7 @@ def mean_activations(replay: Replay) -> list[tuple[str, list[float], list[float]
 
 
 def draw_activations(replay: Replay, path: Path) -> Path:
-    """Fig. 3: mean absolute activations by encoder stage, plain against mixed, with standard deviations."""
+    """Draw Fig. 3: mean absolute activations by encoder stage, plain and mixed, with standard deviations."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""The page: one HTML file that fetches nothing."""
+"""The page: a single HTML file that loads nothing else."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from gmix.runtime.shown import printable
 
 @dataclass(frozen=True)
 class Page:
-    """Everything that is on the page.
+    """The content of the page.
 
     Attributes:
-        facts: numbers and tables.
-        scenes: rows of validation images; empty if there are none.
-        scored: how many of how many validation images were scored to choose them.
-        class_keys: legend of the classes.
-        change_keys: legend of the errors.
-        pairs: cards of the pair inspector; empty for methods without pairs.
-        pair_step: the training step they are from.
-        curves: charts over time.
-        judged: whether pseudo masks are among them.
-        classes: charts by class.
-        focus: the run that chose the scenes.
-        safe: start with colours that colour-blind people tell apart.
-        switch: whether the data set's own colours are others.
-        missing: what was left out, and why.
+        facts: Numbers and tables.
+        scenes: Rows of validation images; empty if there are none.
+        scored: Number of validation images scored to choose these, and number of all.
+        class_keys: Legend of the classes.
+        change_keys: Legend of the errors.
+        pairs: Cards of the pair inspector; empty for methods without pairs.
+        pair_step: The training step of these cards.
+        curves: Charts over time.
+        judged: Whether pseudo masks are among the charts.
+        classes: Charts by class.
+        focus: The run whose scores choose the scenes.
+        safe: Whether to start with colour-blind safe colours.
+        switch: Whether the data set's own colours differ from these.
+        missing: Missing items, with reasons.
     """
 
     facts: Facts
@@ -51,10 +51,10 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """The page as HTML.
+    """Render the page as HTML.
 
-    Whatever comes from files (names of classes, images, settings) is escaped, and what would turn the order of the
-    letters around it is shown; only the charts, for which the same was done, go in as they are.
+    Text from files (names of classes, images, settings) is escaped, and characters that would reverse the writing
+    direction are made visible; only the charts, which have been treated in the same way, are inserted unescaped.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -73,4 +73,4 @@ def render(page: Page) -> str:
 
 
 def _shown(value: Any) -> Any:
-    return printable(value) if type(value) is str else value  # markup is a kind of `str`
+    return printable(value) if type(value) is str else value  # markup is a subclass of `str`

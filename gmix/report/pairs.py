@@ -1,4 +1,4 @@
-"""The last training batch of a GuidedMix run once more, step by step: which pairs, what came of them."""
+"""Replay of the last training batch of a GuidedMix run, step by step."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from gmix.training.session import look_back
 
 @dataclass(frozen=True)
 class Replay:
-    """One batch, and how its pseudo masks came about.
+    """A batch, and the steps that made its pseudo masks.
 
     Attributes:
-        method: as it was at that step, in eval mode.
-        classes: of the data set.
-        step: of the checkpoint; the batch is its last one.
+        method: The method at that step, in eval mode.
+        classes: Classes of the data set.
+        step: Step of the checkpoint; the batch is its last one.
         x_labeled: `(N, C, H, W)`, normalised.
         y_labeled: `(N, H, W)`.
         x_unlabeled: `(M, C, H, W)`, normalised.
         valid: `(M, H, W)`, False on padding.
-        guidance: what the method made of them.
-        labeled: `(N, K, H, W)` probabilities the partners are taken out with.
-        distance: `(M, N)` between the pooled deepest features of unlabeled and labeled images.
-        random: `(M,)` partners drawn at random instead.
-        weight: `(M, H, W)` in 0..1, how much each pixel counts in the loss.
-        stats: mean and standard deviation of the normalised images.
+        guidance: The pseudo masks, and the steps on the way.
+        labeled: `(N, K, H, W)` probabilities that are subtracted for the partners.
+        distance: `(M, N)` distances between the pooled deepest features of unlabeled and labeled images.
+        random: `(M,)` partners drawn at random, for comparison.
+        weight: `(M, H, W)` in 0..1, the weight of each pixel in the loss.
+        stats: Mean and standard deviation of the normalised images.
     """
 
     method: GuidedMix
@@ -59,24 +59,24 @@ class Replay:
     stats: tuple[Stats, Stats]
 
     def pixels(self, x: Tensor) -> Tensor:
-        """A normalised image `(C, H, W)` in 0..255 again."""
+        """Convert a normalised image `(C, H, W)` back to 0..255."""
         mean, std = (torch.tensor(s, device=x.device).view(-1, 1, 1) for s in self.stats)
         return (255 * (x.float() * std + mean)).clamp(0, 255).cpu()
 
 
 def replay_last_batch(folder: Path, device: torch.device) -> Replay:
-    """Make the last batch of a run anew, and its pseudo masks with the newest checkpoint.
+    """Rebuild the last batch of a run, and its pseudo masks with the newest checkpoint.
 
-    Batch t, augmentation, partners and lambda are a pure function of (seed, t), and a teacher moves before it
-    guides: on a CPU these are the very pseudo masks of that step. `variant="paper"` alone looks in eval mode
-    here and in train mode there.
+    Batch t, augmentation, partners and lambda are a pure function of (seed, t), and a teacher is updated before it
+    guides: on a CPU these are exactly the pseudo masks of that step. Only `variant="paper"` differs: it predicts in
+    eval mode here, but in train mode during training.
 
     Args:
         folder: `--out` of a GuidedMix run.
-        device: where to compute.
+        device: Device to compute on.
 
     Raises:
-        ValueError: if there is no checkpoint, or the images are not where they were.
+        ValueError: If there is no checkpoint, or the images are not where they were.
     """
     checkpoints = list_checkpoints(folder)
     if not checkpoints:
@@ -86,7 +86,7 @@ def replay_last_batch(folder: Path, device: torch.device) -> Replay:
     method = session.state.method
     if not isinstance(method, GuidedMix):
         raise ValueError(f"--method {config.method} makes no pairs")
-    assert isinstance(method.criterion, GuidedMixLoss)  # as all that flags make
+    assert isinstance(method.criterion, GuidedMixLoss)  # flags make no other
     batch = session.stream[step - 1].split(config.accumulate)[0]
     x_labeled, y_labeled, x_unlabeled, valid = batch.to(device, session.settings.memory_format)
     assert x_unlabeled is not None and valid is not None  # GuidedMix has unlabeled images
@@ -125,6 +125,6 @@ def replay_last_batch(folder: Path, device: torch.device) -> Replay:
 
 
 def draw_lambdas(method: GuidedMix, draws: int = 10000) -> Tensor:
-    """What the mixer of a method draws for lambda: `(draws,)`."""
+    """Draw lambdas `(draws,)` from the mixer of a method."""
     images = torch.zeros(draws, 1, 1, 1)
     return method.mixer(images, images, generator=torch.Generator().manual_seed(0)).lam

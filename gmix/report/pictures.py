@@ -1,4 +1,4 @@
-"""Pictures inside a page: photos as JPEG, class maps as small PNGs, all of bounded size."""
+"""Pictures inside a page: photos as JPEG, class maps as small PNGs, all of limited size."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from PIL import Image
 Pixels = npt.NDArray[Any]
 Color = tuple[int, int, int]
 
-SIDE = 320  # pixels of the longer side: twice what is shown, for screens of double density
+SIDE = 320  # pixels of the longer side: twice the size on the page, for high-density screens
 
-# Of two predictions: nothing where the second is right and the first was, too.
+# Marks for two predictions; no mark where both are right.
 FIXED, BROKEN, BOTH = 1, 2, 3
-# Found by search: told apart with every kind of colour blindness, and no colour of a class, neither ours nor one
-# of a known data set's.
+# Found by search: distinguishable with every kind of colour blindness, and different from the colours of classes,
+# both gmix's and those of known data sets.
 CHANGES: dict[int, tuple[str, Color]] = {
     FIXED: ("only {focus} right", (0, 70, 255)),
     BROKEN: ("only {baseline} right", (255, 0, 90)),
@@ -29,16 +29,16 @@ WRONG: tuple[str, Color] = ("wrong", (255, 0, 90))
 
 
 class Picture(NamedTuple):
-    """What is in a page for one picture.
+    """A picture of the page.
 
     Attributes:
-        alt: what it shows, in words.
-        source: a data URI.
-        safe: the same in colours that colour-blind people tell apart; empty if that is no other.
-        caption: below it.
-        kind: `photo`, `mask` (lies over the photo of its row if one wishes) or `layer` (always does).
-        under: the photo it lies over, if it is not that of its row.
-        size: width and height in pixels.
+        alt: Description in words.
+        source: A data URI.
+        safe: The picture in colour-blind safe colours; empty if it is the same.
+        caption: Text below the picture.
+        kind: `photo`, `mask` (can be laid over the photo of its row) or `layer` (always is).
+        under: The photo below it, if it is not that of its row.
+        size: Width and height in pixels.
     """
 
     alt: str
@@ -51,7 +51,7 @@ class Picture(NamedTuple):
 
 
 def photo(pixels: Pixels, alt: str, caption: str = "") -> Picture:
-    """An image `(H, W, 3)`, made smaller if it is large."""
+    """Make a picture of an image `(H, W, 3)`, reduced if it is large."""
     image = _shrunk(Image.fromarray(pixels), Image.Resampling.LANCZOS)
     source = _uri(image, "JPEG", quality=84, optimize=True)
     return Picture(alt, source, "", caption, size=image.size)
@@ -64,14 +64,14 @@ def class_picture(
     caption: str = "",
     strength: Pixels | None = None,
 ) -> Picture:
-    """A class map `(H, W)`, in one or two palettes; 255 is transparent.
+    """Make a picture of a class map `(H, W)`, in one or two palettes; 255 is transparent.
 
     Args:
-        classes: class ids.
-        palettes: the data set's, and the safe one if it is another.
-        alt: what the classes are a picture of; which they are is added by the caller.
-        caption: below it.
-        strength: `(H, W)` in 0..1, how opaque each pixel is.
+        classes: Class ids.
+        palettes: The data set's palette, and the colour-blind safe one if it differs.
+        alt: Description in words, including the classes.
+        caption: Text below the picture.
+        strength: `(H, W)` in 0..1, the opacity of each pixel.
     """
     made = [_painted(classes, palette, strength) for palette in palettes]
     kind = "mask" if strength is None else "layer"
@@ -80,14 +80,14 @@ def class_picture(
 
 
 def layer(marks: Pixels, colors: dict[int, Color], alt: str, caption: str = "") -> Picture:
-    """Coloured marks over the photo; what has no colour is transparent."""
+    """Make a layer of coloured marks over the photo; marks without a colour are transparent."""
     palette = [colors.get(index, (0, 0, 0)) for index in range(max(colors) + 1)]
     known = np.where(np.isin(marks, list(colors)), marks, 255)
     return Picture(alt, _painted(known, palette, None), "", caption, "layer", size=_size(marks))
 
 
 def heat(values: Pixels, alt: str, caption: str = "") -> Picture:
-    """Numbers `(H, W)` in 0..1 in cividis, from dark blue to yellow."""
+    """Make a picture of numbers `(H, W)` in 0..1 in cividis, from dark blue to yellow."""
     from matplotlib import colormaps
 
     colors = (255 * colormaps["cividis"](np.linspace(0, 1, 32))[:, :3]).round().astype(np.uint8)
@@ -97,10 +97,10 @@ def heat(values: Pixels, alt: str, caption: str = "") -> Picture:
 
 
 def compare_errors(truth: Pixels, focus: Pixels, baseline: Pixels | None) -> Pixels:
-    """Which of two predictions is right where; with one, where it is wrong.
+    """Mark where which of two predictions is right; with a single prediction, where it is wrong.
 
     Returns:
-        `FIXED`, `BROKEN`, `BOTH`, or 0 where all are right or the truth is not known.
+        `FIXED`, `BROKEN`, `BOTH`, or 0 where all are right or the true class is unknown.
 
     Examples:
         >>> truth = np.array([[0, 1, 1, 1, 255]])
@@ -117,7 +117,7 @@ def compare_errors(truth: Pixels, focus: Pixels, baseline: Pixels | None) -> Pix
 
 
 def describe(classes: Pixels, names: Sequence[str], most: int = 4) -> str:
-    """The largest classes of a map in words.
+    """Describe the largest classes of a map in words.
 
     Examples:
         >>> describe(np.array([[0, 0, 0, 1]]), ["sky", "bird"])
@@ -138,7 +138,7 @@ def _painted(classes: Pixels, palette: Sequence[Any], strength: Pixels | None) -
         return _uri(image, "PNG", optimize=True, transparency=clear)
     table = np.zeros((256, 3), dtype=np.uint8)
     table[: len(palette)] = palette
-    # Few levels: they are enough for the eye, and a fifth of the bytes.
+    # A few levels are enough for the eye, and take a fifth of the bytes.
     opacity = (np.clip(strength, 0, 1) * 15).round() * 17
     opacity = np.where(classes == 255, 0, opacity)[..., None]
     image = Image.fromarray(np.concatenate([table[classes], opacity], axis=2).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Validation images as the runs see them: evenly spaced ones, the worst and the best."""
+"""Validation images with the predictions of the runs: evenly spaced images, the worst and the best."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from gmix.deploy.predict import Pixels, predict_image
 from gmix.evaluation import ConfusionMatrix
 from gmix.runs.saved import SavedModel
 
-# Images that are scored one by one to find the worst and the best: so many, and fewer of large ones.
+# Largest number of images, and of pixels, that are scored one by one to find the worst and the best.
 MOST, MOST_PIXELS = 64, 64 * 512 * 512
 
 
 class Scene(NamedTuple):
-    """One image, its mask, and what each run makes of it.
+    """An image, its mask, and the predictions of each run.
 
     Attributes:
-        name: of the file.
-        why: `even`, `worst` or `best`.
+        name: Name of the file.
+        why: Reason for the choice: `even`, `worst` or `best`.
         image: `(H, W, 3)`.
-        truth: class ids `(H, W)`, 255 where they are not known.
-        predicted: class ids `(H, W)` of each run.
-        mious: of this image alone, of each run; nan if all of it is ignored.
+        truth: Class ids `(H, W)`, 255 where the class is unknown.
+        predicted: Class ids `(H, W)` of each run.
+        mious: The mIoU of each run on this image alone; nan if all of it is ignored.
     """
 
     name: str
@@ -42,13 +42,13 @@ class Scene(NamedTuple):
 
 @dataclass(frozen=True)
 class Scenes:
-    """The chosen images, and the confusion of all that were looked at.
+    """The chosen images, and the confusion matrix of all scored images.
 
     Attributes:
-        chosen: evenly spaced ones first, then the worst, then the best.
-        confusion: of the last run, over the images that were scored.
-        scored: how many that are.
-        images: how many validation images there are.
+        chosen: Evenly spaced images first, then the worst, then the best.
+        confusion: Confusion matrix of the last run, over the scored images.
+        scored: Number of scored images.
+        images: Number of validation images.
     """
 
     chosen: list[Scene]
@@ -58,10 +58,10 @@ class Scenes:
 
 
 def load_newest(folder: Path, device: torch.device) -> SavedModel:
-    """The model of a run: of its last step, or the best so far of one that goes on.
+    """Load the model of a run: from its last step or, if the run is unfinished, the best so far.
 
     Raises:
-        ValueError: if it has saved none yet.
+        ValueError: If the run has not saved a model yet.
     """
     unfinished = not (folder / "model").is_dir() and (folder / "best").is_dir()
     return SavedModel.from_pretrained(folder / "best" if unfinished else folder, device)
@@ -70,16 +70,16 @@ def load_newest(folder: Path, device: torch.device) -> SavedModel:
 def look_at_scenes(folder: Path, models: list[SavedModel], count: int) -> Scenes:
     """Choose validation images of a run and let every model predict them.
 
-    Up to 64 evenly spaced images, fewer of large ones, are scored with the last model; shown are `count` of them evenly
-    spaced, and half as many each of the lowest and the highest mIoU.
+    Up to 64 evenly spaced images, fewer if they are large, are scored with the last model. Of these, `count` evenly
+    spaced images are shown, and half as many each with the lowest and the highest mIoU.
 
     Args:
-        folder: of the run whose validation images are taken.
-        models: of all runs to show; the last one decides what is worst and best.
-        count: how many images are evenly spaced.
+        folder: Folder of the run whose validation images are used.
+        models: Models of all runs to show; the last one decides which images are the worst and the best.
+        count: Number of evenly spaced images.
 
     Raises:
-        ValueError: if there are no validation images, or they are not where they were.
+        ValueError: If there are no validation images, or they are not where they were.
     """
     focus = models[-1]
     dataset, names = open_validation(folder, focus)
@@ -100,15 +100,15 @@ def look_at_scenes(folder: Path, models: list[SavedModel], count: int) -> Scenes
 
 
 def look_at_even_scenes(folder: Path, models: list[SavedModel], count: int) -> list[Scene]:
-    """Let every model predict evenly spaced validation images of a run, whatever comes out.
+    """Let every model predict evenly spaced validation images of a run, chosen without regard to scores.
 
     Args:
-        folder: of the run whose validation images are taken.
-        models: of all runs to show.
-        count: how many images; all of them if there are fewer.
+        folder: Folder of the run whose validation images are used.
+        models: Models of all runs to show.
+        count: Number of images; all if there are fewer.
 
     Raises:
-        ValueError: if there are no validation images, or they are not where they were.
+        ValueError: If there are no validation images, or they are not where they were.
     """
     dataset, names = open_validation(folder, models[-1])
     shown = evenly_spaced(range(len(dataset)), min(count, len(dataset)))
@@ -116,10 +116,10 @@ def look_at_even_scenes(folder: Path, models: list[SavedModel], count: int) -> l
 
 
 def open_validation(folder: Path, model: SavedModel) -> tuple[SegmentationDataset, list[str]]:
-    """The validation images of a run as a model wants them, and their names.
+    """Open the validation images of a run in the format of a model, and return them with their names.
 
     Raises:
-        ValueError: if there are none, or they are not where they were.
+        ValueError: If there are no validation images, or they are not where they were.
     """
     source = original_data(folder)
     files = validation_files(source)
@@ -132,7 +132,7 @@ def open_validation(folder: Path, model: SavedModel) -> tuple[SegmentationDatase
 
 
 def look_at_one(name: str, why: str, sample: Sample, models: Sequence[SavedModel]) -> Scene:
-    """What every model makes of one image."""
+    """Predict an image with every model."""
     classes = models[-1].classes.num_classes
     predicted = [predict_image(model, sample.image) for model in models]
     return Scene(
@@ -146,12 +146,12 @@ def look_at_one(name: str, why: str, sample: Sample, models: Sequence[SavedModel
 
 
 def how_many(images: int, pixels: int, count: int) -> int:
-    """How many of the images are scored: a matter of seconds whatever their size.
+    """Compute the number of images to score, so that it takes seconds whatever their size.
 
     Args:
-        images: in all.
-        pixels: of one, as the network sees it.
-        count: how many are asked for; twice as many are shown.
+        images: Number of all images.
+        pixels: Pixels of an image at the network's input.
+        count: Number of requested images; twice as many are shown.
 
     Examples:
         >>> how_many(1449, 500 * 375, 6), how_many(500, 2048 * 1024, 6), how_many(20, 100, 6)
@@ -161,7 +161,7 @@ def how_many(images: int, pixels: int, count: int) -> int:
 
 
 def count_one(sample: Sample, predicted: Pixels, classes: int) -> ConfusionMatrix:
-    """The confusion of one image."""
+    """Count the confusion matrix of an image."""
     matrix = ConfusionMatrix(classes)
     target = sample.mask.as_subclass(torch.Tensor)
     matrix.update(torch.from_numpy(predicted)[None], target[None])
@@ -169,11 +169,11 @@ def count_one(sample: Sample, predicted: Pixels, classes: int) -> ConfusionMatri
 
 
 def choose(mious: dict[int, float], count: int) -> list[tuple[int, str]]:
-    """Which images are shown, and why; none twice.
+    """Choose the images to show, with the reasons; no image twice.
 
     Args:
-        mious: of each image that was scored, by its number.
-        count: how many are evenly spaced; the worst and the best are half as many each.
+        mious: The mIoU of each scored image, by index.
+        count: Number of evenly spaced images; half as many each of the worst and the best.
 
     Examples:
         >>> choose({0: 0.5, 1: 0.1, 2: 0.9, 3: 0.4, 4: 0.6}, 2)

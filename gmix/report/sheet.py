@@ -1,4 +1,4 @@
-"""A sheet of pictures: one row an image, one column a view of it, drawn for a slide."""
+"""A sheet of pictures for slides: a row per image, a column per view of it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ IGNORED: Colour = (255, 255, 255)
 INK, PALE = "#1b1f24", "#6b7280"
 DPI = 160
 LEGEND = 11  # points
-# Inches of a legend: a square with the space behind it, and the space between two entries.
+# Inches in a legend: a square with the space after it, and the space between two entries.
 SQUARE, BETWEEN = (1.1 + 0.8) * LEGEND / 72, 1.4 * LEGEND / 72
 
 
@@ -35,7 +35,7 @@ def colour_mask(mask: Pixels, palette: Sequence[Colour]) -> npt.NDArray[np.uint8
         [[[0, 0, 0], [200, 0, 0], [255, 255, 255]]]
     """
     table = np.array([*palette, IGNORED], dtype=np.uint8)
-    ids = mask.astype(np.int64)  # the caller's type may not hold `len(palette)`
+    ids = mask.astype(np.int64)  # `len(palette)` may not fit the caller's type
     known = (ids >= 0) & (ids < len(palette))
     return table[np.where(known, ids, len(palette))]
 
@@ -53,20 +53,20 @@ def picture_sheet(
     """Draw images and class maps in a grid, with a legend of the class colours.
 
     Args:
-        rows: One row for each image. A cell `(H, W, 3)` in 0..255 is shown as it is, a cell
+        rows: One row for each image. A cell `(H, W, 3)` in 0..255 is shown unchanged; a cell
             `(H, W)` holds class ids and is painted with `palette`.
-        titles: One title for each column, as it is.
-        names: One name for each class, for the legend, as it is.
+        titles: One title for each column, shown unchanged.
+        names: One name for each class, for the legend, shown unchanged.
         palette: One RGB colour in 0..255 for each class.
-        path: The file to write; its ending chooses the format (png, pdf, svg).
+        path: The file to write; its suffix sets the format (png, pdf, svg).
         notes: A second, paler line under each title, which may hold formulas; none if empty.
-        heading: A line over the sheet.
+        heading: A line above the sheet.
 
     Returns:
         `path`.
 
     Raises:
-        ValueError: If a row has not one cell for each title, or a cell has another shape.
+        ValueError: If a row does not have one cell for each title, or a cell has another shape.
 
     Examples:
         >>> import tempfile
@@ -81,7 +81,7 @@ def picture_sheet(
     """
     _check(rows, titles, names, palette)
     names, titles, heading = [*map(in_figure, names)], [*map(in_figure, titles)], in_figure(heading)
-    # The object interface: no pyplot, so no global state and no window, wherever this runs.
+    # The object interface, not pyplot: no global state and no window.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -145,7 +145,7 @@ def picture_sheet(
 
 
 def text_width(texts: Sequence[str], points: float) -> float:
-    """How wide the widest of some lines of text is drawn, in inches.
+    """Measure the width of the widest of several lines of text, in inches.
 
     Examples:
         >>> text_width(["m", "mmm"], 11) > text_width(["iii"], 11) > text_width([""], 11)

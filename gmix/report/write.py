@@ -1,4 +1,4 @@
-"""One HTML file that shows what trainings did: `gmix report`."""
+"""A single HTML file with the results of trainings: `gmix report`."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ PAIRS = 4
 
 
 def write_report(folders: Sequence[str | Path], config: ReportConfig) -> Path:
-    """Draw the report of one run, or of several beside each other.
+    """Write the report of a run, or of several side by side.
 
     Args:
-        folders: runs, or folders that hold runs, as those of `gmix compare` and `gmix demo` do.
-        config: how many pictures, which colours, and where to.
+        folders: Folders of runs, or folders that hold runs, as those of `gmix compare` and `gmix demo`.
+        config: The number of pictures, the colours, and the file.
 
     Returns:
         The file written.
 
     Raises:
-        ValueError: if a folder holds no run, or the file is there and not gmix's, or cannot be written.
+        ValueError: If a folder holds no run, or if the file exists and is not gmix's, or it cannot be written.
     """
     groups = group_runs([read_run(folder) for folder in find_runs(folders)])
     out = Path(config.out) if config.out is not None else common_folder(folders) / "report.html"
@@ -51,7 +51,7 @@ def write_report(folders: Sequence[str | Path], config: ReportConfig) -> Path:
 
 
 def try_report(folders: Sequence[str | Path], config: ReportConfig | None = None) -> Path | None:
-    """The same at the end of a training, which nothing that goes wrong here may spoil."""
+    """Write the report at the end of a training; an error is only a warning, so that the training stays good."""
     try:
         return write_report(folders, config or ReportConfig())
     except Exception as error:
@@ -60,7 +60,7 @@ def try_report(folders: Sequence[str | Path], config: ReportConfig | None = None
 
 
 def common_folder(folders: Sequence[str | Path]) -> Path:
-    """The folder that holds all of them; of a single one, itself.
+    """Return the folder that holds all folders; for a single folder, the folder itself.
 
     Examples:
         >>> common_folder(["runs/a"]).as_posix(), common_folder(["runs/a", "runs/b"]).as_posix()
@@ -70,19 +70,19 @@ def common_folder(folders: Sequence[str | Path]) -> Path:
         return Path(folders[0])
     try:
         return Path(os.path.commonpath([os.fspath(folder) for folder in folders]))
-    except ValueError:  # relative and absolute ones, or two drives
+    except ValueError:  # relative and absolute paths, or two drives
         return Path()
 
 
 def build_page(groups: Sequence[Group], config: ReportConfig) -> Page:
-    """Everything the page shows; what cannot be made is named in `missing`."""
+    """Build the content of the page; items that cannot be made are listed in `missing`."""
     device = prepare_device(config.device, config.threads)
     missing: list[str] = []
 
     def attempt(what: str, make: Callable[[], T]) -> T | None:
         try:
             return make()
-        except Exception as error:  # a run may lack any of its files, or have been made elsewhere
+        except Exception as error:  # a run may lack any of its files, or come from another machine
             missing.append(f"{what}: {one_line(error)}")
             return None
 
@@ -148,7 +148,7 @@ def build_page(groups: Sequence[Group], config: ReportConfig) -> Page:
 
 
 def lambda_chart(method: GuidedMix) -> Chart:
-    """Draw how much of a labeled partner the mixes of a run have."""
+    """Draw the distribution of lambda, the share of the labeled partner, in a run."""
     lambdas = draw_lambdas(method).numpy()
     return Chart(
         "Mixing weight λ",

@@ -1,1 +1,1 @@
-"""The trainer: a `Session` (all it works with), `fit` (the loop), a `Recorder` (all it writes), and `train`."""
+"""The trainer: a `Session` (its inputs and state), `fit` (the loop), a `Recorder` (its output), and `train`."""

@@ -1,4 +1,4 @@
-"""The last thing done to a network before it is tested and saved: what its decisions are best for."""
+"""The last change to a network before it is tested and saved: decisions for the best expected mIoU."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from gmix.nn.network import GuidedMixNet
 __all__ = ["DECIDING", "decide_for_miou", "unlabeled_pixels"]
 
 DECIDING = 10
-"""Of how many batches of unlabeled images the decision is made."""
+"""Number of batches of unlabeled images that the decision is based on."""
 
 PIXELS = 2**17
-"""Of at most so many pixels the decision is made, as many of each batch."""
+"""Largest number of pixels that the decision is based on, the same number from each batch."""
 
 
 def decide_for_miou(net: GuidedMixNet, probs: Tensor) -> GuidedMixNet:
-    """Copy a network so that its most probable class is the decision of the largest expected mIoU.
+    """Copy a network so that its most probable class is the decision with the largest expected mIoU.
 
-    The class biases ([`miou_biases`][gmix.functional.miou_biases]) are added to the bias of its last layer. They are
-    part of the weights, then: whatever saves, exports or predicts knows nothing of them.
+    The class biases ([`miou_biases`][gmix.functional.miou_biases]) are added to the bias of its last layer. They become
+    part of the weights: code that saves, exports or predicts needs no change.
 
     Args:
         net: The network.
-        probs: `(P, K)` what it says of pixels of unlabeled images, as `unlabeled_pixels` gives them.
+        probs: `(P, K)`, its probabilities of pixels of unlabeled images, from `unlabeled_pixels`.
 
     Examples:
         >>> import segmentation_models_pytorch as smp
@@ -44,7 +44,7 @@ def decide_for_miou(net: GuidedMixNet, probs: Tensor) -> GuidedMixNet:
     biases = G.miou_biases(probs)
     decided = copy.deepcopy(net)
     bias = decided.last_layer.bias
-    assert bias is not None  # SMP's heads have one
+    assert bias is not None  # SMP's heads have a bias
     with torch.no_grad():
         bias += biases[1:] - biases[:1] if net.classes == 1 else biases
     return decided
@@ -52,20 +52,20 @@ def decide_for_miou(net: GuidedMixNet, probs: Tensor) -> GuidedMixNet:
 
 @torch.no_grad()
 def unlabeled_pixels(net: GuidedMixNet, batches: Iterable[Batch], seed: int = 0) -> Tensor:
-    """Predict the unlabeled images of some batches as they are, and draw pixels of them.
+    """Predict the unchanged unlabeled images of some batches, and draw pixels from them.
 
     Args:
         net: The network; it runs in eval mode.
-        batches: On its device; padding is left out.
-        seed: Of the draw.
+        batches: Batches on its device; padding is excluded.
+        seed: Seed of the draw.
 
     Returns:
-        `(P, max(K, 2))` probabilities, of at most 13,107 pixels a batch.
+        `(P, max(K, 2))` probabilities, of at most 13,107 pixels per batch.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = []
     with eval_mode(net):
-        # Batch by batch: all pixels of all batches would be gigabytes at real sizes.
+        # Batch by batch: all pixels of all batches would take gigabytes for real images.
         for probs in _pixels(net, batches):
             order = torch.randperm(len(probs), generator=generator)[: PIXELS // DECIDING]
             drawn.append(probs[order.to(probs.device)])

@@ -1,4 +1,4 @@
-"""The training loop, one screen."""
+"""The training loop, short enough for one screen."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from gmix.training.optim import poly, set_lr
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How the gradients of a step are computed.
+    """The settings for computing the gradients of a step.
 
     Attributes:
-        seed: of the method's random choices.
-        amp: bfloat16 where that is faster: `mixed_precision`.
-        memory_format: of the images.
-        compiled: the method's call is: it draws from torch's own generator, and takes its progress as a tensor, so
-            that one graph serves all steps.
-        accumulate: split a batch into so many micro-batches, one after the other: the memory of one. Exact
-            for losses that are means over images; what looks at a batch as a whole (BatchNorm,
+        seed: Seed of the method's random choices.
+        amp: Whether to use bfloat16, see `mixed_precision`.
+        memory_format: Memory format of the images.
+        compiled: Whether the method is compiled. It then draws from torch's global generator and takes its progress
+            as a tensor, so that one compiled graph serves every step.
+        accumulate: Number of micro-batches of a batch, processed one after the other in the memory of one. Exact
+            for losses that are means over images; what depends on the whole batch (BatchNorm,
             pairing, a mean over pixels of which some are ignored) sees a micro-batch.
-        processes: those that share the micro-batches; there are more than `accumulate` where needed, so
-            that each process has as many.
+        processes: The processes that share the micro-batches. If necessary, there are more micro-batches than
+            `accumulate`, so that each process has the same number.
     """
 
     seed: int = 0
@@ -60,35 +60,35 @@ def fit(
     guard: Guard | None = None,
     report_when: Callable[[int], bool] = lambda step: step % 20 == 0,
 ) -> Iterator[Report]:
-    """Train; hand over a report from time to time, and whoever reads it evaluates, saves or stops.
+    """Train, and yield a report from time to time; the caller then evaluates, saves or stops.
 
-    Step t depends on nothing but the state, batch t and (seed, t): the method's generator and
-    torch's own (dropout) are seeded anew each step. A run stopped anywhere can be taken up there.
+    Step t depends only on the state, batch t and (seed, t): the method's generator and torch's global
+    generator (dropout) are seeded in each step. A run can be resumed after any step.
 
     Args:
-        method: called as `method(x_labeled, y_labeled, x_unlabeled, progress=..., ...)`, returns
-            named scalar losses, "total" among them. Everything happens on its device.
-        batches: batches `start` .. `steps - 1`; with several processes, this one's shard of each.
-        optimizer: its groups hold `initial_lr`; the poly schedule scales it.
-        steps: length of the whole training (the schedule's T).
-        start: steps already done.
-        settings: how the gradients of a step are computed.
-        average: updated from `method.net` after each step.
-        guard: looks at each step before it is learned from, and may leave it out.
-        report_when: given the number of steps done, whether to report; the last step always does.
+        method: Called as `method(x_labeled, y_labeled, x_unlabeled, progress=..., ...)`; returns
+            named scalar losses, including "total". Everything runs on its device.
+        batches: Batches `start` .. `steps - 1`; with several processes, the shard of this process.
+        optimizer: Its groups hold `initial_lr`, which the poly schedule scales.
+        steps: Length of the whole training (the schedule's T).
+        start: Number of steps already done.
+        settings: The settings for computing the gradients of a step.
+        average: Updated from `method.net` after each step.
+        guard: Checks each step before the optimizer takes it, and may skip it.
+        report_when: Says whether to report, given the number of steps done; the last step always reports.
 
     Yields:
-        A Report, the only time the host waits for the device.
+        A Report; only then does the host wait for the device.
 
     Raises:
-        NonFinite: a FloatingPointError, if a loss is not finite, naming the step and the terms.
+        NonFinite: A FloatingPointError that names the step and the terms, if a loss is not finite.
     """
     net: Any = method.net
     model: Callable[..., dict[str, Tensor]] = method
     window: list[dict[str, Tensor]] = []
     reported, began = start, time.perf_counter()
     for step, batch in zip(range(start, steps), batches, strict=False):
-        if not window:  # whoever read the last report may have evaluated
+        if not window:  # the reader of the last report may have evaluated
             method.train()
         set_lr(optimizer, poly(step, steps))
         optimizer.zero_grad(set_to_none=True)
@@ -124,17 +124,17 @@ def backward(
 ) -> dict[str, Tensor]:
     """Compute the gradients of a step, and return its named losses, the same in all processes.
 
-    A batch may be split into equal micro-batches, whose losses and gradients are averaged. One is
-    the same, whether one process goes through all of them or several share them: it draws by (seed,
-    t, its number), and BatchNorm's statistics start from those of the step and are averaged, too.
+    A batch may be split into equal micro-batches, whose losses and gradients are averaged. A micro-batch gives
+    the same result whether one process computes all of them or several share them: its random choices depend on
+    (seed, t, its number), and BatchNorm's statistics start from those of the step and are averaged, too.
 
     Args:
-        method: what learns.
-        model: what is called: the method, or what wraps it to exchange gradients.
-        batch: of this process.
-        step: the number of the step, from 0.
-        steps: of the whole training.
-        settings: how it is done.
+        method: The method that learns.
+        model: The method, or its wrapper that exchanges gradients; this is called.
+        batch: The batch of this process.
+        step: Number of the step, from 0.
+        steps: Length of the whole training.
+        settings: The settings for computing the gradients.
     """
     processes, device = settings.processes, next(method.parameters()).device
     count = processes.micro_batches(settings.accumulate)
@@ -162,7 +162,7 @@ def backward(
 
 
 def step_seed(seed: int, step: int, stream: str, micro_batch: int = 0) -> int:
-    """One 63-bit seed for (seed, step, stream, micro-batch), unrelated to all others.
+    """Compute a 63-bit seed for (seed, step, stream, micro-batch), unrelated to all others.
 
     Examples:
         >>> step_seed(0, 7, "method") == step_seed(0, 7, "method")
@@ -174,16 +174,16 @@ def step_seed(seed: int, step: int, stream: str, micro_batch: int = 0) -> int:
 
 
 def mean_losses(window: list[dict[str, Tensor]], first_step: int) -> dict[str, float]:
-    """Mean of each named loss over a window of steps, read from the device in one go.
+    """Average each named loss over a window of steps, read from the device at once.
 
     Raises:
-        NonFinite: if a value is not finite.
+        NonFinite: If a value is not finite.
 
     Examples:
         >>> mean_losses([{"total": torch.tensor(1.0)}, {"total": torch.tensor(2.0)}], first_step=1)
         {'total': 1.5}
     """
-    if not window:  # all of its steps were left out
+    if not window:  # all of its steps were skipped
         return {}
     names = list(window[0])
     table = torch.stack(

@@ -1,4 +1,4 @@
-"""BatchNorm in a step of several micro-batches, one after the other or by several processes at a time."""
+"""BatchNorm in a step of several micro-batches, one after the other or in several processes at once."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["MicroBatchStatistics"]
 class MicroBatchStatistics:
     """Average BatchNorm's running statistics over the micro-batches of a step.
 
-    Each micro-batch starts from the statistics of the step's start; at its end they are the mean over all of them. So
-    it does not matter whether they come one after the other or at the same time, and a step moves them once.
+    Each micro-batch starts from the statistics at the start of the step; at the end of the step they are the mean over
+    all micro-batches. The result is the same in sequence and in parallel, and a step updates the statistics once.
 
     Args:
-        method: Whose layers, those that train.
-        count: How many micro-batches, those of other processes included; 1 leaves nothing to do.
+        method: The module whose BatchNorm layers in train mode are averaged.
+        count: Number of micro-batches, including those of other processes; with 1 nothing is done.
     """
 
     def __init__(self, method: nn.Module, count: int) -> None:
@@ -30,11 +30,11 @@ class MicroBatchStatistics:
         self.running, self.sums = tensors, [torch.zeros_like(tensor) for tensor in tensors]
         self.before = [tensor.clone() for tensor in tensors]
         self.counts, self.counted = counts, [count + 1 for count in counts]
-        self.done = 0  # of this process
+        self.done = 0  # in this process
 
     @torch.no_grad()
     def end_micro_batch(self) -> None:
-        """Add up the statistics of a micro-batch, and go back to those of the step's start."""
+        """Add up the statistics of a micro-batch, and restore those at the start of the step."""
         self.done += 1
         for running, before, total in zip(self.running, self.before, self.sums, strict=True):
             total += running
@@ -42,7 +42,7 @@ class MicroBatchStatistics:
 
     @torch.no_grad()
     def end_step(self, mean: Callable[[list[Tensor]], list[Tensor]]) -> None:
-        """Set the statistics to the mean over the micro-batches, and that of all processes."""
+        """Set the statistics to the mean over the micro-batches of all processes."""
         means = mean([total / self.done for total in self.sums])
         for running, found in zip(self.running, means, strict=True):
             running.copy_(found)

@@ -1,4 +1,4 @@
-"""Steps whose loss is not finite: left out on request, else kept to be looked at."""
+"""Steps whose loss is not finite: skipped on request, otherwise saved for inspection."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from gmix.errors import NonFinite
 
 
 class Guard:
-    """Leaves out steps whose loss or gradient is not finite, as if they had not been.
+    """Skip steps whose loss or gradient is not finite, and undo what they changed.
 
-    The price: the host waits for the device at every step, and what a forward pass changes (statistics of
-    BatchNorm, teachers, memories) is copied before.
+    The cost: the host waits for the device at every step, and the state that a forward pass changes (statistics of
+    BatchNorm, teachers, memories) is copied before it.
 
     Args:
-        allowed: how many; one more ends the training.
-        skipped: the numbers of those there were; grows.
-        tell: called at each of them, with the method as it was before.
+        allowed: Largest number of skipped steps; one more ends the training.
+        skipped: Numbers of the skipped steps; new ones are appended.
+        tell: Called at each skipped step, with the method restored.
     """
 
     def __init__(self, allowed: int, skipped: list[int], tell: Callable[[NonFinite], None]) -> None:
@@ -30,20 +30,20 @@ class Guard:
         self._before: dict[str, Tensor] = {}
 
     def remember(self, method: nn.Module) -> None:
-        """Before a step: copy all that is not changed by the optimizer alone."""
+        """Copy the state that is not changed by the optimizer alone; call it before a step."""
         learned = {name for name, p in method.named_parameters() if p.requires_grad}
         state = method.state_dict()
         self._before = {name: state[name].clone() for name in state if name not in learned}
 
     def passes(self, step: int, losses: dict[str, Tensor], method: nn.Module) -> bool:
-        """After the backward pass: whether the step counts; else the method is as it was before.
+        """Return whether the step is finite, after the backward pass; otherwise restore the method.
 
         Raises:
-            NonFinite: if it is one too many.
+            NonFinite: If more steps than allowed are not finite.
         """
         values = torch.stack([loss.float() for loss in losses.values()]).tolist()
         terms = dict(zip(losses, values, strict=True))
-        # Nothing is clipped: the norm is all that is wanted.
+        # Nothing is clipped: only the norm is needed.
         terms["gradient"] = float(nn.utils.clip_grad_norm_(method.parameters(), math.inf))
         if all(map(math.isfinite, terms.values())):
             return True
@@ -59,10 +59,10 @@ class Guard:
 
 
 def check_finite(method: nn.Module, step: int) -> None:
-    """Make sure that the weights are worth keeping.
+    """Check that all weights are finite, so that they are worth saving.
 
     Raises:
-        FloatingPointError: if one of them is not finite.
+        FloatingPointError: If a weight is not finite.
     """
     finite = [parameter.isfinite().all() for parameter in method.parameters()]
     if not torch.stack(finite).all():

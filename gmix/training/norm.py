@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics, taken anew before a network is tested and saved."""
+"""New BatchNorm statistics, computed before a network is tested and saved."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["renew_statistics", "unlabeled_views"]
 
 
 def renew_statistics(net: GuidedMixNet, images: Iterable[Tensor]) -> GuidedMixNet:
-    """A copy of the network whose BatchNorm layers hold the statistics of `images`.
+    """Copy a network, with BatchNorm statistics computed on `images`.
 
-    Training leaves the statistics of whatever passes a method makes, half of them over the few labeled images,
-    which it knows by heart. `docs/experiments.md` shows what other images are worth. Weights, the network that goes on
-    training and torch's generators stay as they are.
+    After training, the statistics are those of all passes of the method, half of them over the few labeled images,
+    which it has memorised. `docs/experiments.md` shows the effect of other images. The weights, the network in
+    training and torch's generators do not change.
 
     Args:
-        net: The network. Without BatchNorm the copy is equal to it.
+        net: The network. Without BatchNorm the copy equals it.
         images: Batches `(N, C, H, W)` of at least two images, on its device.
 
     Returns:
@@ -43,7 +43,7 @@ def renew_statistics(net: GuidedMixNet, images: Iterable[Tensor]) -> GuidedMixNe
     renewed = copy.deepcopy(net)
     device = next(net.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(0)  # of dropout, which is on while statistics are taken
+        torch.manual_seed(0)  # for dropout, which is active while statistics are computed
         update_bn(images, renewed)
     return renewed.eval()
 
@@ -57,10 +57,10 @@ def unlabeled_views(
     device: torch.device,
     supervised: bool = False,
 ) -> Iterator[Tensor]:
-    """Of each batch the unlabeled crops as they are, and as many images of what the network was trained on.
+    """Yield, for each batch, the unchanged unlabeled crops and as many images as in training.
 
-    The first are what it is for. The others are the crops as students see them (colours, CutMix) or, of a network
-    trained `supervised`, the labeled ones. Either half alone is worse on some data.
+    The first are like the images to predict. The others are the crops as students see them (colours, CutMix) or, for a
+    network trained `supervised`, the labeled images. Either half alone is worse on some data.
 
     Yields:
         `(2M, C, H, W)`, on the device; with `supervised` `(M + N, C, H, W)`.

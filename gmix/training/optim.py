@@ -1,4 +1,4 @@
-"""Learning-rate schedule and parameter groups."""
+"""The learning-rate schedule and the parameter groups."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 
 def poly(step: int, steps: int, power: float = 0.9) -> float:
-    """The factor of the learning rate at a step: `(1 - step / steps) ** power`.
+    """Compute the factor of the learning rate at a step: `(1 - step / steps) ** power`.
 
     Args:
-        step: step about to be taken, 0 .. steps - 1.
-        steps: length of the training.
+        step: The step about to be taken, 0 .. steps - 1.
+        steps: Length of the training.
         power: 0.9 in the paper (Sec. 4.2) and in DeepLab before it.
 
     Examples:
@@ -35,15 +35,15 @@ def build_optimizer(
     encoder_lr: float = 0.3,
     weight_decay: float = 1e-4,
 ) -> torch.optim.Optimizer:
-    """AdamW or SGD (momentum 0.9) with two groups: the pretrained encoder learns more slowly.
+    """Build AdamW or SGD (momentum 0.9) with two groups: the pretrained encoder learns more slowly.
 
     Args:
-        parameters: what a method owns; those without gradient (a teacher's) are left out.
-        encoder: its parameters get the rate `lr * encoder_lr`.
+        parameters: The parameters of a method; those without gradient (a teacher's) are skipped.
+        encoder: The module whose parameters get the rate `lr * encoder_lr`.
         name: "adamw" or "sgd".
-        lr: learning rate of everything but the encoder.
-        encoder_lr: factor for the encoder.
-        weight_decay: for both groups.
+        lr: Learning rate of all other parameters.
+        encoder_lr: Factor of the learning rate of the encoder.
+        weight_decay: Weight decay of both groups.
 
     Examples:
         >>> encoder, head = nn.Linear(2, 2), nn.Linear(2, 1)
@@ -60,7 +60,7 @@ def build_optimizer(
     ]
     for group in groups:
         group["initial_lr"] = group["lr"]
-    # One kernel for all parameters instead of several for each, which a CPU feels.
+    # One kernel for all parameters instead of several for each, which matters on a CPU.
     fused = all(p.device.type in ("cpu", "cuda") for p in trained)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=0.9, weight_decay=weight_decay, fused=fused)
@@ -74,19 +74,19 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def fitting_state(optimizer: torch.optim.Optimizer, found: Any) -> dict[str, Any]:
-    """Take a saved state, if it is one of this optimizer: torch steps with any, and may end the process.
+    """Check that a saved state fits this optimizer: torch accepts any state, and may end the process.
 
-    Only tensors are taken; rates and the like are the optimizer's own.
+    Only tensors are taken; rates and other options stay those of the optimizer.
 
     Args:
-        optimizer: the one to continue.
-        found: what a file holds in place of its `state_dict()`.
+        optimizer: The optimizer to continue with.
+        found: The content of the file at the place of its `state_dict()`.
 
     Returns:
-        What its `load_state_dict` takes.
+        A state for its `load_state_dict`.
 
     Raises:
-        ValueError: if names, shapes or types are not those that a step of the optimizer makes.
+        ValueError: If names, shapes or types differ from those after a step of the optimizer.
 
     Examples:
         >>> weight = nn.Parameter(torch.ones(3))
@@ -120,13 +120,13 @@ def fitting_state(optimizer: torch.optim.Optimizer, found: Any) -> dict[str, Any
                     f"{name} of parameter {index} must have the shape {tuple(like.shape)}, "
                     f"got {tuple(value.shape)}"
                 )
-            # Of a file, elements may lie upon each other.
+            # Elements of a tensor from a file may share memory.
             taken[index][name] = value.detach().clone()
     return {"state": taken, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
 def _one_step(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What the optimizer keeps of a parameter, from a step of a twin."""
+    """Return the state that the optimizer keeps per parameter, from a step of a copy."""
     twin, weight = copy.copy(optimizer), nn.Parameter(torch.zeros(1))
     weight.grad = torch.zeros(1)
     twin.param_groups = [{**optimizer.param_groups[0], "params": [weight]}]

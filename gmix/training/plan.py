@@ -1,4 +1,4 @@
-"""What a training would take, from a few steps of it: `gmix train --dry-run`."""
+"""The cost of a training, estimated from a few steps: `gmix train --dry-run`."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ WARM_UP, MEASURED = 1, 2
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training would take.
+    """The estimated cost of a training.
 
     Attributes:
-        config: the flags.
-        data: how many classes and images, in words.
-        batch_unlabeled: unlabeled images a step.
-        epochs_labeled: how often each labeled image is seen.
-        epochs_unlabeled: how often each unlabeled image is seen; None without them.
-        image_passes: images through an encoder in one step.
-        parameters: of the network that is deployed.
-        trained: parameters that are learned, those of the method included.
-        device: where it would run.
-        seconds_per_step: of the slower of training and loading.
-        seconds_per_batch: to load one, in one process.
-        peak_memory: bytes; of a GPU, what tensors take; else all memory of this process. None where the
-            system does not tell.
-        checkpoint: bytes of one on the disk.
+        config: The flags.
+        data: Number of classes and images, in words.
+        batch_unlabeled: Unlabeled images per step.
+        epochs_labeled: Number of times that each labeled image is seen.
+        epochs_unlabeled: Number of times that each unlabeled image is seen; None without unlabeled images.
+        image_passes: Images through an encoder per step.
+        parameters: Parameters of the deployed network.
+        trained: Parameters that are learned, including those of the method.
+        device: Device of the training.
+        seconds_per_step: Seconds per step, of training or loading, whichever is slower.
+        seconds_per_batch: Seconds to load a batch in one process.
+        peak_memory: Bytes: on a GPU those of tensors, otherwise all memory of this process. None if the
+            system does not report it.
+        checkpoint: Bytes of a checkpoint on the disk.
     """
 
     config: TrainConfig
@@ -56,21 +56,21 @@ class Plan:
 
     @property
     def hours(self) -> float:
-        """Of all steps; validation is not in it."""
+        """Return the hours of all steps, without validation."""
         return self.config.steps * self.seconds_per_step / 3600
 
 
 def plan(config: TrainConfig) -> Plan:
-    """Build everything, train three steps of which nothing is kept, and see.
+    """Estimate the cost of a training: build everything, and train three steps that are discarded.
 
-    The first step is not timed. Nothing is written. For a memory that is the training's alone, call it in a
-    fresh process, as the command line does.
+    The first step is not timed. Nothing is written. To measure the memory of the training alone, call it in
+    a fresh process, as the command line does.
 
     Args:
-        config: the flags of `gmix train`; `out` is not looked at.
+        config: The flags of `gmix train`; `out` is not used.
 
     Raises:
-        ValueError: on bad input, as training itself.
+        ValueError: On bad input, as in training.
     """
     steps = WARM_UP + MEASURED
     session = open_session(replace(config, steps=max(config.steps, steps)))
@@ -78,7 +78,7 @@ def plan(config: TrainConfig) -> Plan:
     began = perf_counter()
     first = stream[0]
     loading = perf_counter() - began
-    # A step takes as long, whatever is remembered.
+    # The time of a step does not depend on what is remembered.
     state.method.remember([(first.x_labeled[0].to(device), first.y_labeled[0].to(device))])
     passes: list[int] = []
     session.prepare_step(0, passes.append)
@@ -99,7 +99,7 @@ def plan(config: TrainConfig) -> Plan:
         parameters=sum(p.numel() for p in state.deployed.model.parameters()),
         trained=sum(p.numel() for group in state.optimizer.param_groups for p in group["params"]),
         device=str(device),
-        # The batches of so short a training were there before it asked for them.
+        # In such a short training the batches are loaded before they are needed.
         seconds_per_step=max(step, loading / max(config.workers, 1)),
         seconds_per_batch=loading,
         peak_memory=peak_memory(device),
@@ -108,13 +108,13 @@ def plan(config: TrainConfig) -> Plan:
 
 
 def describe(plan: Plan) -> list[str]:
-    """The lines of `gmix train --dry-run`.
+    r"""Return the lines of `gmix train --dry-run`.
 
     Examples:
         >>> config = TrainConfig(method="unimatch", steps=1500, accumulate=2)
         >>> found = Plan(config, "7 classes, images: 55 labeled, 900 unlabeled", 8, 218.2, 13.3, 40,
         ...     24_400_000, 24_430_000, "cpu", 2.4, 0.3, 3_500_000_000, 391_000_000)
-        >>> print(*describe(found), sep="\\n")
+        >>> print(*describe(found), sep="\n")
         unimatch: 7 classes, images: 55 labeled, 900 unlabeled
         steps          1500, of 8 labeled + 8 unlabeled images, in 2 micro-batches one after the other
         epochs         218.2 over the labeled images, 13.3 over the unlabeled
@@ -159,7 +159,7 @@ def describe(plan: Plan) -> list[str]:
 
 
 def learning_rate(config: TrainConfig) -> str:
-    """The learning-rate rule in words.
+    """Describe the learning-rate schedule.
 
     Examples:
         >>> learning_rate(TrainConfig())
@@ -170,13 +170,13 @@ def learning_rate(config: TrainConfig) -> str:
 
 
 def checkpoint_size(state: TrainingState) -> int:
-    """Bytes of all tensors of a checkpoint."""
+    """Compute the bytes of all tensors of a checkpoint."""
     states = [module.state_dict() for module in state.modules.values()]
     return sum(tensor.nbytes for tensor in tensors([*states, state.optimizer.state_dict()]))
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in lists and mappings."""
+    """Yield every tensor in nested lists and mappings."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (dict, list)):
@@ -185,7 +185,7 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def human(size: int) -> str:
-    """A size in bytes, as people say it.
+    """Format a size in bytes for people.
 
     Examples:
         >>> human(391_000_000), human(3_500_000_000)

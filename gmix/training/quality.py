@@ -1,4 +1,4 @@
-"""How right a method's pseudo masks are, on images whose masks training never sees."""
+"""The quality of a method's pseudo masks, on images whose masks training never sees."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gmix.evaluation import ConfusionMatrix, eval_mode
 from gmix.methods import Method
 from gmix.training.fit import step_seed
 
-AT_ONCE = 4  # whole images, beside a batch of labeled ones
+AT_ONCE = 4  # whole images, in addition to a batch of labeled ones
 
 
 def judge_pseudo_masks(
@@ -27,19 +27,19 @@ def judge_pseudo_masks(
     batch_labeled: int,
     seed: int,
 ) -> dict[str, Any] | None:
-    """Compare what the method would learn from on the held-out images with their masks.
+    """Compare the method's pseudo masks of the held-out images with their true masks.
 
-    Nothing the training depends on is changed: neither the method nor torch's generators.
+    Nothing that the training depends on is changed: neither the method nor torch's generators.
 
     Args:
-        method: On its device.
-        data: With held-out images, or without any.
-        transform: uint8 image to normalised float image.
-        batch_labeled: How many labeled images the method may refer to at a time.
-        seed: Of which ones these are, and of the method's own draws; the same at each call.
+        method: The method, on its device.
+        data: The data, with or without held-out images.
+        transform: Maps a uint8 image to a normalised float image.
+        batch_labeled: Number of labeled images that the method may refer to at a time.
+        seed: Seed for the choice of these images and for the method's draws; the same at each call.
 
     Returns:
-        What `summary` says; None without held-out images.
+        The result of `summary`; None without held-out images.
     """
     if data.held_out is None:
         return None
@@ -66,12 +66,12 @@ def judge_pseudo_masks(
 def summary(
     every: ConfusionMatrix, sure: ConfusionMatrix, names: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Scores of pseudo masks, all in 0..1; None where there is no pixel to tell.
+    """Compute scores of pseudo masks, all in 0..1; None for a score without pixels.
 
     Args:
-        every: All pixels.
-        sure: Those the method is sure enough of to learn them.
-        names: Of the classes.
+        every: Confusion matrix of all pixels.
+        sure: Confusion matrix of the pixels that are sure enough to be learned.
+        names: Names of the classes.
 
     Returns:
         `precision` (share of the sure pixels that are right), `coverage` (share of the pixels that
@@ -99,12 +99,12 @@ def summary(
 
 
 def ratio(part: float, whole: float) -> float | None:
-    """A share, or None of nothing."""
+    """Divide a part by the whole; None if the whole is 0."""
     return part / whole if whole else None
 
 
 def alike(dataset: Any, length: int) -> Iterator[list[Sample]]:
-    """Neighbouring samples, a few of one size at a time."""
+    """Yield neighbouring samples of the same size, a few at a time."""
     samples: list[Sample] = []
     for index in range(length):
         sample: Sample = dataset[index]
@@ -118,7 +118,7 @@ def alike(dataset: Any, length: int) -> Iterator[list[Sample]]:
 def stack(
     samples: list[Sample], transform: Callable[[Any], Tensor], size: tuple[int, int] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """A batch of images and masks; cut and padded at the bottom and right to `size` if given."""
+    """Stack images and masks; crop and pad them at the bottom and right to `size` if given."""
     images = [transform(image).as_subclass(Tensor) for image, _ in samples]
     masks = [mask.as_subclass(Tensor).long() for _, mask in samples]
     if size is not None:  # a negative padding cuts

@@ -1,4 +1,4 @@
-"""What a training writes: files, trackers and lines on the screen, each by the first of its processes."""
+"""The output of a training: files, trackers and lines on the screen, written by the main process."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ __all__ = ["Recorder"]
 
 
 class Recorder:
-    """Writes `config.yaml`, `metrics.jsonl`, checkpoints, `best/`, `model/`, `results.json`, and tells people.
+    """Write `config.yaml`, `metrics.jsonl`, checkpoints, `best/`, `model/` and `results.json`, and show progress.
 
-    Nothing is written before `folder` is entered, nor by other processes than the first.
+    Nothing is written before `folder` is entered, and only the main process writes.
 
     Args:
-        session: What is trained.
+        session: The training.
         out: The folder to write into.
-        start: Steps already done.
-        began: When the training began, by `perf_counter`.
+        start: Number of steps already done.
+        began: Start of the training, by `perf_counter`.
     """
 
     def __init__(self, session: Session, out: Path, start: int, began: float) -> None:
@@ -47,16 +47,16 @@ class Recorder:
         self.out = out
         self.start = start
         self.writes = session.processes.first
-        self._began = began - session.state.tally.seconds  # of what was done before
+        self._began = began - session.state.tally.seconds  # those of earlier runs count as well
         self._screen: PlainProgress = SilentProgress(session.config.steps, start)
         self._metrics = Metrics(None, session.data.classes.names, start)
 
     @contextmanager
     def folder(self) -> Iterator[None]:
-        """Keep the folder for this training, and prepare it.
+        """Lock the folder for this training, and prepare it.
 
         Raises:
-            ValueError: If another training is there, or nothing can be written.
+            ValueError: If another training uses it, or it is not writable.
         """
         if not self.writes:
             yield
@@ -65,7 +65,7 @@ class Recorder:
         out.mkdir(parents=True, exist_ok=True)
         with locked(out):
             if self.start == 0:
-                find_checkpoint(config, out)  # another run may have begun and ended meanwhile
+                find_checkpoint(config, out)  # another run may have started and ended meanwhile
             remove_stale(out)
             remove_old(out, config.keep_last)
             write_yaml(config, out / "config.yaml")
@@ -74,10 +74,10 @@ class Recorder:
 
     @contextmanager
     def tracking(self) -> Iterator[None]:
-        """Hand each line of `metrics.jsonl` on to the trackers, too.
+        """Pass each line of `metrics.jsonl` to the trackers as well.
 
         Raises:
-            ValueError: If one cannot start.
+            ValueError: If a tracker cannot start.
         """
         config = self.session.config
         names = config.trackers if self.writes else "none"
@@ -89,7 +89,7 @@ class Recorder:
         """Show the training while it runs.
 
         Args:
-            notes: What a person should know first.
+            notes: Messages to show first.
         """
         config, data, processes = self.session.config, self.session.data, self.session.processes
         progress = make_progress if self.writes else SilentProgress
@@ -106,14 +106,14 @@ class Recorder:
             yield
 
     def note(self, text: str) -> None:
-        """Tell a person, from any of the processes."""
+        """Show a message, from any process."""
         if self.writes:
             self._screen.note(text)
         else:
             print_error(text, 0)
 
     def lacks_validation(self) -> bool:
-        """Whether the step a training goes on from was not validated; False where nothing is written."""
+        """Return whether the step to resume from still lacks its validation; False in processes that do not write."""
         return self._metrics.lacks_validation(self.start)
 
     def report(self, report: Report) -> None:
@@ -122,7 +122,7 @@ class Recorder:
         self._metrics.report(report)
 
     def show(self, report: Report) -> None:
-        """Show a report of `fit`, once the validation of its step is known."""
+        """Show a report of `fit`, after the validation of its step."""
         self._screen.report(report)
 
     def validation(self, step: int, found: Validation) -> None:
@@ -141,15 +141,15 @@ class Recorder:
         """Write a checkpoint.
 
         Raises:
-            FloatingPointError: If a weight is not finite; then the checkpoint before stays.
-            ValueError: If it cannot be written; the same.
+            FloatingPointError: If a weight is not finite; the previous checkpoint stays.
+            ValueError: If it cannot be written; the previous checkpoint stays.
         """
         check_finite(self.session.state.method, step)
         if self.writes:
             self.session.state.save(self.out, step, self.session.config.keep_last)
 
     def count_cost(self) -> None:
-        """Note the time and memory so far."""
+        """Record the time and memory so far."""
         tally = self.session.state.tally
         tally.seconds = perf_counter() - self._began
         peak = peak_memory(self.session.device) or 0
@@ -157,18 +157,18 @@ class Recorder:
 
     @contextmanager
     def rescued(self, step: int) -> Iterator[None]:
-        """Save the state of the training if what happens within fails, which is not part of a step.
+        """Save the state of the training if the block, which is not part of a step, fails.
 
         Raises:
-            ValueError: What failed, in one sentence that also says how to go on; other errors than those of data
-                and files are raised as they are.
+            ValueError: With one sentence that says what failed and how to resume; errors other than those of data
+                and files are raised unchanged.
         """
         try:
             yield
         except Exception as error:
             try:
                 self.checkpoint(step)
-            except ValueError as second:  # which says what is left
+            except ValueError as second:  # it says what is left
                 raise ValueError(f"{explain(error)}; {second}") from error
             if not isinstance(error, (ValueError, OSError)):
                 raise
@@ -176,7 +176,7 @@ class Recorder:
             raise ValueError(f"{explain(error)}; {self.stopped(step)}: {remedy}") from error
 
     def stopped(self, step: int) -> str:
-        """Say where a training stopped whose state was saved."""
+        """Describe where a saved training stopped."""
         return f"stopped after step {step} of {self.session.config.steps}, everything is saved"
 
     def finish(self, found: Validation) -> None:
@@ -201,19 +201,19 @@ class Recorder:
             saved.save_pretrained(aside)
 
     def left_out(self, bad: NonFinite) -> None:
-        """Tell that a step was left out, and save what is needed to look at the first of them."""
-        # One of them is enough to look at: each is as large as a checkpoint.
+        """Report a skipped step, and save a reproduction of the first one."""
+        # Only the first: each is as large as a checkpoint.
         saved = bool(self.session.state.tally.skipped)
         self._screen.note(f"left out: {self.describe_step(bad, save=not saved)}")
 
     def describe_step(self, bad: NonFinite, *, save: bool = True) -> str:
-        """Say what was not finite, in which images, and where that is saved."""
+        """Describe the values that are not finite, the images, and where the step is saved."""
         session = self.session
         labeled, unlabeled = map(first_names, batch_names(session.stream, bad.step))
         text = f"{bad}; labeled images: {labeled}; unlabeled: {unlabeled or 'none'}"
         if not (save and self.writes):
             return text
-        state = None  # without a guard the weights have moved on since
+        state = None  # without a guard the weights have changed since
         if session.config.skip_nonfinite > 0:
             state = partial(session.state.save, step=bad.step - 1)
         try:

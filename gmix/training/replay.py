@@ -1,4 +1,4 @@
-"""A step that was not finite, once more."""
+"""Replay of a step that was not finite."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from gmix.training.session import open_session
 
 
 def replay(folder: str | Path, device: str | None = None) -> dict[str, float]:
-    """Go through a step that was not finite once more.
+    """Replay a step that was not finite.
 
-    Where the folder holds an earlier state, the steps up to that one are trained anew, from the data.
+    If the folder holds an earlier state, the steps from there up to that step are trained again, from the data.
 
     Args:
         folder: `OUT/nonfinite-STEP`, as `gmix train` wrote it.
-        device: "cpu", "cuda"; None: as in training.
+        device: "cpu" or "cuda"; None: as in training.
 
     Returns:
         The losses of the step, if they are finite now: on another device, or in another version.
 
     Raises:
-        FloatingPointError: if they are not, as in training.
-        ValueError: if the folder cannot be read.
+        FloatingPointError: If they are not finite, as in training.
+        ValueError: If the folder cannot be read.
     """
     folder = Path(folder)
     config, step, last = read_step(folder)
@@ -51,7 +51,7 @@ def replay(folder: str | Path, device: str | None = None) -> dict[str, float]:
         yield from (session.stream[earlier] for earlier in range(start, step - 1))
         yield last
 
-    # Where the training looked at gradients, too, one of them may be all that is not finite.
+    # If the training checked gradients, too, it may be that only a gradient is not finite.
     guard = Guard(0, [], lambda bad: None) if config.skip_nonfinite > 0 else None
     *_, report = session.fit(
         batches(), start=start, guard=guard, report_when=lambda done: done >= step - 1
@@ -60,10 +60,10 @@ def replay(folder: str | Path, device: str | None = None) -> dict[str, float]:
 
 
 def read_step(folder: Path) -> tuple[TrainConfig, int, Batch]:
-    """The settings, the number and the batch of a step that was not finite.
+    """Read the settings, the number and the batch of a step that was not finite.
 
     Raises:
-        ValueError: if the folder holds none, or it cannot be read.
+        ValueError: If the folder does not hold a step, or it cannot be read.
     """
     try:
         config = from_mapping(TrainConfig, read_settings(folder))
@@ -71,6 +71,6 @@ def read_step(folder: Path) -> tuple[TrainConfig, int, Batch]:
         with named_in_utf8(path) as name, safe_open(name, "pt") as file:
             step = int(file.metadata()["step"])
             batch = Batch(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except Exception as error:  # of safetensors, and of words that are none of ours
+    except Exception as error:  # from safetensors, or for unknown settings
         raise ValueError(f"cannot replay {folder}: {one_line(error)}") from error
     return config, step, batch

@@ -1,4 +1,4 @@
-"""What a training works with: device, images, state and batches, put together once for whoever trains or looks."""
+"""The objects of a training: device, images, state and batches, built once for training and inspection."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ __all__ = ["Session", "fit_settings", "look_back", "open_session"]
 
 @dataclass(frozen=True)
 class Session:
-    """One training, ready to begin: `open_session` makes it, and nothing is written.
+    """A training that is ready to start: `open_session` builds it, and nothing is written.
 
     Attributes:
         config: The flags.
-        processes: Those that train together.
-        device: This process's.
+        processes: The processes that train together.
+        device: The device of this process.
         data: The images.
-        state: All that changes while training.
+        state: Everything that changes during training.
         stats: Mean and standard deviation of the images, per channel.
         stream: The batches of all processes.
     """
@@ -58,27 +58,27 @@ class Session:
 
     @property
     def own_stream(self) -> TwoStream:
-        """This process's share of each batch."""
+        """Return the stream of this process's share of each batch."""
         return self.stream.shard(self.processes.rank, self.processes.count)
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """What every image is resized to first; None: images are taken as they are."""
+        """Return the size that every image is resized to first; None: images are not resized."""
         return None if self.config.size is None else parse_size(self.config.size)
 
     @property
     def settings(self) -> FitSettings:
-        """How the gradients of a step are computed."""
+        """Return the settings for computing the gradients of a step."""
         return fit_settings(self.config, self.device, self.processes)
 
     def resume(self, checkpoint: Checkpoint | None) -> list[str]:
-        """Take up the state of a checkpoint, if there is one; the images are those of now.
+        """Restore the state of a checkpoint, if there is one; the images are the current ones.
 
         Returns:
-            What a person should know.
+            Messages for the user.
 
         Raises:
-            ValueError: If the checkpoint is that of another training; then nothing has changed.
+            ValueError: If the checkpoint belongs to another training; then nothing has changed.
         """
         notes = []
         if checkpoint is not None:
@@ -90,12 +90,12 @@ class Session:
         return notes
 
     def remember_labeled(self) -> None:
-        """Show the method all labeled images before its first step; what it remembers is part of its state."""
+        """Show all labeled images to the method before its first step; its memory is part of its state."""
         labeled = AsTested(self.data.labeled, eval_transform(*self.stats))
         self.state.method.remember(labeled)
 
     def prepare_step(self, step: int, tell: Callable[[int], None]) -> None:
-        """Compile the method where the flags ask for it, and count the passes of a step.
+        """Compile the method if the flags ask for it, and count the image passes of a step.
 
         Args:
             step: The step about to be taken.
@@ -117,7 +117,7 @@ class Session:
         waiting: Callable[[], AbstractContextManager[Any]] = nullcontext,
         tell: Callable[[str], None] = lambda text: None,
     ) -> Loader:
-        """Load batches, by as many processes as the flags say; see `Loader`."""
+        """Load batches, in as many processes as the flags say; see `Loader`."""
         known = self.state.tally.left_out
         return Loader(
             self.config, stream, steps, self.device, waiting=waiting, tell=tell, known=known
@@ -131,7 +131,7 @@ class Session:
         guard: Guard | None = None,
         report_when: Callable[[int], bool],
     ) -> Iterator[Report]:
-        """Train on batches, from the step `start` on; see `fit`."""
+        """Train on batches, starting at step `start`; see `fit`."""
         return fit(
             self.state.method,
             batches,
@@ -145,13 +145,13 @@ class Session:
         )
 
     def finished_net(self, tell: Callable[[str], None]) -> GuidedMixNet:
-        """Finish the network so far with unlabeled images: alike for every method, with none without them.
+        """Finish the current network with unlabeled images, in the same way for every method; a no-op without them.
 
         Args:
-            tell: Called with what a person should know, as of images that cannot be read.
+            tell: Called with messages for the user, for instance about images that cannot be read.
 
         Returns:
-            What is tested and saved; the network that goes on training stays as it is.
+            The network to test and save; the network in training does not change.
         """
         config, (mean, std) = self.config, self.stats
         net = self.state.deployed
@@ -184,13 +184,13 @@ def open_session(
     device: torch.device | None = None,
     data: Data | None = None,
 ) -> Session:
-    """Put a training together, with fresh weights; torch's generator is seeded for them.
+    """Build a training with new weights; torch's generator is seeded for them.
 
     Args:
         config: The flags.
-        processes: Those that train together.
-        device: Where to compute; None: the one the flags name.
-        data: The images; None: they are looked for, and read once.
+        processes: The processes that train together.
+        device: Device to compute on; None: the device in the flags.
+        data: The images; None: they are found and read once.
 
     Raises:
         ValueError: On bad input, in one sentence.
@@ -212,15 +212,15 @@ def open_session(
 def look_back(
     config: TrainConfig, checkpoint: Checkpoint, data: Data, device: torch.device
 ) -> Session:
-    """Open the session of an earlier training to look at its method, as a checkpoint has it.
+    """Open the session of an earlier training to inspect its method, with the weights of a checkpoint.
 
-    Nothing is averaged or exchanged there, and torch's generator stays as it is.
+    Nothing is averaged or exchanged, and torch's generator does not change.
 
     Raises:
         ValueError: If the checkpoint does not fit.
     """
     alone = replace(config, ema=None, sync_norm=False)
-    # What is frozen is not in the checkpoint: it has to be the same again, from the seed.
+    # Frozen encoders are not in the checkpoint: the seed makes the same ones again.
     with torch.random.fork_rng(devices=[]):
         session = open_session(alone, device=device, data=data)
     load_checkpoint(checkpoint.path, {"method": session.state.method}, device)
@@ -230,7 +230,7 @@ def look_back(
 def fit_settings(
     config: TrainConfig, device: torch.device, processes: Processes = SINGLE_PROCESS
 ) -> FitSettings:
-    """Return how the flags want gradients computed, on a device where they leave it to that."""
+    """Derive the settings for computing gradients from the flags and, for `auto`, the device."""
     native = config.amp == "auto" and computes_in_bfloat16(device)
     return FitSettings(
         seed=config.seed,
@@ -243,11 +243,11 @@ def fit_settings(
 
 
 def other_images(before: str, now: str) -> list[str]:
-    """What to say if a training goes on with other images: maybe only a broken one was deleted.
+    """Return a message if a training resumes with other images: perhaps only a broken one was deleted.
 
     Args:
         before: `Data.split` of the steps done.
-        now: that of the steps to come.
+        now: `Data.split` of the steps to come.
 
     Examples:
         >>> other_images("1854c52b11fd", "1854c52b11fd")

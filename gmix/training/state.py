@@ -1,4 +1,4 @@
-"""What changes while training: made from flags, saved, and taken up again."""
+"""The state of a training: built from flags, saved, and restored."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gmix.runtime.own import check_own
 from gmix.runtime.typed import from_mapping
 from gmix.training.optim import build_optimizer, fitting_state
 
-# What a training writes, and others may have written before it. Anything else in these folders stays.
+# The files of a training, which something else may have written before. Other files in these folders stay.
 WRITTEN = (
     *("metrics.jsonl", "results.json"),
     *(
@@ -47,7 +47,7 @@ WRITTEN = (
 
 @dataclass
 class TrainingState:
-    """Everything that changes while training."""
+    """Everything that changes during training."""
 
     method: Any
     optimizer: torch.optim.Optimizer
@@ -56,14 +56,14 @@ class TrainingState:
 
     @property
     def deployed(self) -> GuidedMixNet:
-        """The network that is evaluated and saved, but for its BatchNorm statistics."""
+        """Return the network that is evaluated and saved, but for its BatchNorm statistics."""
         average: Any = self.average
         net: GuidedMixNet = self.method.net if average is None else average.module
         return net
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """Whatever holds weights."""
+        """Return all modules with weights."""
         average = {} if self.average is None else {"average": self.average}
         return {"method": self.method, **average}
 
@@ -74,7 +74,7 @@ class TrainingState:
 
 
 def build_state(config: TrainConfig, channels: int, device: torch.device) -> TrainingState:
-    """Method, optimizer and (with `--ema`) averaged network, on their device."""
+    """Build the method, the optimizer and (with `--ema`) the averaged network, on the device."""
     torch.manual_seed(config.seed)
     net = build_net(config, channels)
     method = build_method(config, net).to(device).to(memory_format=layout(config))
@@ -104,7 +104,7 @@ def restore(state: TrainingState, checkpoint: Checkpoint, device: torch.device) 
     """Load a checkpoint into `state`; if anything in it does not fit, nothing changes.
 
     Raises:
-        ValueError: if it is that of another training.
+        ValueError: If it belongs to another training.
     """
     saved = read_state(checkpoint.path, state.modules, device)
     try:
@@ -119,19 +119,21 @@ def restore(state: TrainingState, checkpoint: Checkpoint, device: torch.device) 
 
 
 def find_checkpoint(config: TrainConfig, out: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The checkpoint to go on from, if any, and what there is to say about others.
+    """Find the checkpoint to resume from, if any, and messages about others.
 
     Raises:
-        ValueError: if a run would be overwritten, or resumed under other settings.
+        ValueError: If a run would be overwritten, or resumed with other settings.
     """
     if not list_checkpoints(out):
         ended = any((out / name).exists() for name in ("results.json", "model"))
-        if ended and (out / "config.yaml").exists():  # names that others use, too
+        if ended and (out / "config.yaml").exists():  # other programs use these names, too
             raise ValueError(
                 f"{out} holds a finished run whose checkpoints are gone: choose another --out"
             )
         check_own([out / "config.yaml"])
-        if not (out / "config.yaml").exists():  # the first a run writes, so the rest is not its own
+        if not (
+            out / "config.yaml"
+        ).exists():  # a run writes it first: without it, the other files are not a run's
             check_own(out / name for name in WRITTEN)
         return None, []
     if not config.resume:

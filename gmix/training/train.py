@@ -1,4 +1,4 @@
-"""One training, from flags to a folder of results: `gmix train` and `gmix demo` call it."""
+"""A training, from flags to a folder of results: `gmix train` and `gmix demo` call it."""
 
 from __future__ import annotations
 
@@ -33,42 +33,42 @@ OnReport = Callable[[Report], None]
 
 
 class Result(NamedTuple):
-    """What a finished training came to."""
+    """The result of a finished training."""
 
     scores: Scores | None  # of the last weights; None without validation images
     best: tuple[float, int] | None  # highest mIoU seen and its step
-    names: tuple[str, ...]  # of the classes
+    names: tuple[str, ...]  # names of the classes
     minutes: float
     out: Path
 
     @property
     def miou(self) -> float:
-        """mIoU of the last weights, 0..1; nan without validation images."""
+        """Return the mIoU of the last weights, 0..1; nan without validation images."""
         return math.nan if self.scores is None else self.scores.miou
 
 
 def train(config: TrainConfig, on_report: OnReport | None = None) -> Result:
     """Build, fit, evaluate, and write everything into `config.out`.
 
-    Written there: `config.yaml` (repeats the run), `metrics.jsonl` (one line per report and
+    Writes `config.yaml` (repeats the run), `metrics.jsonl` (one line per report and
     validation), `checkpoint-STEP/` (the last ones), `best/` (with `keep_best`), `model/` and
-    `results.json` (at the end). A process killed at any moment leaves each of them whole.
+    `results.json` (at the end). A process that is killed at any moment leaves complete files.
 
     Args:
-        config: the flags of `gmix train`.
-        on_report: called after each report of `fit`, for those who want to look on.
+        config: The flags of `gmix train`.
+        on_report: Called after each report of `fit`.
 
     Raises:
-        ValueError: on bad input, or if something cannot be written, in one sentence.
-        FloatingPointError: if a loss is not finite; says where the step is saved.
-        Interrupted: after SIGINT or SIGTERM, once the state is saved.
+        ValueError: On bad input, or if something cannot be written, in one sentence.
+        FloatingPointError: If a loss is not finite; the message says where the step is saved.
+        Interrupted: After SIGINT or SIGTERM, once the state is saved.
     """
     began = perf_counter()
     if config.out is None:
         raise missing(config, "out")
     out, processes = Path(config.out), start_processes(config.device)
     check_divisible(config, processes)
-    # What is written says how many micro-batches, so that another number of processes does the same.
+    # The written settings hold the number of micro-batches, so that another number of processes repeats the run.
     config = replace(config, accumulate=processes.micro_batches(config.accumulate))
     available_trackers(config.trackers)
     checkpoint, notes = look_into(out, config, processes)
@@ -96,7 +96,7 @@ def train(config: TrainConfig, on_report: OnReport | None = None) -> Result:
 def take_steps(
     session: Session, recorder: Recorder, interrupts: Interrupts, on_report: OnReport | None
 ) -> Validation:
-    """Take the steps that are left; the last is validated and saved, whatever the flags say."""
+    """Take the remaining steps; the last is always validated and saved."""
     config, tally, start = session.config, session.state.tally, recorder.start
     steps = range(start, config.steps)
     loader = session.load(session.own_stream, steps, waiting=interrupts.waiting, tell=recorder.note)
@@ -113,7 +113,7 @@ def take_steps(
         tally.image_passes = images * session.processes.count
 
     with closing(loader):
-        # A validation that failed did so before its step was saved.
+        # If a validation failed, its step was saved without it.
         lacking = start > 0 and due(start, config.eval_every) and recorder.lacks_validation()
         if start == config.steps or session.processes.any(lacking):
             found = validated(start)
@@ -139,15 +139,15 @@ def take_steps(
 
 
 class Pauses:
-    """When `fit` hands over a report: where the flags say so, and where the training has to stop.
+    """The steps at which `fit` reports: those in the flags, and the one at which the training must stop.
 
     Args:
-        session: What is trained.
-        loader: Its batches; the next is fetched while all is well.
-        interrupts: Whether somebody asked for an end.
+        session: The training.
+        loader: Its batches; the next is fetched ahead, to find errors in time.
+        interrupts: Knows whether the user has interrupted the training.
 
     Attributes:
-        stopping: Whether the step just taken is to be the last for now, in all processes.
+        stopping: Whether to stop after the step just taken, in all processes.
     """
 
     def __init__(self, session: Session, loader: Loader, interrupts: Interrupts) -> None:
@@ -157,9 +157,9 @@ class Pauses:
         self.stopping = False
 
     def due(self, step: int) -> bool:
-        """Find out whether to report after this step."""
+        """Return whether to report after this step."""
         if not self.interrupts.asked:
-            self.loader.fetch()  # what is wrong with the next batch is known while all is well
+            self.loader.fetch()  # finds an error of the next batch while the state is good
         asked = self.interrupts.asked or self.loader.error is not None
         self.stopping = self.session.processes.any(asked)
         return self.stopping or is_due(self.session.config, step)
@@ -168,8 +168,8 @@ class Pauses:
         """End a training whose state is saved, as `saved` says.
 
         Raises:
-            ValueError: If the next batch cannot be made.
-            Interrupted: If somebody asked for an end.
+            ValueError: If the next batch cannot be loaded.
+            Interrupted: If the user has interrupted the training.
         """
         error = self.loader.error
         if error is not None:
@@ -181,10 +181,10 @@ class Pauses:
 def look_into(
     out: Path, config: TrainConfig, processes: Processes
 ) -> tuple[Checkpoint | None, list[str]]:
-    """Find the checkpoint to go on from before any work, and what there is to say about others.
+    """Find the checkpoint to resume from before any work, and messages about others.
 
     Raises:
-        ValueError: if nothing can be written there, or another training is there.
+        ValueError: If the folder is not writable, or another training uses it.
     """
     with processes.main_process_first():
         if processes.first:
@@ -194,7 +194,7 @@ def look_into(
 
 
 def remarks(session: Session) -> Iterator[str]:
-    """What a person should know before a training begins."""
+    """Yield messages to show before a training begins."""
     config = session.config
     if config.held_out > 0 and session.data.held_out is None:
         yield (
@@ -208,7 +208,7 @@ def remarks(session: Session) -> Iterator[str]:
 def explained(
     reports: Iterable[Report], describe_step: Callable[[NonFinite], str]
 ) -> Iterator[Report]:
-    """The reports of `fit`; if a loss is not finite, with all there is to say about it."""
+    """Pass on the reports of `fit`; if a loss is not finite, raise an error with all details."""
     try:
         yield from reports
     except NonFinite as bad:
@@ -217,10 +217,10 @@ def explained(
 
 
 def check_divisible(config: TrainConfig, processes: Processes) -> None:
-    """Make sure that the micro-batches of a step are of equal size.
+    """Check that the micro-batches of a step have equal sizes.
 
     Raises:
-        ValueError: if they are not.
+        ValueError: If they differ.
 
     Examples:
         >>> check_divisible(TrainConfig(accumulate=2), Processes())
@@ -235,13 +235,13 @@ def check_divisible(config: TrainConfig, processes: Processes) -> None:
 
 
 def is_due(config: TrainConfig, step: int) -> bool:
-    """Whether anything happens after this step."""
+    """Return whether anything is due after this step."""
     every = (config.log_every, config.eval_every, config.checkpoint_every)
     return any(due(step, interval) for interval in every)
 
 
 def due(step: int, every: int) -> bool:
-    """Whether what happens every so many steps happens now; 0 means never.
+    """Return whether an event with an interval of `every` steps is due; 0 means never.
 
     Examples:
         >>> due(40, 20), due(41, 20), due(40, 0)

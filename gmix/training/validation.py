@@ -1,4 +1,4 @@
-"""How good a training is so far: scores of the finished network, and how right its pseudo masks are."""
+"""The quality of a training so far: scores of the finished network, and of its pseudo masks."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ __all__ = ["Validation", "validate"]
 
 
 class Validation(NamedTuple):
-    """A finished network, and what it came to."""
+    """A finished network and its scores."""
 
     net: GuidedMixNet
     scores: Scores | None  # None without validation images
-    pseudo: dict[str, Any] | None  # of the pseudo masks; None without held-out images
+    pseudo: dict[str, Any] | None  # scores of the pseudo masks; None without held-out images
 
 
 def validate(session: Session, tell: Callable[[str], None]) -> Validation:
-    """Finish the network so far, and judge it and the method; all processes have to, and share the images.
+    """Finish the current network, and score it and the method; all processes must call it, and share the images.
 
     Args:
-        session: What is trained; it stays as it is.
-        tell: Called with what a person should know, as of images that cannot be read.
+        session: The training; not changed.
+        tell: Called with messages for the user, for instance about images that cannot be read.
 
     Raises:
-        ValueError: In all processes, if an image cannot be read in one.
+        ValueError: In all processes, if one cannot read an image.
     """
     net = session.finished_net(tell)
     return Validation(net, score(session, net), judge(session))
@@ -57,7 +57,7 @@ def score(session: Session, net: GuidedMixNet) -> Scores | None:
 
 
 def judge(session: Session) -> dict[str, Any] | None:
-    """Judge what the method would learn from, where there are held-out images."""
+    """Score the method's pseudo masks, if there are held-out images."""
     return judge_pseudo_masks(
         session.state.method,
         session.data,
