@@ -49,7 +49,7 @@ def test_every_recipe_trains_two_steps(name: str, tmp_path: Path) -> None:
         where = ["--data", str(data), "--labels", "1"]
     if "size" in read_recipe(name):
         where += ["--size", "64x64"]
-    own = read_yaml(ROOT / "gmix" / "recipes" / f"{name}.yaml")
+    own = read_yaml(ROOT / "gmix" / "config" / "recipes" / f"{name}.yaml")
     if "recipe" in own and "encoder" not in own:
         where += ["--encoder", "tu-vit_tiny_patch16_224" if "dinov2" in name else "resnet18"]
     out = tmp_path / "run"
@@ -66,7 +66,7 @@ def test_every_recipe_trains_two_steps(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_says_what_it_is_and_is_in_the_docs(name: str) -> None:
-    text = (ROOT / "gmix" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (ROOT / "gmix" / "config" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
     assert text.startswith("# ")
     assert f"`{name}`" in (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 
