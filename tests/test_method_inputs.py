@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 from test_methods import EVERY, batch_of
 from tiny_methods import BUILDERS, takers
@@ -12,7 +13,7 @@ from tiny_nets import seeded, tiny_net
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gmix import GuidedMixLoss, LabeledReference, StrongColor, StrongView
+from gmix import GuidedMixLoss, GuidedMixNet, LabeledReference, StrongColor, StrongView
 from gmix import functional as G
 from gmix.methods import CCT, CPS, GuidedMix, MeanTeacher, Supervised
 
@@ -166,6 +167,29 @@ def test_mean_and_std_of_other_channels_are_named_at_the_first_call(name: str, s
     method = COLORED[name](tiny_net(), **stats)
     with pytest.raises(ValueError, match=r"are for [42] channels, the images have 3: pass one"):
         method(*batch_of(), progress=0.5)
+
+
+@ALL
+def test_images_of_other_channels_are_refused_before_anything_has_changed(name: str) -> None:
+    x_l, y, x_u = batch_of()
+    method = EVERY[name](3)
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    for channels, remedy in ((1, r"images.expand\(-1, 3, -1, -1\)"), (4, "in_channels=4")):
+        few = (x.repeat(1, 2, 1, 1)[:, :channels] for x in (x_l, x_u))
+        with pytest.raises(ValueError, match=rf"shape \(N, 3, H, W\), got .*{remedy}"):
+            method(next(few), y, next(few), progress=0.5)
+    assert all(torch.equal(before[key], value) for key, value in method.state_dict().items())
+
+
+def test_a_network_and_a_reference_name_images_of_other_channels() -> None:
+    x, y, _ = batch_of()
+    grey = GuidedMixNet(smp.Unet("resnet18", encoder_weights=None, in_channels=1))
+    with pytest.raises(ValueError, match=r"shape \(N, 1, H, W\), got \(3, 3, 32, 24\): convert"):
+        grey(x)
+    with pytest.raises(ValueError, match=r"got \(3, 32, 24\): pass a batch"):
+        tiny_net()(x[0])
+    with pytest.raises(ValueError, match=r"shape \(N, 3, H, W\), got \(1, 1, 32, 24\): make grey"):
+        GuidedMix(tiny_net()).remember([(x[0, :1], y[0])])
 
 
 # --- progress -----------------------------------------------------------------------------------

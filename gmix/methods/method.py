@@ -24,6 +24,7 @@ from gmix.nn.ema import EMATeacher
 from gmix.nn.losses import check_unit_interval
 from gmix.nn.modes import eval_mode, freeze_statistics
 from gmix.nn.network import GuidedMixNet
+from gmix.nn.sizes import check_channels
 from gmix.nn.states import ChecksState
 from gmix.nn.views import StrongColor
 from gmix.protocols import LabeledDataset, SupervisedLoss
@@ -231,6 +232,8 @@ class Method(ChecksState):
     def _check_labeled(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the masks as int64; refuse what cannot be learned before a teacher or a memory has changed."""
         y = check_masks(y, x)
+        if isinstance(self.net, GuidedMixNet):
+            check_channels(self.net.model.encoder, x)
         if not (torch.compiler.is_compiling() or (self.masks_seen and y.device.type != "cpu")):
             self.masks_seen = True
             check_classes(y, max(self.net.classes, 2), self.ignore_index)

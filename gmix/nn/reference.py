@@ -15,7 +15,7 @@ from gmix import functional as G
 from gmix.functional.shapes import check_ignore_index
 from gmix.nn.frozen import HoldsFrozenEncoder
 from gmix.nn.given import remember_given
-from gmix.nn.sizes import fixed_size, refusal, windows
+from gmix.nn.sizes import check_channels, fixed_size, refusal, windows
 from gmix.protocols import LabeledDataset
 
 __all__ = ["LabeledReference"]
@@ -263,6 +263,7 @@ class LabeledReference(HoldsFrozenEncoder):
             return torch.where(frequency > 0, classes / frequency.clamp(min=1e-3), 1.0)
 
     def _features(self, x: Tensor) -> Tensor:
+        check_channels(self.encoder, x)
         # In whole numbers: rounding must not cost a row of the grid.
         height, width, stride = x.shape[2], x.shape[3], self._stride
         shorter = min(height, width)
