@@ -17,6 +17,7 @@ from gmix import GuidedMixLoss, GuidedMixNet, LabeledReference, StrongColor, Str
 from gmix import functional as G
 from gmix.methods import CCT, CPS, GuidedMix, MeanTeacher, Supervised
 
+NAN = float("nan")
 ALL = pytest.mark.parametrize("name", EVERY)
 COLORED = {name: BUILDERS[name] for name in takers("mean") if name != "paper"}  # which has none
 
@@ -192,6 +193,55 @@ def test_a_network_and_a_reference_name_images_of_other_channels() -> None:
         GuidedMix(tiny_net()).remember([(x[0, :1], y[0])])
 
 
+# --- options ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda net: GuidedMix(net, views=1.5),
+            "`views` must be a whole number of at least 1, got 1.5",
+        ),
+        (
+            lambda net: GuidedMix(net, views="2"),
+            "`views` must be a whole number of at least 1, got '2'",
+        ),
+        (lambda net: GuidedMix(net, drop="0.5"), "`drop` must be in [0, 1], got '0.5'"),
+        (lambda net: GuidedMix(net, direct=None), "`direct` is a weight in [0, 1], got None"),
+        (
+            lambda net: GuidedMix(net, ignore_index=1.5),
+            "`ignore_index` must be the whole number that",
+        ),
+        (lambda net: CCT(net, ignore_index=None), "there is no class, got None"),
+        (lambda net: GuidedMixLoss(ignore_index="255"), "there is no class, got '255'"),
+        (lambda net: GuidedMixLoss(certainty=NAN), "`certainty` must be at least 0, got nan"),
+        (lambda net: GuidedMixLoss(decoupling=NAN), "`decoupling` must be at least 0, got nan"),
+        (lambda net: GuidedMix(net, reference={"floor": NAN}), "`floor` must be above 0, got"),
+        (lambda net: GuidedMix(net, reference={"capacity": 1.5}), "(whole numbers), `temperature`"),
+        (lambda net: GuidedMix(net, adjustment={"strength": NAN}), "must be at least 0, got nan"),
+        (
+            lambda net: GuidedMix(net, teacher={"decay": "0.9"}),
+            "`decay` must be in [0, 1), got 0.9",
+        ),
+        (lambda net: GuidedMix(net, mixer={"alpha": NAN}), "`alpha` must be above 0, got nan"),
+        (
+            lambda net: CCT(net, decoders={"noise": 1.5}),
+            "how many of each kind, got {'noise': 1.5}",
+        ),
+        (lambda net: CPS(net, cross=NAN), "`cross` must be at least 0, got nan"),
+        (
+            lambda net: MeanTeacher(net, unsupervised="1"),
+            "`unsupervised` must be at least 0, got '1'",
+        ),
+    ],
+)
+def test_options_that_are_no_such_numbers_are_refused(make: Any, words: str) -> None:
+    with pytest.raises(ValueError) as error:
+        make(tiny_net())
+    assert words in str(error.value)
+
+
 # --- progress -----------------------------------------------------------------------------------
 
 RAMPED = {"guidedmix", "paper", "mean_teacher", "cct"}
@@ -207,9 +257,7 @@ def test_methods_with_a_ramp_need_to_know_the_progress(name: str) -> None:
         method(*batch_of())
 
 
-@pytest.mark.parametrize(
-    "bad", [50, -3, float("nan"), 1.5, torch.tensor(2.0), torch.tensor(float("nan"))]
-)
+@pytest.mark.parametrize("bad", [50, -3, NAN, 1.5, "0.5", torch.tensor(2.0), torch.tensor(NAN)])
 @ALL
 def test_progress_outside_of_0_to_1_is_refused(name: str, bad: Any) -> None:
     with pytest.raises(
@@ -219,9 +267,9 @@ def test_progress_outside_of_0_to_1_is_refused(name: str, bad: Any) -> None:
 
 
 def test_the_ramp_and_the_loss_check_it_too() -> None:
-    for bad in (50, -3, float("nan")):
+    for bad in (50, -3, NAN, "0.5", [0.5], torch.tensor([0.5, 0.5])):
         with pytest.raises(ValueError, match=r"^`progress` is the share"):
-            G.ramp_up(bad)
+            G.ramp_up(bad)  # type: ignore[call-overload]
     some = torch.zeros(1, 3, 4, 4)
     with pytest.raises(ValueError, match=r"^`progress`, the share .* is needed"):
         GuidedMixLoss()(some, some[:, 0].long(), logits_unlabeled=some, pseudo=some)

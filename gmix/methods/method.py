@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from gmix import functional as G
 from gmix.functional.losses import check_progress
+from gmix.functional.shapes import check_ignore_index
 from gmix.methods.checks import (
     check_classes,
     check_images,
@@ -113,6 +114,7 @@ class Method(ChecksState):
             )
         self.net = net
         self.supervised_loss = supervised
+        check_ignore_index(net.classes, ignore_index)
         self.ignore_index = ignore_index
         if threshold is not None:
             check_unit_interval("threshold", threshold)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmix import functional as G
-from gmix.functional.shapes import check_ignore_index
+from gmix.functional.shapes import check_ignore_index, within
 from gmix.nn.frozen import HoldsFrozenEncoder
 from gmix.nn.given import remember_given
 from gmix.nn.sizes import check_channels, fixed_size, refusal, windows
@@ -104,12 +105,16 @@ class LabeledReference(HoldsFrozenEncoder):
         floor: float = 0.01,
     ) -> None:
         super().__init__()
-        if min(capacity, positions, shorter_side) < 1 or min(temperature, floor) <= 0:
+        counts, factors = (capacity, positions, shorter_side), (temperature, floor)
+        if not (
+            all(within(n, 1, kind=Integral) for n in counts)
+            and all(within(factor, 0) and factor > 0 for factor in factors)
+        ):
             raise ValueError(
-                "`capacity`, `positions`, `shorter_side`, `temperature` and `floor` must be above 0, "
+                "`capacity`, `positions`, `shorter_side` (whole numbers), `temperature` and `floor` must be above 0, "
                 f"got {capacity}, {positions}, {shorter_side}, {temperature} and {floor}"
             )
-        if strength is not None and strength < 0:
+        if strength is not None and not within(strength, 0):
             raise ValueError(
                 f"`strength` must be at least 0, or None to measure it, got {strength}"
             )
