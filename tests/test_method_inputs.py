@@ -438,6 +438,24 @@ def test_a_state_of_another_class_number_is_refused_in_one_sentence(name: str) -
     assert all(torch.equal(before[key], value) for key, value in method.state_dict().items())
 
 
+def test_a_state_with_holes_is_refused_in_one_sentence() -> None:
+    x, y, _ = batch_of()
+    method = GuidedMix(tiny_net())
+    method.remember([*zip(x, y, strict=True)])
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    for key in (*list(before)[:2], "reference.encoder_sum", "teacher.step"):
+        for bad in (None, [1.0], "text"):
+            for strict in (True, False):
+                with pytest.raises(RuntimeError, match=rf"{key} is of type \w+ in it and") as error:
+                    method.load_state_dict({**before, key: bad}, strict=strict)
+                assert "\n" not in str(error.value)
+    assert all(torch.equal(before[key], value) for key, value in method.state_dict().items())
+    with pytest.raises(RuntimeError, match=r"is of type NoneType in it and \(16, 3, 3, 3\) here"):
+        method.net.load_state_dict(dict.fromkeys(method.net.state_dict()))
+    with pytest.raises(TypeError, match=r"state_dict to be dict-like"):
+        method.load_state_dict(None)  # type: ignore[arg-type]
+
+
 # --- micro-batches ------------------------------------------------------------------------------
 
 

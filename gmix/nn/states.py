@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.overrides import is_tensor_like
 
 from gmix.nn.frozen import HoldsFrozenEncoder
 
@@ -19,7 +20,7 @@ class ChecksState(nn.Module):
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
         """Load a state as ever; one that does not fit is refused in one sentence, and nothing has changed."""
-        if strict:
+        if strict and isinstance(state_dict, Mapping):
             check_state(self, state_dict)
         return super().load_state_dict(state_dict, strict, assign)
 
@@ -59,14 +60,18 @@ def check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def other_shapes(own: Mapping[str, Any], state: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Say which entries of a state, behind a prefix of its names, have another shape than one's own."""
+    """Say which entries of a state, behind a prefix, have another shape than one's own or are no tensors."""
     return [
-        f"{prefix}{name} is {tuple(found.shape)} in it and {tuple(value.shape)} here"
+        f"{prefix}{name} is {_shape(found)} in it and {_shape(value)} here"
         for name, value in own.items()
         if isinstance(value, Tensor)
-        and isinstance(found := state.get(f"{prefix}{name}"), Tensor)
-        and found.shape != value.shape
+        and f"{prefix}{name}" in state
+        and _shape(found := state[f"{prefix}{name}"]) != _shape(value)
     ]
+
+
+def _shape(found: Any) -> tuple[int, ...] | str:
+    return tuple(found.shape) if is_tensor_like(found) else f"of type {type(found).__name__}"
 
 
 def _sentence(module: nn.Module, differ: list[str], count: int) -> str:
