@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.overrides import is_tensor_like
 
 from gmix.nn.frozen import HoldsFrozenEncoder
 
@@ -71,7 +70,7 @@ def other_shapes(own: Mapping[str, Any], state: Mapping[str, Any], prefix: str =
 
 
 def _shape(found: Any) -> tuple[int, ...] | str:
-    return tuple(found.shape) if is_tensor_like(found) else f"of type {type(found).__name__}"
+    return tuple(found.shape) if isinstance(found, Tensor) else f"of type {type(found).__name__}"
 
 
 def _sentence(module: nn.Module, differ: list[str], count: int) -> str:
