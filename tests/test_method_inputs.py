@@ -1,5 +1,6 @@
 """What people hand to a method: right values where it works, one sentence where it does not, nothing silent."""
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import segmentation_models_pytorch as smp
 import torch
-from test_methods import EVERY, batch_of
+from test_methods import EVERY, batch_of, some_valid
 from tiny_methods import BUILDERS, takers
 from tiny_nets import seeded, tiny_net
 from torch import Tensor, nn
@@ -191,6 +192,46 @@ def test_a_network_and_a_reference_name_images_of_other_channels() -> None:
         tiny_net()(x[0])
     with pytest.raises(ValueError, match=r"shape \(N, 3, H, W\), got \(1, 1, 32, 24\): make grey"):
         GuidedMix(tiny_net()).remember([(x[0, :1], y[0])])
+
+
+@pytest.mark.parametrize("name", ["guidedmix", "supervised", "cct"])
+def test_images_with_holes_are_refused_at_the_first_call(name: str) -> None:
+    method = EVERY[name](3)
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    for bad in (NAN, math.inf, -math.inf):
+        x_l, y, x_u = batch_of()
+        x_l[1, 0, 3, 3] = bad
+        with pytest.raises(ValueError, match=r"^image 1 of a batch of 3 holds nan or infinite val"):
+            method(x_l, y, x_u, progress=0.5)
+    assert all(torch.equal(before[key], value) for key, value in method.state_dict().items())
+    method(*batch_of(), progress=0.5)
+    assert not method(x_l, y, x_u, progress=0.5)["total"].isfinite()  # later ones are not looked at
+
+
+@pytest.mark.parametrize("name", ["guidedmix", "supervised", "cct"])
+def test_what_is_on_another_device_or_no_tensor_is_named(name: str) -> None:
+    method = EVERY[name](3)
+    names = ("x_labeled", "y_labeled", "x_unlabeled", "valid_unlabeled")
+    given = dict(zip(names, (*batch_of(), some_valid()), strict=True))
+    for key, value in given.items():
+        with pytest.raises(ValueError, match=rf"^`{key}` is on the device meta, where .* pass one"):
+            method(**{**given, key: value.to("meta")}, progress=0.5)
+        with pytest.raises(TypeError, match=rf"^`{key}` must be a tensor, got ndarray: pass torch"):
+            method(**{**given, key: value.numpy()}, progress=0.5)
+    with pytest.raises(ValueError, match=r"^`x_labeled` is on the device meta"):
+        method.on_step_start(*(x.to("meta") for x in batch_of()[:2]))
+
+
+@pytest.mark.parametrize("name", ["guidedmix", "paper", "supervised", "cps"])
+def test_a_supervised_loss_without_a_gradient_is_refused(name: str) -> None:
+    def detached(logits: Tensor, y: Tensor) -> Tensor:
+        return logits.mean().detach()
+
+    method = EVERY[name](3, supervised=detached)
+    with pytest.raises(TypeError, match=r"gradients flow through, got a constant: .* without .det"):
+        method(*batch_of(), progress=0.5)
+    with torch.no_grad():  # who only looks at the losses needs none
+        assert method(*batch_of(), progress=0.5)["total"].isfinite()
 
 
 # --- options ------------------------------------------------------------------------------------

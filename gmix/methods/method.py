@@ -16,6 +16,7 @@ from gmix.methods.checks import (
     check_classes,
     check_images,
     check_masks,
+    check_place,
     check_types,
     check_unlabeled,
     check_valid,
@@ -78,11 +79,13 @@ class Method(ChecksState):
         Named float32 scalars, each unweighted, and `total`, what is to be minimised.
 
     Raises:
-        TypeError: A network that is not wrapped, or a `supervised` loss that cannot be called or returns no scalar.
-        ValueError: No labeled images, no unlabeled ones for a method that needs them, shapes that do not fit, no
-            `progress`, or one or a `threshold` outside [0, 1], masks with other values than classes and
-            `ignore_index`, or images that are not normalised. Values are looked at in the first images, and where they
-            need not be waited for (not on a GPU) in all masks; a compiled call looks at none.
+        TypeError: A network that is not wrapped, images or masks that are no tensors, or a `supervised` loss that
+            cannot be called, returns no scalar, or one without a gradient.
+        ValueError: Tensors on several devices, no labeled images, no unlabeled ones for a method that needs them,
+            shapes that do not fit, no `progress`, or one or a `threshold` outside [0, 1], masks with other values than
+            classes and `ignore_index`, or images that are not normalised or not finite. Values are looked at in the
+            first images, and where they need not be waited for (not on a GPU) in all masks; a compiled call looks at
+            none.
     """
 
     __call__: Callable[..., dict[str, Tensor]]
@@ -217,7 +220,7 @@ class Method(ChecksState):
         """Compute the loss of the labeled images, the one term all methods have.
 
         Raises:
-            TypeError: The loss the method was given returns no scalar.
+            TypeError: The loss the method was given returns no scalar, or one without a gradient.
         """
         if self.supervised_loss is None:
             return G.cross_entropy(logits, y, ignore_index=self.ignore_index)
@@ -229,10 +232,16 @@ class Method(ChecksState):
                 "`supervised` must return a scalar of floating point, the mean over the images, "
                 f"got {found}"
             )
+        if logits.requires_grad and not loss.requires_grad:
+            raise TypeError(
+                "`supervised` must return a loss that gradients flow through, got a constant: compute it from the "
+                "logits without .detach(), .item() or argmax, and where nothing counts return 0 * logits.sum()"
+            )
         return loss.float()
 
     def _check_labeled(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the masks as int64; refuse what cannot be learned before a teacher or a memory has changed."""
+        check_place(x_labeled=x, y_labeled=y)
         y = check_masks(y, x)
         if isinstance(self.net, GuidedMixNet):
             check_channels(self.net.model.encoder, x)
@@ -245,6 +254,7 @@ class Method(ChecksState):
         self, x_labeled: Tensor, x_unlabeled: Tensor | None, valid: Tensor | None
     ) -> Tensor:
         """The unlabeled images, if all shapes fit."""
+        check_place(x_labeled=x_labeled, x_unlabeled=x_unlabeled, valid_unlabeled=valid)
         if not self.needs_unlabeled:
             return x_labeled[:0] if x_unlabeled is None else x_unlabeled
         if x_unlabeled is None or not len(x_unlabeled):
