@@ -1457,6 +1457,16 @@ group(
         "…mine.yaml must hold lines like `steps: 100`, got a list",
     ),
     Case(
+        "a switch that is a word, `cache: n`",
+        setting("cache: n"),
+        "…mine.yaml: --cache expects true or false, got 'n' (see `gmix train --help`)",
+    ),
+    Case(
+        'a switch that is in quotes, `cache: "false"`',
+        setting('cache: "false"'),
+        "…mine.yaml: --cache expects true or false, got 'false' (see `gmix train --help`)",
+    ),
+    Case(
         "an octal number",
         setting("steps: 010"),
         "…mine.yaml: 010 is 8 in YAML 1.1: write a decimal number, or put quotes around it if it is text",
