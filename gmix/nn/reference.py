@@ -171,6 +171,10 @@ class LabeledReference(HoldsFrozenEncoder):
                 )
             x, y = x.to(self.keys.device)[None], y.to(self.keys.device)[None]
             features = self._features(x)
+            if not features.isfinite().all():  # nothing would be learned from any pseudo mask
+                raise ValueError(
+                    f"the features of labeled image {owner} are nan or infinite: mend or leave out its file"
+                )
             grid = (features.shape[2], features.shape[3])
             shares = class_shares(y, self.values.shape[1], grid, ignore_index)
             value = shares.flatten(2).transpose(1, 2)
