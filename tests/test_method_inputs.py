@@ -234,6 +234,15 @@ def test_a_supervised_loss_without_a_gradient_is_refused(name: str) -> None:
         assert method(*batch_of(), progress=0.5)["total"].isfinite()
 
 
+@pytest.mark.parametrize("where", ["net", "net.model", "net.model.encoder"])
+def test_a_network_wrapped_after_the_method_was_made_is_named(where: str) -> None:
+    method = EVERY["cps"](3)
+    owner, _, name = where.rpartition(".")
+    setattr(method.get_submodule(owner), name, nn.DataParallel(method.get_submodule(where)))
+    with pytest.raises(TypeError, match=rf"^`{where}` is wrapped in .*: wrap the method instead"):
+        method(*batch_of(), progress=0.5)
+
+
 # --- options ------------------------------------------------------------------------------------
 
 
@@ -242,11 +251,11 @@ def test_a_supervised_loss_without_a_gradient_is_refused(name: str) -> None:
     [
         (
             lambda net: GuidedMix(net, views=1.5),
-            "`views` must be a whole number of at least 1, got 1.5",
+            "`views` must be at least 1 and a whole number, got 1.5",
         ),
         (
             lambda net: GuidedMix(net, views="2"),
-            "`views` must be a whole number of at least 1, got '2'",
+            "`views` must be at least 1 and a whole number, got '2'",
         ),
         (lambda net: GuidedMix(net, drop="0.5"), "`drop` must be in [0, 1], got '0.5'"),
         (lambda net: GuidedMix(net, direct=None), "`direct` is a weight in [0, 1], got None"),

@@ -159,7 +159,7 @@ class GuidedMix(Method):
         self.ignore_index = chosen["criterion"].ignore_index
         if not within(chosen["views"], 1, kind=Integral):
             raise ValueError(
-                f"`views` must be a whole number of at least 1, got {chosen['views']!r}"
+                f"`views` must be at least 1 and a whole number, got {chosen['views']!r}"
             )
         check_unit_interval("drop", chosen["drop"])
         # Only with its loss: a parameter without a gradient must not be trained.

@@ -143,7 +143,6 @@ class Method(ChecksState):
         self._look_once(x_labeled, x_unlabeled)
         if self.training and not step_started:
             if self.step_started_at is None and not torch.compiler.is_compiling():
-                check_unwrapped(self)
                 warn_if_alone(self)
             if torch.compiler.is_compiling() or self.step_started_at != weights_version(self.net):
                 self.on_step_start(x_labeled, y_labeled)
@@ -241,6 +240,8 @@ class Method(ChecksState):
 
     def _check_labeled(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the masks as int64; refuse what cannot be learned before a teacher or a memory has changed."""
+        if not (torch.compiler.is_compiling() or self.masks_seen):
+            check_unwrapped(self)
         check_place(x_labeled=x, y_labeled=y)
         y = check_masks(y, x)
         if isinstance(self.net, GuidedMixNet):
