@@ -821,6 +821,11 @@ group(
         lambda data: first(data, 1).mask.unique().tolist() == [0, 2],
     ),
     Case(
+        "a grey map (PGM) called `01.png` whose numbers end at 2, in text",
+        put("masks/01.png", b"P2 64 64 2\n" + b"0 2 " * 2048),
+        "cannot read mask …01.png: its numbers do not end at 255 (or 65535 in grey): save it as PNG",
+    ),
+    Case(
         "a mask of 2 bits",
         put("masks/01.png", png_header(64, 64, 2, TWO_BITS)),
         "works: its values are 0 to 3",
@@ -1450,6 +1455,16 @@ group(
         "a list in place of `key: value`",
         setting("- 1\n- 2\n"),
         "…mine.yaml must hold lines like `steps: 100`, got a list",
+    ),
+    Case(
+        "a switch that is a word, `cache: n`",
+        setting("cache: n"),
+        "…mine.yaml: --cache expects true or false, got 'n' (see `gmix train --help`)",
+    ),
+    Case(
+        'a switch that is in quotes, `cache: "false"`',
+        setting('cache: "false"'),
+        "…mine.yaml: --cache expects true or false, got 'false' (see `gmix train --help`)",
     ),
     Case(
         "an octal number",

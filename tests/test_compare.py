@@ -878,6 +878,27 @@ def test_held_out_of_nothing_is_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "--held-out 3 judges nothing: --labels leaves no mask" in capsys.readouterr().out
 
 
+def test_held_out_masks_in_which_all_is_ignored_are_named(tmp_path: Path) -> None:
+    """What they judge would be nan from the first step to the last."""
+    data = write_data(tmp_path / "data", labeled=4, unlabeled=0)
+    config = tiny_config(data, tmp_path / "out", labels=2, held_out=2)
+    for path in held_out_files(config, training_files(config)[1])[1]:
+        Image.new("L", (64, 64), 255).save(path)
+    with pytest.raises(
+        ValueError, match=r"^no held-out mask has a pixel of any class, from .*\.png"
+    ):
+        build_data(config)
+
+
+def test_a_damaged_image_is_left_out_also_where_a_value_range_is_given(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data")
+    (data / "images" / "01.png").write_bytes(b"cut")
+    config = tiny_config(data, tmp_path / "out", skip_damaged=1, value_range="0-100")
+    notes = build_data(config).notes
+    assert any("--value-range 0-100 is for images of more than 8 bits" in note for note in notes)
+    assert any("left out: cannot read image" in note for note in notes)
+
+
 def test_a_broken_held_out_mask_is_named_before_training(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data")
     (data / "masks" / "01.png").write_bytes(b"no picture")

@@ -541,3 +541,20 @@ def test_mat_masks_are_read_whatever_lies_beside_them(tmp_path: Path, pack: bool
     savemat(tmp_path / "c.mat", {"LabelMap": ids}, format="4")
     for name in "abc":
         assert read_mask(tmp_path / f"{name}.mat", Classes.of(21)).tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize("header", ["P5 3 1 {}\n", "P2\n3 1 {}\n"])
+def test_grey_maps_of_another_maximum_are_refused(tmp_path: Path, header: str) -> None:
+    """Pillow would spread ids 0, 1, 2 over 0..255: with a maximum of 2, the class 2 becomes 255, ignored."""
+    path = tmp_path / "mask.pgm"
+    plain, wanted = header[1] == "2", [[0, 1, 2]]
+    for most in (2, 255):
+        path.write_bytes(header.format(most).encode() + (b"0 1 2\n" if plain else bytes([0, 1, 2])))
+        if most == 255:
+            assert read_mask(path, Classes.of(3)).tolist() == wanted
+            continue
+        for read in (lambda: read_mask(path, Classes.of(3)), lambda: read_image(path)):
+            with pytest.raises(
+                ValueError, match=r"its numbers do not end at 255 .*: save it as PNG"
+            ):
+                read()

@@ -167,6 +167,9 @@ def test_confusion_matrix_refuses_what_are_no_integers() -> None:
 
 
 def test_no_class_is_ignored_unawares() -> None:
+    for bad in (3.5, "3", True):
+        with pytest.raises(ValueError, match=r"^`num_classes` must be at least 2"):
+            ConfusionMatrix(bad)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"of 256 classes 255 is one.*ignore_index=-1"):
         ConfusionMatrix(256)
     matrix = ConfusionMatrix(300, ignore_index=-1)

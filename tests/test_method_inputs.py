@@ -1,21 +1,24 @@
 """What people hand to a method: right values where it works, one sentence where it does not, nothing silent."""
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
-from test_methods import EVERY, batch_of
+from test_methods import EVERY, batch_of, some_valid
 from tiny_methods import BUILDERS, takers
 from tiny_nets import seeded, tiny_net
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gmix import GuidedMixLoss, LabeledReference, StrongColor, StrongView
+from gmix import GuidedMixLoss, GuidedMixNet, LabeledReference, StrongColor, StrongView
 from gmix import functional as G
 from gmix.methods import CCT, CPS, GuidedMix, MeanTeacher, Supervised
 
+NAN = float("nan")
 ALL = pytest.mark.parametrize("name", EVERY)
 COLORED = {name: BUILDERS[name] for name in takers("mean") if name != "paper"}  # which has none
 
@@ -168,6 +171,127 @@ def test_mean_and_std_of_other_channels_are_named_at_the_first_call(name: str, s
         method(*batch_of(), progress=0.5)
 
 
+@ALL
+def test_images_of_other_channels_are_refused_before_anything_has_changed(name: str) -> None:
+    x_l, y, x_u = batch_of()
+    method = EVERY[name](3)
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    for channels, remedy in ((1, r"images.expand\(-1, 3, -1, -1\)"), (4, "in_channels=4")):
+        few = (x.repeat(1, 2, 1, 1)[:, :channels] for x in (x_l, x_u))
+        with pytest.raises(ValueError, match=rf"shape \(N, 3, H, W\), got .*{remedy}"):
+            method(next(few), y, next(few), progress=0.5)
+    assert all(torch.equal(before[key], value) for key, value in method.state_dict().items())
+
+
+def test_a_network_and_a_reference_name_images_of_other_channels() -> None:
+    x, y, _ = batch_of()
+    grey = GuidedMixNet(smp.Unet("resnet18", encoder_weights=None, in_channels=1))
+    with pytest.raises(ValueError, match=r"shape \(N, 1, H, W\), got \(3, 3, 32, 24\): convert"):
+        grey(x)
+    with pytest.raises(ValueError, match=r"got \(3, 32, 24\): pass a batch"):
+        tiny_net()(x[0])
+    with pytest.raises(ValueError, match=r"shape \(N, 3, H, W\), got \(1, 1, 32, 24\): make grey"):
+        GuidedMix(tiny_net()).remember([(x[0, :1], y[0])])
+
+
+@pytest.mark.parametrize("name", ["guidedmix", "supervised", "cct"])
+def test_images_with_holes_are_refused_at_the_first_call(name: str) -> None:
+    method = EVERY[name](3)
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    for bad in (NAN, math.inf, -math.inf):
+        x_l, y, x_u = batch_of()
+        x_l[1, 0, 3, 3] = bad
+        with pytest.raises(ValueError, match=r"^image 1 of a batch of 3 holds nan or infinite val"):
+            method(x_l, y, x_u, progress=0.5)
+    assert all(torch.equal(before[key], value) for key, value in method.state_dict().items())
+    method(*batch_of(), progress=0.5)
+    assert not method(x_l, y, x_u, progress=0.5)["total"].isfinite()  # later ones are not looked at
+
+
+@pytest.mark.parametrize("name", ["guidedmix", "supervised", "cct"])
+def test_what_is_on_another_device_or_no_tensor_is_named(name: str) -> None:
+    method = EVERY[name](3)
+    names = ("x_labeled", "y_labeled", "x_unlabeled", "valid_unlabeled")
+    given = dict(zip(names, (*batch_of(), some_valid()), strict=True))
+    for key, value in given.items():
+        with pytest.raises(ValueError, match=rf"^`{key}` is on the device meta, where .* pass one"):
+            method(**{**given, key: value.to("meta")}, progress=0.5)
+        with pytest.raises(TypeError, match=rf"^`{key}` must be a tensor, got ndarray: pass torch"):
+            method(**{**given, key: value.numpy()}, progress=0.5)
+    with pytest.raises(ValueError, match=r"^`x_labeled` is on the device meta"):
+        method.on_step_start(*(x.to("meta") for x in batch_of()[:2]))
+
+
+@pytest.mark.parametrize("name", ["guidedmix", "paper", "supervised", "cps"])
+def test_a_supervised_loss_without_a_gradient_is_refused(name: str) -> None:
+    def detached(logits: Tensor, y: Tensor) -> Tensor:
+        return logits.mean().detach()
+
+    method = EVERY[name](3, supervised=detached)
+    with pytest.raises(TypeError, match=r"gradients flow through, got a constant: .* without .det"):
+        method(*batch_of(), progress=0.5)
+    with torch.no_grad():  # who only looks at the losses needs none
+        assert method(*batch_of(), progress=0.5)["total"].isfinite()
+
+
+@pytest.mark.parametrize("where", ["net", "net.model", "net.model.encoder"])
+def test_a_network_wrapped_after_the_method_was_made_is_named(where: str) -> None:
+    method = EVERY["cps"](3)
+    owner, _, name = where.rpartition(".")
+    setattr(method.get_submodule(owner), name, nn.DataParallel(method.get_submodule(where)))
+    with pytest.raises(TypeError, match=rf"^`{where}` is wrapped in .*: wrap the method instead"):
+        method(*batch_of(), progress=0.5)
+
+
+# --- options ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda net: GuidedMix(net, views=1.5),
+            "`views` must be at least 1 and a whole number, got 1.5",
+        ),
+        (
+            lambda net: GuidedMix(net, views="2"),
+            "`views` must be at least 1 and a whole number, got '2'",
+        ),
+        (lambda net: GuidedMix(net, drop="0.5"), "`drop` must be in [0, 1], got '0.5'"),
+        (lambda net: GuidedMix(net, direct=None), "`direct` is a weight in [0, 1], got None"),
+        (
+            lambda net: GuidedMix(net, ignore_index=1.5),
+            "`ignore_index` must be the whole number that",
+        ),
+        (lambda net: CCT(net, ignore_index=None), "there is no class, got None"),
+        (lambda net: GuidedMixLoss(ignore_index="255"), "there is no class, got '255'"),
+        (lambda net: GuidedMixLoss(certainty=NAN), "`certainty` must be at least 0, got nan"),
+        (lambda net: GuidedMixLoss(decoupling=NAN), "`decoupling` must be at least 0, got nan"),
+        (lambda net: GuidedMix(net, reference={"floor": NAN}), "`floor` must be above 0, got"),
+        (lambda net: GuidedMix(net, reference={"capacity": 1.5}), "(whole numbers), `temperature`"),
+        (lambda net: GuidedMix(net, adjustment={"strength": NAN}), "must be at least 0, got nan"),
+        (
+            lambda net: GuidedMix(net, teacher={"decay": "0.9"}),
+            "`decay` must be in [0, 1), got 0.9",
+        ),
+        (lambda net: GuidedMix(net, mixer={"alpha": NAN}), "`alpha` must be above 0, got nan"),
+        (
+            lambda net: CCT(net, decoders={"noise": 1.5}),
+            "how many of each kind, got {'noise': 1.5}",
+        ),
+        (lambda net: CPS(net, cross=NAN), "`cross` must be at least 0, got nan"),
+        (
+            lambda net: MeanTeacher(net, unsupervised="1"),
+            "`unsupervised` must be at least 0, got '1'",
+        ),
+    ],
+)
+def test_options_that_are_no_such_numbers_are_refused(make: Any, words: str) -> None:
+    with pytest.raises(ValueError) as error:
+        make(tiny_net())
+    assert words in str(error.value)
+
+
 # --- progress -----------------------------------------------------------------------------------
 
 RAMPED = {"guidedmix", "paper", "mean_teacher", "cct"}
@@ -183,9 +307,7 @@ def test_methods_with_a_ramp_need_to_know_the_progress(name: str) -> None:
         method(*batch_of())
 
 
-@pytest.mark.parametrize(
-    "bad", [50, -3, float("nan"), 1.5, torch.tensor(2.0), torch.tensor(float("nan"))]
-)
+@pytest.mark.parametrize("bad", [50, -3, NAN, 1.5, "0.5", torch.tensor(2.0), torch.tensor(NAN)])
 @ALL
 def test_progress_outside_of_0_to_1_is_refused(name: str, bad: Any) -> None:
     with pytest.raises(
@@ -195,9 +317,9 @@ def test_progress_outside_of_0_to_1_is_refused(name: str, bad: Any) -> None:
 
 
 def test_the_ramp_and_the_loss_check_it_too() -> None:
-    for bad in (50, -3, float("nan")):
+    for bad in (50, -3, NAN, "0.5", [0.5], torch.tensor([0.5, 0.5])):
         with pytest.raises(ValueError, match=r"^`progress` is the share"):
-            G.ramp_up(bad)
+            G.ramp_up(bad)  # type: ignore[call-overload]
     some = torch.zeros(1, 3, 4, 4)
     with pytest.raises(ValueError, match=r"^`progress`, the share .* is needed"):
         GuidedMixLoss()(some, some[:, 0].long(), logits_unlabeled=some, pseudo=some)
@@ -364,6 +486,24 @@ def test_a_state_of_another_class_number_is_refused_in_one_sentence(name: str) -
         owner.load_state_dict(held)
     assert len(str(error.value)) < 300 and "\n" not in str(error.value)
     assert all(torch.equal(before[key], value) for key, value in method.state_dict().items())
+
+
+def test_a_state_with_holes_is_refused_in_one_sentence() -> None:
+    x, y, _ = batch_of()
+    method = GuidedMix(tiny_net())
+    method.remember([*zip(x, y, strict=True)])
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    for key in (*list(before)[:2], "reference.encoder_sum", "teacher.step"):
+        for bad in (None, [1.0], "text"):
+            for strict in (True, False):
+                with pytest.raises(RuntimeError, match=rf"{key} is of type \w+ in it and") as error:
+                    method.load_state_dict({**before, key: bad}, strict=strict)
+                assert "\n" not in str(error.value)
+    assert all(torch.equal(before[key], value) for key, value in method.state_dict().items())
+    with pytest.raises(RuntimeError, match=r"is of type NoneType in it and \(16, 3, 3, 3\) here"):
+        method.net.load_state_dict(dict.fromkeys(method.net.state_dict()))
+    with pytest.raises(TypeError, match=r"state_dict to be dict-like"):
+        method.load_state_dict(None)  # type: ignore[arg-type]
 
 
 # --- micro-batches ------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torchvision import tv_tensors
 
 from gmix.cli.main import main
-from gmix.data import Classes, Sample, eval_transform, read_image, to_rgb
+from gmix.data import Classes, ImageFormat, Sample, eval_transform, read_image, to_rgb
 from gmix.deploy.predict import BAND, overlay, predict_folder, predict_image
 from gmix.deploy.pseudo_label import predict_sure
 from gmix.evaluation import Inference, count_pixels, predict_multiscale, sliding_bands
@@ -365,6 +365,38 @@ def test_the_command_predicts_in_windows(
     capsys.readouterr()
     assert main([*words, "--stride", "8x8"]) == 1
     assert "add --window HxW" in capsys.readouterr().err
+
+
+def test_values_outside_of_the_models_range_are_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model of 12-bit images that gets some of 16 bits would see white ones."""
+    saved = replace(saved_model(), format=ImageFormat(3, (0, 4095)))
+    saved.save_pretrained(tmp_path / "model")
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    for folder in (images, masks):
+        folder.mkdir()
+    np.save(images / "a.npy", np.full((32, 32, 3), 60000, dtype=np.uint16))
+    (images / "b.npy").write_bytes(b"cut")
+    turned = Image.Exif()
+    turned[0x112] = 3
+    Image.new("RGB", (32, 32)).save(images / "c.jpg", exif=turned)
+    words = ["--model", str(tmp_path), "--images", str(images), "--device", "cpu", "--out"]
+    for command in ("predict", "pseudo-label"):
+        assert main([command, *words, str(tmp_path / command)]) == 1  # one of them is cut short
+        told = capsys.readouterr().err.splitlines()[0]
+        assert "warning: 1 of 3 images hold values outside of --value-range 0-4095" in told
+        assert f"{images / 'a.npy'}: 60000 to 60000" in told
+    (images / "b.npy").unlink()
+    for name in ("a", "c"):
+        Image.new("L", (32, 32)).save(masks / f"{name}.png")
+    words = ["--model", str(tmp_path), "--val-images", str(images), "--val-masks", str(masks)]
+    assert main(["evaluate", *words, "--device", "cpu"]) == 0
+    told = capsys.readouterr().err
+    assert "1 of 2 images hold values outside of" in told
+    assert "are turned or mirrored by their EXIF data" in told and "--mask-orientation" in told
+    assert main(["evaluate", *words, "--device", "cpu", "--mask-orientation", "shown"]) == 0
+    assert "EXIF" not in capsys.readouterr().err
 
 
 # --- the saved model -------------------------------------------------------------------------

@@ -497,3 +497,18 @@ def test_what_does_not_fit_is_refused_in_one_sentence() -> None:
         reference(torch.zeros(2, 2, 4, 4), x)
     with pytest.raises(ValueError, match=r"`probs` and `weights`"):
         reference(torch.zeros(2, 3, 8, 8), x)
+
+
+def test_an_image_with_holes_is_named_and_not_remembered() -> None:
+    """One alone would make all evidence nan, and with it every pseudo mask: nothing is learned from those."""
+    x, y, _ = tiny_batch()
+    reference = LabeledReference(tiny_net().model.encoder, 3)
+    reference.remember([*zip(x, y, strict=True)])
+    before = reference.keys.clone()
+    for bad in (float("nan"), float("inf")):
+        x[1, 0, 5, 5] = bad
+        with pytest.raises(
+            ValueError, match=r"^the features of labeled image 1 are nan or infinite"
+        ):
+            reference.remember([*zip(x, y, strict=True)])
+        assert torch.equal(reference.keys, before)

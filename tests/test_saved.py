@@ -156,6 +156,7 @@ def test_shapes_still_reach_timm(tmp_path: Path) -> None:
         ({"gmix": {"colors": [[0, 0, 256]] * 3}}, "gmix.json: colors cannot be right"),
         ({"gmix": {"channels": 4, "mean": [0.5] * 4, "std": [1] * 4}}, "and 4 channels"),
         ({"gmix": {"span": [1, 1]}}, "must be two rising numbers"),
+        ({"gmix": {"span": [0, float("inf")]}}, "must be two rising numbers, none infinite"),
         ({"gmix": {"mitrans": "yes"}}, "mitrans must be bool, got 'yes'"),
         ({"gmix": {"mitrans": True}}, "gmix.safetensors"),
         ({"gmix": {"label_map": {"0": 7}}}, "label map entry 0:7 is out of range"),

@@ -55,6 +55,11 @@ def scores(names: list[str]) -> dict[str, Any]:
     return matrix.scores().to_dict(names)
 
 
+def test_no_formula_is_left_in_markdown() -> None:
+    """Model cards and tables are read on GitHub, which typesets what is between dollars."""
+    assert in_markdown("$x_1$ or $$y$$") == r"\$x_1\$ or \$\$y\$\$"
+
+
 @given(st.text())
 def test_nothing_that_is_obeyed_or_unseen_is_left(text: str) -> None:
     shown = printable(text)

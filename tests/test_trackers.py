@@ -48,6 +48,12 @@ def test_tensorboard_shows_the_metrics_also_after_a_restart(tmp_path: Path) -> N
     assert [path for path in (out / "tensorboard").iterdir() if path.is_dir()] == []
 
 
+def test_names_of_classes_are_shown_as_text_and_none_is_left_out() -> None:
+    row = {"step": 3, "validation": {"iou": {"step": 0.5, "re\x1b[31md\u202e": 0.25}}}
+    found = scalars(row)
+    assert found == {"validation/iou/step": 0.5, "validation/iou/re\\x1b[31md\\u202e": 0.25}
+
+
 def test_a_tracker_whose_server_is_gone_does_not_end_the_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,7 +75,8 @@ def build_data(config: TrainConfig) -> Data:
     """
     data = find_data(config)
     read = [name for name in ("labeled", "validation") if getattr(data, name) is not None]
-    pairs = {name: getattr(data, name) for name in read}  # keeps the file names
+    judged = [*read, *(["held_out"] if data.held_out is not None else [])]
+    pairs = {name: getattr(data, name) for name in judged}  # keeps the file names
     if config.skip_damaged:
         data = without_damaged(data, config)
     if config.cache:
@@ -85,17 +86,15 @@ def build_data(config: TrainConfig) -> Data:
             if getattr(data, name) is not None
         }
         data = replace(data, **cached)
-    elif data.held_out is not None:
-        read_once(data.held_out)
-    seen = {name: read_once(getattr(data, name)) for name in read}
+    seen = {name: read_once(getattr(data, name)) for name in judged}
     for name, found in seen.items():
         if found.ids <= {IGNORE}:
             raise ValueError(
-                f"no {name} mask has a pixel of any class, from {pairs[name].masks[0]} on all is ignored: "
-                "is the label map (--label-map) the one of these masks?"
+                f"no {name.replace('_', '-')} mask has a pixel of any class, from {pairs[name].masks[0]} on all is "
+                "ignored: is the label map (--label-map) the one of these masks?"
             )
     notes = [note for name in read for note in absent(name, data.classes, seen[name].ids)]
-    images = [path for name in read for path in pairs[name].images]
+    images = [path for name in judged for path in pairs[name].images]
     notes += clipped(images, image_format(config)), dark(config, [*seen.values()])
     notes.append(turned(config, images))
     tested = seen["validation"].sizes if "validation" in seen else frozenset()

@@ -8,6 +8,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 
+from gmix.config.commands import EvaluateConfig
 from gmix.config.train_config import TrainConfig
 from gmix.data import IGNORE, Classes, ImageFormat, folder_images
 from gmix.data.decode import orientation
@@ -23,16 +24,18 @@ class Seen(NamedTuple):
     sizes: frozenset[tuple[int, int]] = frozenset()  # of the images, height and width
 
 
-def clipped(images: Sequence[Path], format: ImageFormat) -> str:
+def clipped(images: Sequence[Path], format: ImageFormat, *, which: str = " with a mask") -> str:
     """Describe images with values outside the given range, or say that the range has no effect; else ""."""
     if format.span is None:  # such images are refused then
         return ""
     with ThreadPool(4) as pool:
-        spans = pool.map(partial(value_span, channels=format.channels), images)
+        spans = pool.map(partial(_span, channels=format.channels), images)
     low, high = format.span
     given = f"--value-range {low:g}-{high:g}"
     if not any(spans):
-        return f"{given} is for images of more than 8 bits, which none with a mask is: it changes nothing"
+        return (
+            f"{given} is for images of more than 8 bits, which none{which} is: it changes nothing"
+        )
     outside = [
         (path, span)
         for path, span in zip(images, spans, strict=True)
@@ -42,9 +45,16 @@ def clipped(images: Sequence[Path], format: ImageFormat) -> str:
         return ""
     path, (least, most) = outside[0]
     return (
-        f"{len(outside)} of {len(images)} images with masks hold values outside of {given}, "
+        f"{len(outside)} of {len(images)} images{which} hold values outside of {given}, "
         f"which become black and white, such as {path}: {least:g} to {most:g}"
     )
+
+
+def _span(path: Path, channels: int) -> tuple[float, float] | None:
+    try:
+        return value_span(path, channels)
+    except ValueError:
+        return None  # whoever reads it says what is wrong, or leaves it out
 
 
 def dark(config: TrainConfig, seen: Sequence[Seen]) -> str:
@@ -63,7 +73,7 @@ def dark(config: TrainConfig, seen: Sequence[Seen]) -> str:
     )
 
 
-def turned(config: TrainConfig, images: Sequence[Path]) -> str:
+def turned(config: TrainConfig | EvaluateConfig, images: Sequence[Path]) -> str:
     """Describe what is assumed about masks of images that EXIF rotates; "" if it was given, or none is."""
     if config.mask_orientation is not None:
         return ""

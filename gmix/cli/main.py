@@ -230,6 +230,7 @@ def predict(words: Sequence[str]) -> int:
     config = parse(PredictConfig, "gmix predict", about, words)
     if config.model is None or config.images is None or config.out is None:
         raise missing(config, "model", "images", "out")
+    from gmix.builders.notes import clipped
     from gmix.data import find_images
     from gmix.deploy.evaluate import build_predict
     from gmix.deploy.predict import predict_folder
@@ -238,6 +239,8 @@ def predict(words: Sequence[str]) -> int:
 
     images, how = find_images(config.images), build_predict(config)
     saved = SavedModel.from_pretrained(config.model, prepare_device(config.device, config.threads))
+    if note := clipped(images, saved.format, which=""):
+        warn(note)
     failures = predict_folder(
         saved, images, Path(config.out), overlays=not config.masks_only, predict=how
     )
@@ -251,6 +254,7 @@ def pseudo_label(words: Sequence[str]) -> int:
     config = parse(PseudoLabelConfig, "gmix pseudo-label", about, words)
     if config.model is None or config.images is None or config.out is None:
         raise missing(config, "model", "images", "out")
+    from gmix.builders.notes import clipped
     from gmix.data import find_images
     from gmix.deploy.evaluate import build_predict
     from gmix.deploy.pseudo_label import pseudo_label_folder
@@ -259,6 +263,8 @@ def pseudo_label(words: Sequence[str]) -> int:
 
     images, how = find_images(config.images), build_predict(config)
     saved = SavedModel.from_pretrained(config.model, prepare_device(config.device, config.threads))
+    if note := clipped(images, saved.format, which=""):
+        warn(note)
     made = pseudo_label_folder(
         saved,
         images,

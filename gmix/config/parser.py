@@ -180,6 +180,8 @@ def settings_of_files(
         if value is None and NoneType not in get_args(hints[name]):
             wanted = expected(hints[name])
             raise UsageError(f"{source}: {flag(name)} expects {wanted}, got nothing")
+        if hints[name] is bool and not isinstance(value, bool):  # any other counts as true
+            raise UsageError(f"{source}: {flag(name)} expects true or false, got {value!r}")
         if isinstance(value, str):
             read_value(flag(name), value, hints)
     return settings

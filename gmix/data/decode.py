@@ -38,6 +38,9 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     8: lambda a: np.rot90(a),
 }
 
+# Grey or colour, and the largest value, of the PPM files whose numbers Pillow leaves as they are.
+_EXACT = (("L", 255), ("RGB", 255), ("I", 65535))
+
 
 def upright(pixels: Pixels, orientation: int) -> Pixels:
     """Rotate or mirror stored pixels `(H, W)` or `(H, W, C)` as EXIF says.
@@ -186,7 +189,8 @@ def _expect_one_picture(picture: Any) -> None:
     count = getattr(picture, "n_frames", 1) if picture.format in ("PNG", "GIF", "WEBP") else 1
     if count > 1:
         raise ValueError(f"it holds {count} pictures, expected one: save each as a file of its own")
-    if picture.format == "PPM" and picture.tile[0][0] == "ppm":
+    details = picture.tile[0][3] if picture.format == "PPM" else None
+    if isinstance(details, tuple) and (picture.mode, details[1]) not in _EXACT:
         raise ValueError("its numbers do not end at 255 (or 65535 in grey): save it as PNG")
 
 

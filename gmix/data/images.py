@@ -37,8 +37,8 @@ class ImageFormat:
     def __post_init__(self) -> None:
         if self.channels < 1:
             raise ValueError(f"`channels` must be at least 1, got {self.channels}")
-        if self.span is not None and not self.span[0] < self.span[1]:
-            raise ValueError(f"`span` must be two rising numbers, got {self.span}")
+        if self.span is not None and not -np.inf < self.span[0] < self.span[1] < np.inf:
+            raise ValueError(f"`span` must be two rising numbers, none infinite, got {self.span}")
 
     def scaled(self, pixels: Pixels) -> Pixels:
         """Convert pixels to 0..255: bool and uint8 to uint8, all other types to float32.

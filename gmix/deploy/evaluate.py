@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gmix.builders.notes import clipped, turned
 from gmix.config.commands import EvaluateConfig, PredictConfig, PseudoLabelConfig
 from gmix.config.files import known_data, known_layout, validation_files
 from gmix.config.options import read_windows
@@ -32,6 +33,7 @@ from gmix.evaluation import (
 )
 from gmix.protocols import LabeledDataset
 from gmix.runs.saved import SavedModel
+from gmix.runtime.console import warn
 from gmix.runtime.device import prepare_device
 from gmix.runtime.distributed import start_processes
 from gmix.runtime.own import check_own, own_file, write_own
@@ -59,6 +61,10 @@ def score_model(config: EvaluateConfig) -> dict[str, Any]:
     files = validation_files(source)
     if files is None:
         raise ValueError("--val-images and --val-masks are missing (the run had none of its own)")
+    notes = [*compare_palettes(files[1]), turned(source, files[0])]
+    notes.append(clipped(files[0], saved.format, which=""))
+    for note in filter(None, notes) if processes.first else ():
+        warn(note)
     classes = fit_masks(saved.classes, source, files[1])
     dataset: LabeledDataset = SegmentationDataset(
         *files, classes, format=saved.format, turn_masks=source.mask_orientation == "stored"

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gmix.data.classes import IGNORE
-from gmix.functional.shapes import check_ignore_index
+from gmix.functional.shapes import check_ignore_index, within
 
 CHUNK = 2**18
 """Pixels counted at a time: intermediate values would take several times the memory of a large mask."""
@@ -87,10 +88,10 @@ class ConfusionMatrix:
     """
 
     def __init__(self, num_classes: int, ignore_index: int = IGNORE) -> None:
-        if num_classes < 2:
+        if not within(num_classes, 2, kind=Integral):
             raise ValueError(
                 f"`num_classes` must be at least 2 (binary: background and foreground), "
-                f"got {num_classes}"
+                f"got {num_classes!r}"
             )
         check_ignore_index(num_classes, ignore_index)
         self.num_classes = num_classes

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gmix.functional.shapes import check_ignore_index, per_pixel, same_shape
+from gmix.functional.shapes import check_ignore_index, per_pixel, same_shape, within
 
 __all__ = ["cross_entropy", "ramp_up", "soft_cross_entropy", "squared_error"]
 
@@ -46,16 +46,16 @@ def ramp_up(progress: float | Tensor, length: float = 1.0) -> float | Tensor:
 
 def check_progress(progress: float | Tensor) -> None:
     """Refuse a share of the training outside [0, 1]; tensors are not checked on a GPU or while compiling."""
-    if isinstance(progress, Tensor):
+    if isinstance(progress, Tensor) and not progress.dim():
         if torch.compiler.is_compiling() or progress.device.type != "cpu":
             return
-        inside = bool(((progress >= 0) & (progress <= 1)).all())
+        inside = bool((progress >= 0) & (progress <= 1))
     else:
-        inside = 0 <= progress <= 1
+        inside = within(progress, 0, 1)
     if not inside:
         raise ValueError(
             "`progress` is the share of the training that is done, in [0, 1]: pass step / steps, at most 1, "
-            f"got {progress}"
+            f"got {progress!r}"
         )
 
 

@@ -52,7 +52,7 @@ def sample_lambda(
         >>> sample_lambda(3, max_lambda=0.3, generator=g)
         tensor([0.2978, 0.1391, 0.0531])
     """
-    if alpha <= 0:
+    if not alpha > 0:
         raise ValueError(f"`alpha` must be above 0, got {alpha}")
     if not 0 < max_lambda <= 0.5:
         raise ValueError(f"`max_lambda` must be in (0, 0.5], got {max_lambda}")

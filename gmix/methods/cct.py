@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmix import functional as G
+from gmix.functional.shapes import within
 from gmix.methods.method import Method, Step
-from gmix.nn.losses import check_unit_interval
+from gmix.nn.losses import check_unit_interval, check_weight
 from gmix.nn.mitrans import icnr_
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.views import drop_channels
@@ -88,12 +90,15 @@ class CCT(Method):
         super().__init__(net, supervised=supervised, ignore_index=ignore_index)
         if unknown := sorted(decoders.keys() - DECODERS.keys()):
             raise ValueError(f"CCT has no decoder {unknown[0]!r}: choose from {sorted(DECODERS)}")
+        if not all(within(number, 0, kind=Integral) for number in decoders.values()):
+            raise ValueError(f"`decoders` must say how many of each kind, got {dict(decoders)}")
         self.kinds = [kind for kind, number in decoders.items() for _ in range(number)]
         if not self.kinds:
             raise ValueError("`decoders` must ask for at least one auxiliary decoder")
         self.decoders = nn.ModuleList(
             auxiliary_decoder(net.embedding_dim, net.classes) for _ in self.kinds
         )
+        check_weight("unsupervised", unsupervised)
         self.weight = unsupervised
         check_unit_interval("ramp_length", ramp_length)
         self.ramp_length = ramp_length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -9,9 +10,41 @@ from torch import Tensor, nn
 
 from gmix.nn.views import StrongColor
 
-__all__ = ["check_images", "check_masks", "check_types", "check_unlabeled", "check_valid"]
+__all__ = [
+    "check_images",
+    "check_masks",
+    "check_place",
+    "check_types",
+    "check_unlabeled",
+    "check_valid",
+]
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+
+
+def check_place(**tensors: Tensor | None) -> None:
+    """Refuse what is no tensor, has no values, or is on another device than the first.
+
+    Examples:
+        >>> check_place(x_labeled=torch.zeros(2, 3, 4, 4, device="meta"))
+        Traceback (most recent call last):
+        ValueError: `x_labeled` is on the device meta, where tensors have no values: pass one that has
+    """
+    given = {name: x for name, x in tensors.items() if x is not None}
+    for name, x in given.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"`{name}` must be a tensor, got {type(x).__name__}: pass torch.as_tensor({name})"
+            )
+        if x.device.type == "meta":
+            raise ValueError(
+                f"`{name}` is on the device meta, where tensors have no values: pass one that has"
+            )
+        first, other = next(iter(given.items()))
+        if x.device != other.device:
+            raise ValueError(
+                f"`{name}` is on {x.device}, `{first}` on {other.device}: pass {name}.to({first}.device)"
+            )
 
 
 def check_masks(y: Tensor, x: Tensor) -> Tensor:
@@ -98,7 +131,8 @@ def check_images(x: Tensor, color: StrongColor | None) -> None:
     """Check that a batch `(N, C, H, W)` was normalised, with the `mean` and `std` of `color`; waits for a GPU.
 
     Raises:
-        ValueError: If most values, denormalised, lie outside 0..1, or if all are whole numbers up to 255.
+        ValueError: If it holds nan or infinite values, if all values are whole numbers up to 255, or if most values,
+            denormalised, lie outside 0..1.
 
     Warns:
         UserWarning: If the batch may not have been normalised.
@@ -113,6 +147,11 @@ def check_images(x: Tensor, color: StrongColor | None) -> None:
     far = (raw.abs().amax() > 10) if color is not None else (raw.abs().amax() > 50)
     found = torch.stack([lowest, highest, outside, whole.float(), far.float()]).tolist()
     low, high, outside_share, are_whole, are_far = found
+    if not math.isfinite(low + high):
+        broken = int((~raw.isfinite()).flatten(1).any(1).nonzero()[0])
+        raise ValueError(
+            f"image {broken} of a batch of {len(x)} holds nan or infinite values: mend or leave out its file"
+        )
     span = f"the images lie in {low:.4g}..{high:.4g}"
     remedy = "pass (x - mean) / std of images in 0..1"
     if are_whole and are_far:

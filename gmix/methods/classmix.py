@@ -10,6 +10,7 @@ from torch import Tensor
 from gmix import functional as G
 from gmix.methods.method import Method, Step
 from gmix.nn.ema import EMATeacher
+from gmix.nn.losses import check_weight
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.pseudo import PseudoMask
 from gmix.nn.views import GaussianBlur, Pasted, StrongColor
@@ -71,6 +72,7 @@ class ClassMix(Method):
         self.teacher = EMATeacher(net, decay)
         self.color = StrongColor(strength=0.25, grey=0.0, hue=0.25, mean=mean, std=std)
         self.blur = GaussianBlur(sigma=(0.15, 1.15))
+        check_weight("unsupervised", unsupervised)
         self.weight = unsupervised
 
     def losses(self, step: Step) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gmix.methods.method import Method, Step
 from gmix.nn.frozen import checksum
+from gmix.nn.losses import check_weight
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.pseudo import PseudoMask
 from gmix.protocols import SupervisedLoss
@@ -59,6 +60,7 @@ class CPS(Method):
         super().__init__(net, supervised=supervised, ignore_index=ignore_index)
         self.other = copy.deepcopy(net)
         self.other.reset_decoder()
+        check_weight("cross", cross)
         self.weight = cross
         self._as_made = checksum(start_of(self.other))
 

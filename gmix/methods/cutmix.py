@@ -10,6 +10,7 @@ from torch import Tensor
 from gmix import functional as G
 from gmix.methods.method import Method, Step
 from gmix.nn.ema import EMATeacher
+from gmix.nn.losses import check_weight
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.pseudo import PseudoMask
 from gmix.nn.views import CutMix, StrongColor
@@ -73,6 +74,7 @@ class CutMixSeg(Method):
         self.teacher = EMATeacher(net, decay)
         self.color = StrongColor(strength=0.4, mean=mean, std=std)
         self.cutmix = CutMix(p=1.0, area=(0.5, 0.5), aspect=2.0)
+        check_weight("unsupervised", unsupervised)
         self.weight = unsupervised
 
     def losses(self, step: Step) -> dict[str, Tensor]:

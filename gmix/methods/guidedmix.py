@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from typing_extensions import Unpack
 
 from gmix import functional as G
 from gmix import protocols
+from gmix.functional.shapes import within
 from gmix.methods.guidedmix_parts import (
     REQUIRED,
     VARIANTS,
@@ -151,12 +153,14 @@ class GuidedMix(Method):
         }
         super().__init__(net, supervised=supervised)
         chosen = make_parts(net, variant, parts, further)
-        if not 0 <= chosen["direct"] <= 1:
-            raise ValueError(f"`direct` is a weight in [0, 1], got {chosen['direct']}")
+        if not within(chosen["direct"], 0, 1):
+            raise ValueError(f"`direct` is a weight in [0, 1], got {chosen['direct']!r}")
         check_criterion(chosen["criterion"], ignore_index)
         self.ignore_index = chosen["criterion"].ignore_index
-        if chosen["views"] < 1:
-            raise ValueError(f"`views` must be at least 1, got {chosen['views']}")
+        if not within(chosen["views"], 1, kind=Integral):
+            raise ValueError(
+                f"`views` must be at least 1 and a whole number, got {chosen['views']!r}"
+            )
         check_unit_interval("drop", chosen["drop"])
         # Only with its loss: the optimizer must not get a parameter without a gradient.
         self.classifier: nn.Linear | None = None

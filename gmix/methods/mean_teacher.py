@@ -10,7 +10,7 @@ from torch import Tensor
 from gmix import functional as G
 from gmix.methods.method import Method, Step
 from gmix.nn.ema import EMATeacher
-from gmix.nn.losses import check_unit_interval
+from gmix.nn.losses import check_unit_interval, check_weight
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.views import StrongColor
 from gmix.protocols import SupervisedLoss
@@ -68,6 +68,7 @@ class MeanTeacher(Method):
         super().__init__(net, supervised=supervised, ignore_index=ignore_index)
         self.teacher = EMATeacher(net, decay)
         self.color = StrongColor(mean=mean, std=std)
+        check_weight("unsupervised", unsupervised)
         self.weight = unsupervised
         check_unit_interval("ramp_length", ramp_length)
         self.ramp_length = ramp_length

@@ -11,10 +11,12 @@ from typing_extensions import Self
 
 from gmix import functional as G
 from gmix.functional.losses import check_progress
+from gmix.functional.shapes import check_ignore_index
 from gmix.methods.checks import (
     check_classes,
     check_images,
     check_masks,
+    check_place,
     check_types,
     check_unlabeled,
     check_valid,
@@ -24,6 +26,7 @@ from gmix.nn.ema import EMATeacher
 from gmix.nn.losses import check_unit_interval
 from gmix.nn.modes import eval_mode, freeze_statistics
 from gmix.nn.network import GuidedMixNet
+from gmix.nn.sizes import check_channels
 from gmix.nn.states import ChecksState
 from gmix.nn.views import StrongColor
 from gmix.protocols import LabeledDataset, SupervisedLoss
@@ -76,11 +79,12 @@ class Method(ChecksState):
         Named float32 scalars, each unweighted, and `total`, the value to minimise.
 
     Raises:
-        TypeError: If the network is not wrapped, or the `supervised` loss cannot be called or returns no scalar.
-        ValueError: If there are no labeled images, or no unlabeled images for a method that needs them; if shapes do
-            not fit; if `progress` is missing, or it or `threshold` is outside [0, 1]; if masks have other values than
-            classes and `ignore_index`; or if images are not normalised. Values are checked in the first images, and on
-            a CPU in all masks; a compiled call checks none.
+        TypeError: If the network is not wrapped, images or masks are no tensors, or the `supervised` loss cannot be
+            called, or returns no scalar, or one without a gradient.
+        ValueError: If tensors are on several devices; if there are no labeled images, or no unlabeled images for a
+            method that needs them; if shapes do not fit; if `progress` is missing, or it or `threshold` is outside
+            [0, 1]; if masks have other values than classes and `ignore_index`; or if images are not normalised or not
+            finite. Values are checked in the first images, and on a CPU in all masks; a compiled call checks none.
     """
 
     __call__: Callable[..., dict[str, Tensor]]
@@ -112,6 +116,7 @@ class Method(ChecksState):
             )
         self.net = net
         self.supervised_loss = supervised
+        check_ignore_index(net.classes, ignore_index)
         self.ignore_index = ignore_index
         if threshold is not None:
             check_unit_interval("threshold", threshold)
@@ -138,7 +143,6 @@ class Method(ChecksState):
         self._look_once(x_labeled, x_unlabeled)
         if self.training and not step_started:
             if self.step_started_at is None and not torch.compiler.is_compiling():
-                check_unwrapped(self)
                 warn_if_alone(self)
             if torch.compiler.is_compiling() or self.step_started_at != weights_version(self.net):
                 self.on_step_start(x_labeled, y_labeled)
@@ -215,7 +219,7 @@ class Method(ChecksState):
         """Compute the loss of the labeled images, the one term all methods have.
 
         Raises:
-            TypeError: If the given loss does not return a scalar.
+            TypeError: If the given loss returns no scalar, or one without a gradient.
         """
         if self.supervised_loss is None:
             return G.cross_entropy(logits, y, ignore_index=self.ignore_index)
@@ -227,11 +231,21 @@ class Method(ChecksState):
                 "`supervised` must return a scalar of floating point, the mean over the images, "
                 f"got {found}"
             )
+        if logits.requires_grad and not loss.requires_grad:
+            raise TypeError(
+                "`supervised` must return a loss that gradients flow through, got a constant: compute it from the "
+                "logits without .detach(), .item() or argmax, and where nothing counts return 0 * logits.sum()"
+            )
         return loss.float()
 
     def _check_labeled(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the masks as int64; refuse those that cannot be learned, before a teacher or a memory changes."""
+        if not (torch.compiler.is_compiling() or self.masks_seen):
+            check_unwrapped(self)
+        check_place(x_labeled=x, y_labeled=y)
         y = check_masks(y, x)
+        if isinstance(self.net, GuidedMixNet):
+            check_channels(self.net.model.encoder, x)
         if not (torch.compiler.is_compiling() or (self.masks_seen and y.device.type != "cpu")):
             self.masks_seen = True
             check_classes(y, max(self.net.classes, 2), self.ignore_index)
@@ -241,6 +255,7 @@ class Method(ChecksState):
         self, x_labeled: Tensor, x_unlabeled: Tensor | None, valid: Tensor | None
     ) -> Tensor:
         """Return the unlabeled images, if all shapes fit."""
+        check_place(x_labeled=x_labeled, x_unlabeled=x_unlabeled, valid_unlabeled=valid)
         if not self.needs_unlabeled:
             return x_labeled[:0] if x_unlabeled is None else x_unlabeled
         if x_unlabeled is None or not len(x_unlabeled):

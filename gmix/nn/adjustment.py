@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gmix import functional as G
-from gmix.functional.shapes import check_ignore_index
+from gmix.functional.shapes import check_ignore_index, within
 from gmix.nn.given import remember_given
 from gmix.runtime.collectives import gather
 
@@ -56,9 +56,9 @@ class LogitAdjustment(nn.Module):
     @remember_given
     def __init__(self, classes: int, strength: float = 0.5, floor: float = 1e-3) -> None:
         super().__init__()
-        if strength < 0:
+        if not within(strength, 0):
             raise ValueError(f"`strength` must be at least 0, got {strength}")
-        if not 0 < floor <= 1:
+        if not (within(floor, 0, 1) and floor > 0):
             raise ValueError(f"`floor` is a share in (0, 1], got {floor}")
         self.classes = classes
         self.strength = strength

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
+from gmix.functional.shapes import within
 from gmix.nn.given import remember_given
 
 __all__ = ["EMATeacher"]
@@ -48,7 +49,7 @@ class EMATeacher(nn.Module, Generic[Net]):
     @remember_given
     def __init__(self, student: Net, decay: float = 0.99) -> None:
         super().__init__()
-        if not 0 <= decay < 1:
+        if not (within(decay, 0, 1) and decay < 1):
             raise ValueError(f"`decay` must be in [0, 1), got {decay}")
         self.decay = decay
         self.net: Net = copy.deepcopy(student).requires_grad_(False)

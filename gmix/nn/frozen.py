@@ -51,7 +51,7 @@ class HoldsFrozenEncoder(nn.Module):
     def state_fault(self, state: Mapping[str, Any], prefix: str = "") -> str | None:
         """Say why a state does not fit this module, if it was saved with another encoder."""
         saved = state.get(f"{prefix}encoder_sum")
-        if saved is None or torch.equal(saved.cpu(), self._sum().cpu()):
+        if not isinstance(saved, Tensor) or torch.equal(saved.cpu(), self._sum().cpu()):
             return None
         return (
             f"{prefix}encoder has other weights than when it was saved, and is not saved itself: begin with the same "

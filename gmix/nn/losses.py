@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmix import functional as G
-from gmix.functional.shapes import per_pixel
+from gmix.functional.shapes import check_ignore_index, per_pixel, within
 from gmix.nn.given import remember_given
 
-__all__ = ["GuidedMixLoss", "check_unit_interval"]
+__all__ = ["GuidedMixLoss", "check_unit_interval", "check_weight"]
 
 OBJECTIVES = ("squared_error", "soft_cross_entropy", "cross_entropy")
 Objective = Literal["squared_error", "soft_cross_entropy", "cross_entropy"]
@@ -98,14 +98,12 @@ class GuidedMixLoss(nn.Module):
         if objective not in OBJECTIVES:
             raise ValueError(f"`objective` must be one of {OBJECTIVES}, got {objective!r}")
         check_unit_interval("threshold", threshold)
-        if certainty < 0:
-            raise ValueError(f"`certainty` must be at least 0, got {certainty}")
-        if min(classification, unsupervised, decoupling) < 0:
-            raise ValueError(
-                "the weights `classification`, `unsupervised` and `decoupling` must be at least 0, "
-                f"got {classification}, {unsupervised} and {decoupling}"
-            )
+        check_weight("certainty", certainty)
+        check_weight("classification", classification)
+        check_weight("unsupervised", unsupervised)
+        check_weight("decoupling", decoupling)
         check_unit_interval("ramp_length", ramp_length)
+        check_ignore_index(1, ignore_index)
         self.objective = objective
         self.threshold = threshold
         self.certainty = certainty
@@ -194,8 +192,14 @@ class GuidedMixLoss(nn.Module):
 
 def check_unit_interval(name: str, value: float) -> None:
     """Refuse a probability or a share outside [0, 1]."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"`{name}` must be in [0, 1], got {value}")
+    if not within(value, 0, 1):
+        raise ValueError(f"`{name}` must be in [0, 1], got {value!r}")
+
+
+def check_weight(name: str, value: float) -> None:
+    """Refuse what cannot be the weight of a loss, NaN among it."""
+    if not within(value, 0):
+        raise ValueError(f"`{name}` must be at least 0, got {value!r}")
 
 
 def _check_both(name_a: str, a: object, name_b: str, b: object) -> None:

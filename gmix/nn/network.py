@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from gmix.nn.mitrans import NonLocalBlock, PixelShuffleBlock
-from gmix.nn.sizes import refusal, windows
+from gmix.nn.sizes import check_channels, refusal, windows
 from gmix.nn.states import ChecksState
 from gmix.runtime.collectives import check_unwrapped
 
@@ -103,9 +103,11 @@ class GuidedMixNet(ChecksState):
             For a vision transformer (DPT), its prefix tokens come first.
 
         Raises:
-            ValueError: If the encoder does not accept the image size, if its deepest map differs from
-                what it declares, or if a batch of 1 is too small to train the model's BatchNorm.
+            ValueError: If the images have another number of channels than the model accepts, if the encoder does not
+                accept their size, if its deepest map differs from what it declares, or if a batch of 1 is too small to
+                train the model's BatchNorm.
         """
+        check_channels(self.model.encoder, x)
         height, width = x.shape[-2:]
         padded = self.padded(height, width)
         images = pad(x, (0, padded[1] - width, 0, padded[0] - height))

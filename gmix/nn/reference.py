@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -12,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmix import functional as G
-from gmix.functional.shapes import check_ignore_index
+from gmix.functional.shapes import check_ignore_index, within
 from gmix.nn.frozen import HoldsFrozenEncoder
 from gmix.nn.given import remember_given
-from gmix.nn.sizes import fixed_size, refusal, windows
+from gmix.nn.sizes import check_channels, fixed_size, refusal, windows
 from gmix.protocols import LabeledDataset
 
 __all__ = ["LabeledReference"]
@@ -105,12 +106,16 @@ class LabeledReference(HoldsFrozenEncoder):
         floor: float = 0.01,
     ) -> None:
         super().__init__()
-        if min(capacity, positions, shorter_side) < 1 or min(temperature, floor) <= 0:
+        counts, factors = (capacity, positions, shorter_side), (temperature, floor)
+        if not (
+            all(within(n, 1, kind=Integral) for n in counts)
+            and all(within(factor, 0) and factor > 0 for factor in factors)
+        ):
             raise ValueError(
-                "`capacity`, `positions`, `shorter_side`, `temperature` and `floor` must be above 0, "
+                "`capacity`, `positions`, `shorter_side` (whole numbers), `temperature` and `floor` must be above 0, "
                 f"got {capacity}, {positions}, {shorter_side}, {temperature} and {floor}"
             )
-        if strength is not None and strength < 0:
+        if strength is not None and not within(strength, 0):
             raise ValueError(
                 f"`strength` must be at least 0, or None to measure it, got {strength}"
             )
@@ -169,6 +174,10 @@ class LabeledReference(HoldsFrozenEncoder):
                 )
             x, y = x.to(self.keys.device)[None], y.to(self.keys.device)[None]
             features = self._features(x)
+            if not features.isfinite().all():  # nothing would be learned from any pseudo mask
+                raise ValueError(
+                    f"the features of labeled image {owner} are nan or infinite: mend or leave out its file"
+                )
             grid = (features.shape[2], features.shape[3])
             shares = class_shares(y, self.values.shape[1], grid, ignore_index)
             value = shares.flatten(2).transpose(1, 2)
@@ -267,6 +276,7 @@ class LabeledReference(HoldsFrozenEncoder):
             return torch.where(frequency > 0, classes / frequency.clamp(min=1e-3), 1.0)
 
     def _features(self, x: Tensor) -> Tensor:
+        check_channels(self.encoder, x)
         # Integer arithmetic: rounding must not cost a row of the grid.
         height, width, stride = x.shape[2], x.shape[3], self._stride
         shorter = min(height, width)

@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from gmix.nn.modes import eval_mode
 
-__all__ = ["dry_run", "fixed_size", "refusal", "windows"]
+__all__ = ["check_channels", "dry_run", "fixed_size", "refusal", "windows"]
 
 REBUILT = "`img_size=...` (some: `dynamic_img_size=True`)"
 
@@ -35,6 +35,29 @@ def windows(encoder: nn.Module) -> int:
     return math.lcm(
         *(int(length) for size in sizes for length in size),
         *(int(block.block_size) for block in blocks),
+    )
+
+
+def check_channels(encoder: nn.Module, x: Tensor) -> None:
+    """Refuse what is no batch of images `(N, C, H, W)` of as many channels as an encoder of SMP takes.
+
+    Examples:
+        >>> import segmentation_models_pytorch as smp
+        >>> check_channels(smp.Unet("resnet18", encoder_weights=None).encoder, torch.zeros(2, 1, 64, 64))
+        Traceback (most recent call last):
+        ValueError: the network takes images of shape (N, 3, H, W), got (2, 1, 64, 64): make grey images ...
+    """
+    takes = getattr(encoder, "_in_channels", None) or (x.shape[1] if x.dim() == 4 else "C")
+    if x.dim() == 4 and x.shape[1] == takes:
+        return
+    if x.dim() != 4:
+        remedy = "pass a batch, of one image image[None]"
+    elif x.shape[1] == 1:
+        remedy = f"make grey images images.expand(-1, {takes}, -1, -1), or build the model with in_channels=1"
+    else:
+        remedy = f"convert the images, or build the model with in_channels={x.shape[1]}"
+    raise ValueError(
+        f"the network takes images of shape (N, {takes}, H, W), got {tuple(x.shape)}: {remedy}"
     )
 
 

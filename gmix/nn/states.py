@@ -19,7 +19,7 @@ class ChecksState(nn.Module):
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
         """Load a state; if it does not fit, raise a one-sentence error and change nothing."""
-        if strict:
+        if strict and isinstance(state_dict, Mapping):
             check_state(self, state_dict)
         return super().load_state_dict(state_dict, strict, assign)
 
@@ -59,14 +59,18 @@ def check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def other_shapes(own: Mapping[str, Any], state: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Describe the entries of a state, below a prefix of its names, whose shape differs from that in `own`."""
+    """Describe the entries of a state, below a prefix, that are no tensors or of another shape than in `own`."""
     return [
-        f"{prefix}{name} is {tuple(found.shape)} in it and {tuple(value.shape)} here"
+        f"{prefix}{name} is {_shape(found)} in it and {_shape(value)} here"
         for name, value in own.items()
         if isinstance(value, Tensor)
-        and isinstance(found := state.get(f"{prefix}{name}"), Tensor)
-        and found.shape != value.shape
+        and f"{prefix}{name}" in state
+        and _shape(found := state[f"{prefix}{name}"]) != _shape(value)
     ]
+
+
+def _shape(found: Any) -> tuple[int, ...] | str:
+    return tuple(found.shape) if isinstance(found, Tensor) else f"of type {type(found).__name__}"
 
 
 def _sentence(module: nn.Module, differ: list[str], count: int) -> str:

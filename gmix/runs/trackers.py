@@ -11,6 +11,7 @@ from typing import Any
 from gmix.config.train_config import TrainConfig
 from gmix.errors import one_line
 from gmix.runtime.console import warn
+from gmix.runtime.shown import printable
 
 __all__ = ["Log", "no_log", "open_trackers", "scalars"]
 
@@ -124,9 +125,9 @@ def scalars(row: dict[str, Any], name: str = "") -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for key, value in row.items():
-        path = f"{name}/{key}" if name else key
+        path = printable(f"{name}/{key}" if name else key)
         if isinstance(value, dict):
             found |= scalars(value, path)
-        elif isinstance(value, (int, float)) and key != "step":
+        elif isinstance(value, (int, float)) and path != "step":
             found[path] = value
     return found

@@ -28,7 +28,7 @@ def in_markdown(text: str) -> str:
         >>> print(in_markdown("a|b <img src=x> [x](y) mean_teacher _x_ &amp;"))
         a\|b &lt;img src=x&gt; \[x\](y) mean_teacher \_x\_ &amp;amp;
     """
-    text = re.sub(r"[\\`*|~\[\]]|(?<!\w)_|_(?!\w)", r"\\\g<0>", printable(text))
+    text = re.sub(r"[\\`*|~$\[\]]|(?<!\w)_|_(?!\w)", r"\\\g<0>", printable(text))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
