@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +18,7 @@ def balanced_weights(pixels: Tensor, *, cap: float = 10.0) -> Tensor:
     r"""Compute class weights from how frequent the classes are: $w_k = \min(c, 1 / (K' \pi_k))$.
 
     $\pi_k$ is the share of class k among all labeled pixels, and $K'$ the number of classes that occur. Without the
-    cap, each class has the same share of the loss. The cap $c$ keeps a class of a few pixels from outweighing all others.
+    cap $c$, each class has the same share of the loss; with it, a class of a few pixels does not outweigh all others.
     A class that does not occur has the weight 1; no labeled pixel uses it.
 
     Args:
@@ -55,7 +53,7 @@ def ohem_cross_entropy(
     target: Tensor,
     *,
     threshold: float = 0.7,
-    min_kept: float = 0.2,
+    min_kept: float = 0.1,
     class_weights: Tensor | None = None,
     ignore_index: int = 255,
 ) -> Tensor:
@@ -72,9 +70,9 @@ def ohem_cross_entropy(
         logits: `(N, K, H, W)`; K = 1 is binary, one sigmoid channel.
         target: `(N, H, W)` int64, in `[0, K)` (`{0, 1}` if binary) or `ignore_index`.
         threshold: $\theta$, in (0, 1]: pixels are hard whose class has at most this probability.
-        min_kept: m, above 0: a number of pixels, or below 1 their share of $\Omega$. A share means the same for every crop and
-            batch size. The authors give numbers: 50,000 for each crop of 512 x 512 (CPS on VOC: a share of 0.19), 100,000 for
-            a crop of 769 x 769 (UniMatch on Cityscapes: 0.17).
+        min_kept: m, above 0: a number of pixels, or below 1 their share of $\Omega$, which means the same for every
+            crop and batch size. The authors give 50,000 pixels per crop of 800 x 800 (CPS, a share of 0.08) and 100,000
+            for one of 769 x 769 (UniMatch, 0.17), both on Cityscapes.
         class_weights: `(max(K, 2),)`, optional: the weight of each class, above 0.
         ignore_index: The value of pixels without a class.
 
@@ -95,24 +93,32 @@ def ohem_cross_entropy(
         >>> ohem_cross_entropy(logits, torch.ones(1, 1, 3).long(), min_kept=2)
         tensor(0.8133)
     """
-    if not 0 < threshold <= 1:
-        raise ValueError(f"`threshold` must be in (0, 1], got {threshold}")
-    if not 0 < min_kept < math.inf:
-        raise ValueError(
-            f"`min_kept` must be a number of pixels, or below 1 a share of them, above 0, got {min_kept}"
-        )
+    check_hard(threshold, min_kept)
     loss, keep = cross_entropy_per_pixel(logits, target, ignore_index=ignore_index)
     # The losses rank pixels as their probabilities do, and do not saturate. Ignored pixels are last: where fewer
     # pixels have a class than must be kept, the bound is -inf.
     ranked = loss.detach().masked_fill(~keep, -math.inf).flatten().sort(descending=True).values
+    share = min_kept < 1
     least = (
-        (keep.sum() * min_kept).ceil().long()
-        if min_kept < 1
-        else keep.new_tensor(min_kept, dtype=torch.long)
+        (keep.sum() * min_kept).ceil().long() if share else torch.full_like(keep.sum(), min_kept)
     )
-    bound = ranked[least.clamp(1, ranked.numel()) - 1].clamp(max=-math.log(threshold))
-    hard = keep & (loss.detach() >= bound)
+    bound = ranked.gather(0, least.clamp(1, ranked.numel()).view(1) - 1)
+    hard = keep & (loss.detach() >= bound.clamp(max=-math.log(threshold)))
     return mean_of_labeled(loss * hard, hard, logits, target, class_weights)
+
+
+def check_hard(threshold: float, min_kept: float) -> None:
+    """Refuse settings of `ohem_cross_entropy` that are out of range.
+
+    Raises:
+        ValueError: If one is.
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"`threshold` must be in (0, 1], got {threshold}")
+    if not 0 < min_kept < math.inf:
+        raise ValueError(
+            f"`min_kept` must be a number of pixels above 0, or below 1 a share of them, got {min_kept}"
+        )
 
 
 def focal_loss(
@@ -151,12 +157,21 @@ def focal_loss(
         >>> focal_loss(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 255]]]))  # a quarter of log 2
         tensor(0.1733)
     """
-    if not 0 <= gamma < math.inf:
-        raise ValueError(f"`gamma` must be at least 0, got {gamma}")
+    check_gamma(gamma)
     loss, keep = cross_entropy_per_pixel(logits, target, ignore_index=ignore_index)
     # The clamp gives a pixel that is learned perfectly the gradient 0, not 0 times infinity (gamma below 1).
     wrong = (-torch.expm1(-loss)).clamp(min=torch.finfo(torch.float32).tiny)
     return mean_of_labeled(loss * wrong**gamma, keep, logits, target, class_weights)
+
+
+def check_gamma(gamma: float) -> None:
+    """Refuse a negative exponent of `focal_loss`.
+
+    Raises:
+        ValueError: If it is negative, or no number.
+    """
+    if not 0 <= gamma < math.inf:
+        raise ValueError(f"`gamma` must be at least 0, got {gamma}")
 
 
 def dice_loss(logits: Tensor, target: Tensor, *, ignore_index: int = 255) -> Tensor:
@@ -189,18 +204,14 @@ def dice_loss(logits: Tensor, target: Tensor, *, ignore_index: int = 255) -> Ten
     """
     per_pixel(target, logits, "target")
     check_ignore_index(logits.shape[1], ignore_index)
-    with torch.autocast(logits.device.type, enabled=False):
-        loss: Tensor = _smp_dice(logits.shape[1] == 1, ignore_index)(logits.float(), target)
-        return loss
-
-
-@cache
-def _smp_dice(binary: bool, ignore_index: int) -> Any:
     from segmentation_models_pytorch.losses import (
         DiceLoss,
-    )  # seconds; torch alone is enough for the rest
+    )  # takes seconds, which only this loss needs
 
-    return DiceLoss("binary" if binary else "multiclass", ignore_index=ignore_index)
+    dice = DiceLoss("binary" if logits.shape[1] == 1 else "multiclass", ignore_index=ignore_index)
+    with torch.autocast(logits.device.type, enabled=False):
+        loss: Tensor = dice(logits.float(), target)
+        return loss
 
 
 def lovasz_softmax(logits: Tensor, target: Tensor, *, ignore_index: int = 255) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gmix import functional as G
+from gmix.functional.supervised import check_gamma, check_hard
 from gmix.protocols import SupervisedLoss
 
 __all__ = [
@@ -115,11 +116,12 @@ class OHEMLoss(_Loss):
     def __init__(
         self,
         threshold: float = 0.7,
-        min_kept: float = 0.2,
+        min_kept: float = 0.1,
         class_weights: Sequence[float] | Tensor | None = None,
         ignore_index: int = 255,
     ) -> None:
         super().__init__(class_weights, ignore_index)
+        check_hard(threshold, min_kept)
         self.threshold = threshold
         self.min_kept = min_kept
 
@@ -173,6 +175,7 @@ class FocalLoss(_Loss):
         ignore_index: int = 255,
     ) -> None:
         super().__init__(class_weights, ignore_index)
+        check_gamma(gamma)
         self.gamma = gamma
 
     def forward(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -289,9 +292,7 @@ class LossSum(nn.Module):
         self.weights = [weight for weight, _ in terms]
         self.losses = [loss for _, loss in terms]
         # Registered, so that what they hold moves and is saved with the sum.
-        self.parts = nn.ModuleList(
-            loss for loss in self.losses if isinstance(loss, nn.Module)
-        )
+        self.parts = nn.ModuleList(loss for loss in self.losses if isinstance(loss, nn.Module))
 
     def forward(self, logits: Tensor, y: Tensor) -> Tensor:
         """Compute the sum for logits `(N, K, H, W)` and masks `(N, H, W)`."""
