@@ -254,13 +254,15 @@ def lovasz_softmax(logits: Tensor, target: Tensor, *, ignore_index: int = 255) -
         keep, target = (target != ignore_index).flatten(), target.flatten()
         total, occurring = probs.new_zeros(()), probs.new_zeros(())
         for k, p in enumerate(probs):
-            truth = (keep & (target == k)).float()
+            truth = keep & (target == k)
+            size = truth.sum()
             # Ignored pixels are last, and their error is 0: the order before them is that without them.
-            errors, order = ((truth - p).abs() * keep).sort(descending=True)
+            errors, order = ((truth.float() - p).abs() * keep).sort(descending=True)
             truth = truth[order]
-            missed, wrong = truth.cumsum(0), (1 - truth).cumsum(0)
-            jaccard = 1 - (truth.sum() - missed) / (truth.sum() + wrong).clamp(min=1)
+            # Whole numbers are exact for any number of pixels, and on a GPU the same each time.
+            missed, union = size - truth.cumsum(0), size + (~truth).cumsum(0)
+            jaccard = 1 - missed / union.clamp(min=1)
             steps = torch.diff(jaccard, prepend=jaccard.new_zeros(1))
-            occurs = (truth.sum() > 0).float()
+            occurs = (size > 0).float()
             total, occurring = total + occurs * (errors @ steps), occurring + occurs
         return total / occurring.clamp(min=1)
