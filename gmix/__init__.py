@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from gmix.nn.paste import ClassPaste
     from gmix.nn.pseudo import PseudoMask
     from gmix.nn.reference import LabeledReference
+    from gmix.nn.supervised import (
+        CrossEntropyLoss,
+        DiceLoss,
+        FocalLoss,
+        LossSum,
+        LovaszLoss,
+        OHEMLoss,
+    )
     from gmix.nn.unet import GuidedMixUnet
     from gmix.nn.views import CutMix, GaussianBlur, Pasted, StrongColor, StrongView
     from gmix.runs.saved import SavedModel
@@ -28,8 +36,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ClassPaste",
+    "CrossEntropyLoss",
     "CutMix",
+    "DiceLoss",
     "EMATeacher",
+    "FocalLoss",
     "GaussianBlur",
     "GuidedMixLoss",
     "GuidedMixNet",
@@ -37,9 +48,12 @@ __all__ = [
     "LabeledReference",
     "LabeledUnlabeledMixer",
     "LogitAdjustment",
+    "LossSum",
+    "LovaszLoss",
     "MITransBlock",
     "Mixed",
     "NonLocalBlock",
+    "OHEMLoss",
     "Pasted",
     "PseudoMask",
     "RandomPairSelector",
@@ -56,8 +70,11 @@ __all__ = [
 
 _HOMES = {
     "ClassPaste": "nn.paste",
+    "CrossEntropyLoss": "nn.supervised",
     "CutMix": "nn.views",
+    "DiceLoss": "nn.supervised",
     "EMATeacher": "nn.ema",
+    "FocalLoss": "nn.supervised",
     "GaussianBlur": "nn.views",
     "GuidedMixLoss": "nn.losses",
     "GuidedMixNet": "nn.network",
@@ -65,9 +82,12 @@ _HOMES = {
     "LabeledReference": "nn.reference",
     "LabeledUnlabeledMixer": "nn.mixer",
     "LogitAdjustment": "nn.adjustment",
+    "LossSum": "nn.supervised",
+    "LovaszLoss": "nn.supervised",
     "MITransBlock": "nn.mitrans",
     "Mixed": "nn.mixer",
     "NonLocalBlock": "nn.mitrans",
+    "OHEMLoss": "nn.supervised",
     "Pasted": "nn.views",
     "PseudoMask": "nn.pseudo",
     "RandomPairSelector": "nn.pairing",

@@ -110,7 +110,7 @@ class LogitAdjuster(Protocol):
 
 
 class SupervisedLoss(Protocol):
-    """Loss of labeled images; functions and the losses of SMP fit."""
+    """Loss of labeled images; gmix has `CrossEntropyLoss`, `DiceLoss` and others; functions and SMP's losses fit."""
 
     def __call__(self, logits: Tensor, y: Tensor, /) -> Tensor:
         """Return a scalar for float32 logits `(N, K, H, W)` and masks `(N, H, W)`."""

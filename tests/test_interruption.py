@@ -639,7 +639,9 @@ class Spoiled(Supervised):
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def at(*steps: int) -> None:
         monkeypatch.setattr(Spoiled, "bad", steps)
-        monkeypatch.setattr("gmix.training.state.build_method", lambda config, net: Spoiled(net))
+        monkeypatch.setattr(
+            "gmix.training.state.build_method", lambda config, net, *_: Spoiled(net)
+        )
 
     return at
 

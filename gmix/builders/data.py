@@ -65,6 +65,7 @@ class Data:
     left_out: tuple[
         str, ...
     ] = ()  # names of images that cannot be read, as `--skip-damaged` allows
+    pixels: tuple[int, ...] = ()  # of each class in the labeled masks; empty if not yet counted
 
 
 def build_data(config: TrainConfig) -> Data:
@@ -98,7 +99,13 @@ def build_data(config: TrainConfig) -> Data:
     notes += clipped(images, image_format(config)), dark(config, [*seen.values()])
     notes.append(turned(config, images))
     tested = seen["validation"].sizes if "validation" in seen else frozenset()
-    return replace(data, notes=(*data.notes, *filter(None, notes)), tested=tested)
+    pixels = seen["labeled"].pixels[: data.classes.num_classes]
+    return replace(data, notes=(*data.notes, *filter(None, notes)), tested=tested, pixels=pixels)
+
+
+def labeled_pixels(data: Data) -> tuple[int, ...]:
+    """Return the number of pixels of each class in the labeled masks, reading these if `find_data` did not."""
+    return data.pixels or read_once(data.labeled).pixels[: data.classes.num_classes]
 
 
 def without_damaged(data: Data, config: TrainConfig) -> Data:
@@ -252,22 +259,23 @@ class AsTested:
 def read_once(dataset: Any) -> Seen:
     """Read every item, so that a broken file ends the run now and not after an hour."""
 
-    def look(index: int) -> tuple[npt.NDArray[np.bool_], float, tuple[int, int]]:
+    def look(index: int) -> tuple[npt.NDArray[np.int64], float, tuple[int, int]]:
         # numpy, because torch would start further threads in each of these threads.
         image, mask = (part.numpy() for part in dataset[index])
-        counts: npt.NDArray[np.bool_] = np.bincount(mask.ravel()) > 0
+        counts: npt.NDArray[np.int64] = np.bincount(mask.ravel(), minlength=IGNORE + 1)
         most = 255.0 if image.dtype == np.uint8 else float(image.max())
         return counts, most, image.shape[1:]
 
-    ids: set[int] = set()
+    pixels = np.zeros(IGNORE + 1, dtype=np.int64)
     sizes: set[tuple[int, int]] = set()
     brightest = 0.0
     with ThreadPool(4) as pool:
-        for present, most, size in pool.imap(look, range(len(dataset))):
-            ids.update(present.nonzero()[0].tolist())
+        for counts, most, size in pool.imap(look, range(len(dataset))):
+            pixels += counts
             sizes.add(size)
             brightest = max(brightest, most)
-    return Seen(ids, brightest, frozenset(sizes))
+    ids = set(pixels.nonzero()[0].tolist())
+    return Seen(ids, brightest, frozenset(sizes), tuple(pixels.tolist()))
 
 
 def build_stream(

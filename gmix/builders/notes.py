@@ -22,6 +22,7 @@ class Seen(NamedTuple):
     ids: set[int]  # values in the masks, 255 included
     brightest: float  # highest value in any image, 0..255
     sizes: frozenset[tuple[int, int]] = frozenset()  # of the images, height and width
+    pixels: tuple[int, ...] = ()  # of each value in the masks
 
 
 def clipped(images: Sequence[Path], format: ImageFormat, *, which: str = " with a mask") -> str:

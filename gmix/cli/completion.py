@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from gmix.config import commands
-from gmix.config.options import DATASETS, flag
+from gmix.config.options import DATASETS, LOSSES, flag
 from gmix.config.recipes import recipe_names
 from gmix.config.train_config import CompareConfig, TrainConfig
 from gmix.methods import METHODS
@@ -67,6 +67,7 @@ def completion_script() -> str:
         "--recipe": " ".join(recipe_names()),
         "--dataset": DATASETS.replace(",", ""),
         "--method": " ".join(METHODS),
+        "--loss": " ".join(LOSSES),
     }
     # Flags that take a value come first.
     cases = [f'*\\ {name}) known="{words}" ;;' for name, words in values.items()] + cases

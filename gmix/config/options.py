@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from dataclasses import field
 from typing import Any, Literal
 
+from gmix.errors import one_line
+from gmix.runtime.infile import read_plain
+
 
 def option(default: Any, group: str, metavar: str, help: str) -> Any:
     """Declare a dataclass field with its help text; the command line is built from these fields."""
@@ -49,6 +52,17 @@ EDGE = ("HOW", "shift the last windows back into the image, or truncate them")
 Edge = Literal["shift", "truncate"]
 
 DATASETS = "voc, sbd, context, cityscapes, ade20k, coco, coco_stuff, camvid"
+
+
+# The losses of labeled images, by their names on the command line: classes of `gmix.nn.supervised`.
+LOSSES = {
+    "ce": "CrossEntropyLoss",
+    "ohem": "OHEMLoss",
+    "focal": "FocalLoss",
+    "dice": "DiceLoss",
+    "lovasz": "LovaszLoss",
+}
+WEIGHTED = ("ce", "ohem", "focal")  # those that take class weights
 
 
 def flag(name: str) -> str:
@@ -121,6 +135,94 @@ def parse_range(text: str, name: str, example: str) -> tuple[float, float]:
     if not -math.inf < low <= high < math.inf:
         raise ValueError(f"{flag(name)} must be written LOW-HIGH, e.g. {example}: {text!r}")
     return low, high
+
+
+def parse_loss(text: str) -> list[tuple[float, str]]:
+    """Parse a weighted sum of losses, `0.5*ce+lovasz`, into weights and names.
+
+    Raises:
+        ValueError: If a loss is unknown or occurs twice, or a weight is not a number above 0.
+
+    Examples:
+        >>> parse_loss("0.5*CE + lovasz")
+        [(0.5, 'ce'), (1.0, 'lovasz')]
+        >>> parse_loss("ce+dise")
+        Traceback (most recent call last):
+        ValueError: --loss: dise is no loss (ce, ohem, focal, dice, lovasz), did you mean dice?
+    """
+    terms: dict[str, float] = {}
+    for term in text.lower().split("+"):
+        factor, star, name = (part.strip() for part in term.rpartition("*"))
+        if name not in LOSSES:
+            what = f"{name} is no loss" if name else f"a name is missing in {text!r}"
+            raise ValueError(f"--loss: {what} ({', '.join(LOSSES)}){suggest(name, list(LOSSES))}")
+        if name in terms:
+            raise ValueError(f"--loss {text} names {name} twice: add up its weights")
+        try:
+            terms[name] = float(factor) if star else 1.0
+        except ValueError:
+            terms[name] = math.nan
+        if not 0 < terms[name] < math.inf:
+            raise ValueError(
+                f"--loss: the weight of {name} must be a number above 0, e.g. 0.5*{name}, got {factor!r}"
+            )
+    return [(weight, name) for name, weight in terms.items()]
+
+
+def write_loss(terms: Sequence[tuple[float, str]]) -> str:
+    """Return the one spelling of a sum of losses, which `parse_loss` reads.
+
+    Examples:
+        >>> write_loss([(0.5, "ce"), (1.0, "lovasz"), (2.0, "dice")])
+        '0.5*ce+lovasz+2*dice'
+    """
+    factors = [repr(weight).removesuffix(".0").replace("e+", "e") for weight, _ in terms]
+    return "+".join(
+        name if factor == "1" else f"{factor}*{name}"
+        for factor, (_, name) in zip(factors, terms, strict=True)
+    )
+
+
+def read_class_weights(path: str) -> list[float]:
+    """Read numbers from a text file: one per class, in the order of the classes, each on a line.
+
+    Raises:
+        ValueError: If the file cannot be read, or holds anything else.
+    """
+    try:
+        lines = [line.strip() for line in read_plain(path).splitlines()]
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--class-weights: cannot read {path}, expected auto or a file of numbers: {one_line(error)}"
+        ) from None
+    weights = []
+    for line in filter(None, lines):
+        try:
+            weights.append(float(line))
+        except ValueError:
+            raise ValueError(
+                f"--class-weights: {path} must hold one number per line, got {line[:40]!r}"
+            ) from None
+    return weights
+
+
+def check_class_weights(weights: Sequence[float]) -> None:
+    """Refuse weights of classes that are not finite numbers above 0.
+
+    Raises:
+        ValueError: If one is not.
+
+    Examples:
+        >>> check_class_weights([1.0, 0.0])
+        Traceback (most recent call last):
+        ValueError: --class-weights must be finite numbers above 0, one per class, got 0 as number 2
+    """
+    for index, weight in enumerate(weights, 1):
+        if not 0 < weight < math.inf:
+            raise ValueError(
+                "--class-weights must be finite numbers above 0, one per class, "
+                f"got {weight:g} as number {index}"
+            )
 
 
 def read_windows(

@@ -23,13 +23,18 @@ from gmix.config.options import (
     OPTIM,
     OUTPUT,
     RECIPE,
+    WEIGHTED,
+    check_class_weights,
     check_range,
     check_threads,
     flag,
     left_out,
     option,
+    parse_loss,
     parse_range,
     parse_size,
+    read_class_weights,
+    write_loss,
 )
 from gmix.methods import METHODS
 
@@ -116,6 +121,19 @@ class TrainConfig:
         METHOD,
         "YAML",
         'its settings: "{threshold: 0.9}"; parts of guidedmix: "{teacher: {decay: 0.999}}"',
+    )
+
+    loss: str = option(
+        "ce",
+        METHOD,
+        "SUM",
+        "of the labeled images: ce, ohem, focal, dice, lovasz, or a sum such as 0.5*ce+lovasz",
+    )
+    class_weights: list[float] | str | None = option(
+        None,
+        METHOD,
+        "auto|FILE",
+        "for ce, ohem and focal: auto (rare classes weigh more), or a file of one number a class",
     )
 
     channels: int = option(3, INPUT, "N", "of the images: 3 RGB, 1 grey, or as many as they have")
@@ -249,6 +267,24 @@ class TrainConfig:
         self.crop_size()
         self.scale_range()
         self.value_span()
+        self.loss = write_loss(parse_loss(self.loss))
+        self._read_class_weights()
+
+    def _read_class_weights(self) -> None:
+        """Replace a file of class weights by its numbers: `config.yaml` then says what the run was trained with."""
+        if isinstance(self.class_weights, str):
+            automatic = self.class_weights.lower() == "auto"
+            self.class_weights = "auto" if automatic else read_class_weights(self.class_weights)
+        if isinstance(self.class_weights, list):
+            self.class_weights = [float(weight) for weight in self.class_weights]
+            check_class_weights(self.class_weights)
+        if self.class_weights is not None and not {*WEIGHTED}.intersection(
+            name for _, name in parse_loss(self.loss)
+        ):
+            raise ValueError(
+                f"--class-weights: --loss {self.loss} takes none, it weighs classes alike already; "
+                f"leave them out, or add a loss that does, e.g. --loss ce+{self.loss}"
+            )
 
     @property
     def learns_unlabeled(self) -> bool:

@@ -16,17 +16,29 @@ from gmix.functional.masks import (
     reweigh,
 )
 from gmix.functional.mixing import decouple, mix, nearest, sample_lambda
+from gmix.functional.supervised import (
+    balanced_weights,
+    dice_loss,
+    focal_loss,
+    lovasz_softmax,
+    ohem_cross_entropy,
+)
 
 __all__ = [
+    "balanced_weights",
     "certainty",
     "cross_entropy",
     "decouple",
+    "dice_loss",
     "expected_iou",
     "fill_in",
+    "focal_loss",
+    "lovasz_softmax",
     "miou_biases",
     "mix",
     "most_probable",
     "nearest",
+    "ohem_cross_entropy",
     "pixels_of_classes",
     "present_classes",
     "probabilities",

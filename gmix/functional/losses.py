@@ -10,7 +10,14 @@ from torch import Tensor
 
 from gmix.functional.shapes import check_ignore_index, per_pixel, same_shape, within
 
-__all__ = ["cross_entropy", "ramp_up", "soft_cross_entropy", "squared_error"]
+__all__ = [
+    "cross_entropy",
+    "cross_entropy_per_pixel",
+    "mean_of_labeled",
+    "ramp_up",
+    "soft_cross_entropy",
+    "squared_error",
+]
 
 
 @overload
@@ -64,15 +71,22 @@ def cross_entropy(
     target: Tensor,
     *,
     weight: Tensor | None = None,
+    class_weights: Tensor | None = None,
     ignore_index: int = 255,
 ) -> Tensor:
     r"""Compute the mean of $-\log \hat y_{target}$ over the pixels that have a class; 0, not NaN, if none has.
+
+    With class weights $w$ the mean is weighted, as in `torch.nn.CrossEntropyLoss(weight=w)`:
+
+    $$\frac{\sum_{p \in \Omega} w_{y_p} (-\log \hat y_{p, y_p})}{\sum_{p \in \Omega} w_{y_p}}$$
 
     Args:
         logits: `(N, K, H, W)`; K = 1 is binary, one sigmoid channel.
         target: `(N, H, W)` int64, in `[0, K)` (`{0, 1}` if binary) or `ignore_index`.
         weight: `(N, H, W)`, optional: the weight of each pixel. The mean is still over all pixels with a class, so
             weights lower the loss rather than shift it to other pixels.
+        class_weights: `(max(K, 2),)`, optional: the weight of each class, above 0. They shift the loss to other pixels:
+            the same factor on all of them changes nothing.
         ignore_index: The value of pixels without a class.
 
     Returns:
@@ -87,14 +101,43 @@ def cross_entropy(
     Examples:
         >>> cross_entropy(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 255]]]))
         tensor(0.6931)
+        >>> logits = torch.tensor([2.0, 2.0, 0.0, 0.0]).view(1, 2, 1, 2)  # class 0 is likely for both pixels
+        >>> cross_entropy(logits, torch.tensor([[[0, 1]]]), class_weights=torch.tensor([1.0, 3.0]))
+        tensor(1.6269)
+    """
+    loss, keep = cross_entropy_per_pixel(logits, target, ignore_index=ignore_index)
+    if weight is not None:
+        per_pixel(weight, logits, "weight")
+        loss = loss * weight
+    return mean_of_labeled(loss, keep, logits, target, class_weights)
+
+
+def cross_entropy_per_pixel(
+    logits: Tensor, target: Tensor, *, ignore_index: int = 255
+) -> tuple[Tensor, Tensor]:
+    r"""Compute $-\log \hat y_{target}$ of each pixel, 0 where there is no class, and which pixels have a class.
+
+    Args:
+        logits: `(N, K, H, W)`; K = 1 is binary, one sigmoid channel.
+        target: `(N, H, W)` int64, in `[0, K)` (`{0, 1}` if binary) or `ignore_index`.
+        ignore_index: The value of pixels without a class.
+
+    Returns:
+        The losses `(N, H, W)`, float32, and `(N, H, W)` bool.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+
+    Examples:
+        >>> losses, labeled = cross_entropy_per_pixel(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 255]]]))
+        >>> losses, labeled
+        (tensor([[[0.6931, 0.0000]]]), tensor([[[ True, False]]]))
     """
     if target.shape != (logits.shape[0], *logits.shape[2:]):
         raise ValueError(
             f"`target` must have shape (N, H, W) for `logits` (N, K, H, W), "
             f"got {tuple(target.shape)} and {tuple(logits.shape)}"
         )
-    if weight is not None:
-        per_pixel(weight, logits, "weight")
     check_ignore_index(logits.shape[1], ignore_index)
     with torch.autocast(logits.device.type, enabled=False):
         keep = target != ignore_index
@@ -102,14 +145,43 @@ def cross_entropy(
             loss = F.binary_cross_entropy_with_logits(
                 logits[:, 0].float(), (target == 1).float(), reduction="none"
             )
-            loss = loss.masked_fill(~keep, 0.0)
-        else:
-            loss = F.cross_entropy(
-                logits.float(), target, reduction="none", ignore_index=ignore_index
-            )
-        if weight is not None:
-            loss = loss * weight
+            return loss.masked_fill(~keep, 0.0), keep
+        loss = F.cross_entropy(logits.float(), target, reduction="none", ignore_index=ignore_index)
+        return loss, keep
+
+
+def mean_of_labeled(
+    loss: Tensor, keep: Tensor, logits: Tensor, target: Tensor, class_weights: Tensor | None
+) -> Tensor:
+    r"""Average the losses of the pixels that count, weighted by their class; 0 if none counts.
+
+    Args:
+        loss: `(N, H, W)` float32: the losses; 0 where there is no class.
+        keep: `(N, H, W)` bool: the pixels that count; all of them have a class.
+        logits: `(N, K, H, W)`, for their K.
+        target: `(N, H, W)` int64.
+        class_weights: `(max(K, 2),)`; None is a weight of 1 for each class.
+
+    Returns:
+        A float32 scalar.
+
+    Raises:
+        ValueError: If there is not one weight per class.
+
+    Examples:
+        >>> loss, target = torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[0, 1]]])
+        >>> mean_of_labeled(loss, target < 2, torch.zeros(1, 2, 1, 2), target, torch.tensor([3.0, 1.0]))
+        tensor(1.5000)
+    """
+    if class_weights is None:
         return loss.sum() / keep.sum().clamp(min=1)
+    classes = max(logits.shape[1], 2)
+    if class_weights.shape != (classes,):
+        raise ValueError(
+            f"`class_weights` must hold one weight per class, shape ({classes},), got {tuple(class_weights.shape)}"
+        )
+    weights = class_weights.float()[target.masked_fill(~keep, 0)] * keep
+    return (loss * weights).sum() / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor, *, weight: Tensor | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gmix.builders.data import AsTested, Data, build_data, build_stream
+from gmix.builders.data import AsTested, Data, build_data, build_stream, labeled_pixels
 from gmix.builders.loading import Loader
 from gmix.builders.method import check_batch_sizes
 from gmix.builders.network import Stats, image_stats, layout
@@ -200,7 +200,8 @@ def open_session(
     if data is None:
         with processes.main_process_first() if config.download else nullcontext():
             data = build_data(config)
-    state = build_state(config, data.classes.channels, device)
+    pixels = labeled_pixels(data) if config.class_weights == "auto" else ()
+    state = build_state(config, data.classes.channels, device, pixels)
     check_batch_sizes(config, state.method, config.accumulate)
     check_sizes(state.method.net, config, data.tested)
     stats = image_stats(config)

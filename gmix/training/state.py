@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,11 +74,13 @@ class TrainingState:
         return save_checkpoint(folder, step, self.modules, state, keep)
 
 
-def build_state(config: TrainConfig, channels: int, device: torch.device) -> TrainingState:
-    """Build the method, the optimizer and (with `--ema`) the averaged network, on the device."""
+def build_state(
+    config: TrainConfig, channels: int, device: torch.device, pixels: Sequence[int] = ()
+) -> TrainingState:
+    """Build the method, the optimizer and (with `--ema`) the averaged network, on the device; see `build_method`."""
     torch.manual_seed(config.seed)
     net = build_net(config, channels)
-    method = build_method(config, net).to(device).to(memory_format=layout(config))
+    method = build_method(config, net, pixels).to(device).to(memory_format=layout(config))
     if config.sync_norm:
         if device.type != "cuda":
             raise ValueError(
