@@ -182,6 +182,31 @@ def plain_cutmix(
     return {"supervised": supervised, "unsupervised": unsupervised, "total": total}
 
 
+def plain_ict(
+    method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
+) -> dict[str, Any]:
+    probs = full(followed(method)(x_u))
+    confidence = best(probs)[1]
+    gammas = torch._standard_gamma(torch.full((2, 4), 0.6), generator=g)
+    lam = [float(min(a, b) / (a + b)) for a, b in gammas.T]
+    assert max(lam) > 0.1
+    colored = method.color(x_u, g)
+    view, target, sure = colored.clone(), probs.clone(), confidence.clone()
+    inside = valid.clone()
+    for i, share in enumerate(lam):
+        j = (i - 1) % 4
+        view[i] = (1 - share) * colored[i] + share * colored[j]
+        target[i] = (1 - share) * probs[i] + share * probs[j]
+        sure[i] = (1 - share) * confidence[i] + share * confidence[j]
+        inside[i] = valid[i] & valid[j]
+    logits = method.net(torch.cat([x_l, view]))
+    supervised = labeled_entropy(logits[:3], y)
+    share = share_of(sure >= method.threshold, inside)
+    unsupervised = share * error(logits[3:], target, inside)
+    total = supervised + 0.7 * ramp(0.05, 0.25) * unsupervised
+    return {"supervised": supervised, "unsupervised": unsupervised, "total": total}
+
+
 def plain_classmix(
     method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
 ) -> dict[str, Any]:
@@ -302,6 +327,7 @@ def plain_cct(
 PLAIN: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
     "mean_teacher": (plain_mean_teacher, {"unsupervised": 0.7}),
     "cutmix": (plain_cutmix, {"unsupervised": 0.7}),
+    "ict": (plain_ict, {"unsupervised": 0.7, "alpha": 0.6}),
     "classmix": (plain_classmix, {"unsupervised": 0.7}),
     "fixmatch": (plain_fixmatch, {"unsupervised": 0.7}),
     "unimatch": (plain_unimatch, {"strong": 0.7, "features": 0.3, "drop": 0.4}),
@@ -348,6 +374,7 @@ def test_a_step_is_this_plain_code(name: str, classes: int, padded: bool) -> Non
     [
         ("mean_teacher", "unsupervised", "unsupervised"),
         ("cutmix", "unsupervised", "unsupervised"),
+        ("ict", "unsupervised", "unsupervised"),
         ("classmix", "unsupervised", "unsupervised"),
         ("fixmatch", "unsupervised", "unsupervised"),
         ("unimatch", "strong", "strong"),
@@ -367,13 +394,13 @@ def test_every_weight_weighs_its_own_term(name: str, option: str, term: str) -> 
     torch.testing.assert_close(heavy["total"] - light["total"], 1.5 * light[term])
 
 
-@pytest.mark.parametrize(("name", "length"), [("mean_teacher", 0.08), ("cct", 0.1)])
+@pytest.mark.parametrize(("name", "length"), [("mean_teacher", 0.08), ("ict", 0.25), ("cct", 0.1)])
 def test_ramps_rise_to_1(name: str, length: float) -> None:
     begun, halfway, ramped, done = (
         make(name)(*batch_of(), progress=told, generator=seeded(1))
         for told in (0.0, length / 2, length, 1.0)
     )
-    weight = 30.0 if name == "cct" else 1.0
+    weight = {"mean_teacher": 1.0, "ict": 0.01, "cct": 30.0}[name]
     for losses, omega in ((begun, math.exp(-5)), (halfway, math.exp(-1.25)), (ramped, 1.0)):
         torch.testing.assert_close(
             losses["total"], losses["supervised"] + weight * omega * losses["unsupervised"]
@@ -730,7 +757,7 @@ class Told(nn.Module):
         return self.logits[: len(x)]
 
 
-@pytest.mark.parametrize("name", ["cutmix", "classmix"])
+@pytest.mark.parametrize("name", ["cutmix", "ict", "classmix"])
 def test_how_sure_the_teacher_is_of_padding_does_not_matter(name: str) -> None:
     """The share of sure pixels is a share of those that are not padding."""
     inside = torch.zeros(2, 32, 32, dtype=torch.bool)
@@ -888,6 +915,33 @@ def test_a_few_steps_lower_the_total(name: str) -> None:
         method(x_l, y_l, x_u, progress=step / steps, generator=seeded(step))["total"].backward()
         optimizer.step()
     assert sum(totals[4:]) < 0.6 * sum(totals[:4])
+
+
+# --- ICT ----------------------------------------------------------------------------------------
+
+
+def test_an_image_is_mixed_with_no_more_than_its_own_weight_of_another() -> None:
+    """And without another one, not at all: the student then sees and learns the image as it is."""
+    method: Any = make("ict", alpha=5.0, threshold=0.0).eval()
+    method.color.p = 0.0
+    seen: list[Tensor] = []
+    method.net.model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x_l, y, x_u = batch_of()
+    method(x_l, y, x_u, progress=1.0, generator=seeded(0))
+    for i, view in enumerate(seen[0][3:, :, :32, :24]):
+        own, other = x_u[i], x_u[i - 1]
+        lam = ((view - own) * (other - own)).sum() / (other - own).square().sum()
+        torch.testing.assert_close(view, torch.lerp(own, other, lam))
+        assert 0.1 < lam <= 0.5
+    alone = method(x_l, y, x_u[:1], progress=1.0)
+    assert torch.equal(seen[1][3:, :, :32, :24], x_u[:1])
+    assert alone["unsupervised"] < 1e-10  # the teacher is the student, still
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, math.nan])
+def test_what_is_no_parameter_of_a_beta_distribution_is_refused(alpha: float) -> None:
+    with pytest.raises(ValueError, match=rf"`alpha` must be above 0, got {alpha}"):
+        make("ict", alpha=alpha)
 
 
 # --- CPS ----------------------------------------------------------------------------------------

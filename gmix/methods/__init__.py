@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # for type checkers: gmix.methods.NAME
     from gmix.methods.guidedmix import GuidedMixParts as GuidedMixParts
     from gmix.methods.guidedmix import Mix as Mix
     from gmix.methods.guidedmix import Partners as Partners
+    from gmix.methods.ict import ICT as ICT
     from gmix.methods.mean_teacher import MeanTeacher as MeanTeacher
     from gmix.methods.method import Method as Method
     from gmix.methods.method import Step as Step
@@ -56,6 +57,7 @@ METHODS = {
     "mean_teacher": Entry(
         "gmix.methods.mean_teacher:MeanTeacher", "Mean Teacher", "an EMA teacher's probabilities"
     ),
+    "ict": Entry("gmix.methods.ict:ICT", "ICT", "a teacher's probabilities, mixed"),
     "cct": Entry("gmix.methods.cct:CCT", "CCT", "the main decoder, in 30 auxiliary ones"),
     "cutmix": Entry(
         "gmix.methods.cutmix:CutMixSeg", "CutMix-Seg", "a teacher's probabilities, pasted"
