@@ -22,6 +22,7 @@ from gmix.builders.method import build_method
 from gmix.config.train_config import TrainConfig
 from gmix.methods import CCT, CPS, GuidedMix, Method, Supervised
 from gmix.methods import cct as cct_file
+from gmix.methods import vat as vat_file
 from gmix.methods.cct import DECODERS, adversarial, auxiliary_decoder, box_in, disturb
 from gmix.methods.classmix import half_of_classes
 from gmix.nn.mitrans import NonLocalBlock, PixelShuffleBlock
@@ -207,6 +208,52 @@ def plain_ict(
     return {"supervised": supervised, "unsupervised": unsupervised, "total": total}
 
 
+def plain_vat(
+    method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
+) -> dict[str, Any]:
+    still = copy.deepcopy(method.net).eval()
+    features = method.net.encode(torch.cat([x_l, x_u])) if method.at == "features" else [x_u]
+    start = features[-1][-4:].detach()
+    state = g.get_state()
+    draw, steps = torch.rand(start.shape, generator=g).double() - 0.5, []
+    for i, (image, direction) in enumerate(zip(start, draw, strict=True)):
+        predict, one = still, slice(i, i + 1)
+        if method.at == "features":
+            predict = Continued(still, [f[3 + i][None].detach() for f in features[:-1]])
+        found = naive_adversarial(image[None], predict, direction[None], valid[one], xi=1.0)
+        steps.append(7.5 / 2 * found)
+    predict = still
+    if method.at == "features":
+        predict = Continued(still, [f[3:].detach() for f in features[:-1]])
+    moved = adversarial(
+        start, predict, xi=1.0, length=7.5, weight=valid, generator=g.set_state(state)
+    )
+    torch.testing.assert_close(moved, torch.cat(steps).float(), atol=1e-4, rtol=1e-3)
+    # From here on with the rounded one: a gradient may jump between the two.
+    if method.at == "images":
+        logits = method.net(torch.cat([x_l, x_u, x_u + moved]))
+    else:
+        doubled = [torch.cat([f, f[3:]]) for f in features]
+        added = torch.cat([torch.zeros(7, *moved.shape[1:]), moved])
+        logits = method.net.decode([*doubled[:-1], doubled[-1] + added], (32, 24))
+    before, after = full(logits[3:7]).detach(), full(logits[7:])
+    supervised = labeled_entropy(logits[:3], y)
+    unsupervised = (before * (before.log() - after.log())).sum(1)[valid].sum() / valid.sum()
+    total = supervised + 0.7 * unsupervised
+    return {"supervised": supervised, "unsupervised": unsupervised, "total": total}
+
+
+class Continued(nn.Module):
+    """Logits from the deepest features, given the others."""
+
+    def __init__(self, net: GuidedMixNet, given: list[Tensor]) -> None:
+        super().__init__()
+        self.net, self.given = net, given
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.net.decode([*(f.to(z.dtype) for f in self.given), z], (32, 24))
+
+
 def plain_classmix(
     method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
 ) -> dict[str, Any]:
@@ -328,6 +375,8 @@ PLAIN: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
     "mean_teacher": (plain_mean_teacher, {"unsupervised": 0.7}),
     "cutmix": (plain_cutmix, {"unsupervised": 0.7}),
     "ict": (plain_ict, {"unsupervised": 0.7, "alpha": 0.6}),
+    "vat": (plain_vat, {"unsupervised": 0.7, "epsilon": 7.5, "xi": 1.0}),
+    "vat, features": (plain_vat, {"unsupervised": 0.7, "epsilon": 7.5, "xi": 1.0}),
     "classmix": (plain_classmix, {"unsupervised": 0.7}),
     "fixmatch": (plain_fixmatch, {"unsupervised": 0.7}),
     "unimatch": (plain_unimatch, {"strong": 0.7, "features": 0.3, "drop": 0.4}),
@@ -375,6 +424,7 @@ def test_a_step_is_this_plain_code(name: str, classes: int, padded: bool) -> Non
         ("mean_teacher", "unsupervised", "unsupervised"),
         ("cutmix", "unsupervised", "unsupervised"),
         ("ict", "unsupervised", "unsupervised"),
+        ("vat", "unsupervised", "unsupervised"),
         ("classmix", "unsupervised", "unsupervised"),
         ("fixmatch", "unsupervised", "unsupervised"),
         ("unimatch", "strong", "strong"),
@@ -519,7 +569,7 @@ def test_what_a_method_brings_along_is_saved_with_it_and_not_with_its_net(name: 
     own = {key for key in method.state_dict() if not key.startswith("net.")}
     if name in OWN:
         assert any(key.startswith(OWN[name]) for key in own)
-    assert bool(own) == (name not in ("supervised", "fixmatch", "unimatch"))
+    assert bool(own) == (name not in ("fixmatch", "unimatch", "vat", "vat, features"))
 
 
 @EACH
@@ -944,6 +994,70 @@ def test_what_is_no_parameter_of_a_beta_distribution_is_refused(alpha: float) ->
         make("ict", alpha=alpha)
 
 
+# --- VAT ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [1, 3, 7])
+@pytest.mark.parametrize("at", ["images", "features"])
+def test_an_adversarial_step_changes_predictions_and_no_statistics(at: str, classes: int) -> None:
+    """More than a random step of its length; and BatchNorm has seen each image as often as it learned from it."""
+    method: Any = moved(make("vat", classes, at=at, epsilon=2.0))
+    batch, passes = batch_of(classes), []
+    for layer in method.net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.register_forward_hook(lambda m, i, o: passes.append(m.training))
+    before = next(m for m in method.net.modules() if isinstance(m, nn.BatchNorm2d))
+    count = int(before.num_batches_tracked)
+    found = method(*batch, generator=seeded(0))["unsupervised"]
+    assert int(before.num_batches_tracked) == count + 1 and 0 < sum(passes) < len(passes)
+    assert all(m.training for m in method.modules())
+    random = []
+    for seed in range(5):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(vat_file, "adversarial", partial(random_step, seeded(seed)))
+            random.append(copy.deepcopy(method)(*batch)["unsupervised"].item())
+    assert found > 1.5 * sum(random) / 5
+
+
+def random_step(g: torch.Generator, z: Tensor, _: Any, *, length: float, **rest: Any) -> Tensor:
+    step = torch.randn(z.shape, generator=g)
+    return length * step / step.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+
+def test_a_step_is_found_in_float32_under_autocast() -> None:
+    steps = []
+    for enabled in (False, True):
+        method = moved(make("vat"))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            steps.append(
+                adversarial(batch_of().x_unlabeled, method.net.eval(), generator=seeded(0))
+            )
+    assert torch.equal(*steps)
+
+
+def test_padding_has_no_say_in_an_adversarial_step() -> None:
+    net, x = moved(make("vat")).net.eval(), batch_of().x_unlabeled
+    nothing = torch.zeros(4, 32, 24)
+    assert not adversarial(x, net, weight=nothing, generator=seeded(0)).any()
+    left = nothing.clone()
+    left[..., :4] = 1
+    step = adversarial(x, net, weight=left, generator=seeded(0))
+    assert step[..., :8].square().sum() > 0.5 * step.square().sum()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"at": "logits"}, "`at` must be 'images' or 'features', got 'logits'"),
+        ({"epsilon": 0.0}, "`epsilon` must be above 0, got 0.0"),
+        ({"xi": -1.0}, "`xi` must be above 0, got -1.0"),
+    ],
+)
+def test_steps_that_cannot_be_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make("vat", **options)
+
+
 # --- CPS ----------------------------------------------------------------------------------------
 
 
@@ -1086,20 +1200,28 @@ def naive_disturb(
     return torch.from_numpy(factor).float(), torch.from_numpy(added).float()
 
 
-def naive_adversarial(z: Tensor, decoder: nn.Module, draw: Tensor) -> Tensor:
+def naive_adversarial(
+    z: Tensor,
+    decoder: nn.Module,
+    draw: Tensor,
+    valid: Tensor | slice = slice(None),
+    xi: float = 0.1,
+) -> Tensor:
     """Image by image, in double precision: the gradient of the divergence after a trial step."""
     decoder, steps = copy.deepcopy(decoder).double(), []
     for image, direction in zip(z.double(), draw, strict=True):
-        trial = (0.1 * direction / (direction**2).sum().sqrt()).requires_grad_()
-        (gradient,) = torch.autograd.grad(divergence(decoder, image, trial), trial)
+        trial = (xi * direction / (direction**2).sum().sqrt()).requires_grad_()
+        (gradient,) = torch.autograd.grad(divergence(decoder, image, trial, valid), trial)
         steps.append(2 * gradient / (gradient**2).sum().sqrt())
     return torch.stack(steps)
 
 
-def divergence(decoder: nn.Module, image: Tensor, step: Tensor) -> Tensor:
+def divergence(
+    decoder: nn.Module, image: Tensor, step: Tensor, valid: Tensor | slice = slice(None)
+) -> Tensor:
     """Kullback-Leibler, of the prediction on one image's features from that after a step."""
     before, after = full(decoder(image[None]).detach()), full(decoder((image + step)[None]))
-    return (before * (before.log() - after.log())).sum(1).mean()
+    return (before * (before.log() - after.log())).sum(1)[valid].mean()
 
 
 def features_and_objects(seed: int = 0) -> tuple[Tensor, Tensor]:

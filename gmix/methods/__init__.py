@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # for type checkers: gmix.methods.NAME
     from gmix.methods.method import Step as Step
     from gmix.methods.supervised import Supervised as Supervised
     from gmix.methods.unimatch import UniMatch as UniMatch
+    from gmix.methods.vat import VAT as VAT
 
 
 class Entry(NamedTuple):
@@ -58,6 +59,7 @@ METHODS = {
         "gmix.methods.mean_teacher:MeanTeacher", "Mean Teacher", "an EMA teacher's probabilities"
     ),
     "ict": Entry("gmix.methods.ict:ICT", "ICT", "a teacher's probabilities, mixed"),
+    "vat": Entry("gmix.methods.vat:VAT", "VAT", "its own prediction before a worst-case step"),
     "cct": Entry("gmix.methods.cct:CCT", "CCT", "the main decoder, in 30 auxiliary ones"),
     "cutmix": Entry(
         "gmix.methods.cutmix:CutMixSeg", "CutMix-Seg", "a teacher's probabilities, pasted"
