@@ -337,6 +337,33 @@ def plain_unimatch(
     return {**losses, "total": total}
 
 
+def plain_unimatch_v2(
+    method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
+) -> dict[str, Any]:
+    (one, at_one), (two, at_two) = method.view(x_u, g), method.view(x_u, g)
+    assert at_one.box.any() and at_two.box.any()
+    labels, confidence = best(full(followed(method)(x_u)))
+    whole = [place < 2 for place in torch.randperm(4, generator=g).tolist()]
+    features = method.net.encode(torch.cat([x_l, one, two]))
+    dropped = []
+    for f in features:
+        factors = torch.ones(8, f.shape[1])
+        for i, row in enumerate(torch.rand(4, f.shape[1], generator=g).tolist()):
+            for k, u in enumerate(row):
+                if not whole[i]:
+                    factors[i, k], factors[4 + i, k] = (2, 0) if u < 0.5 else (0, 2)
+        dropped.append(f[3:] * factors[:, :, None, None])
+    labeled = method.net.decode([f[:3] for f in features], (32, 24))
+    strong = method.net.decode(dropped, (32, 24))
+    each: Any = 0
+    for out, pasted in ((strong[:4], at_one), (strong[4:], at_two)):
+        mask, sure, inside = (paste(v, pasted) for v in (labels, confidence, valid))
+        each = each + entropy(out, mask, inside, sure >= method.threshold) / 2
+    share_of(confidence >= method.threshold, valid)
+    supervised = labeled_entropy(labeled, y)
+    return {"supervised": supervised, "strong": each, "total": supervised + 0.7 * each}
+
+
 def plain_cps(
     method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
 ) -> dict[str, Any]:
@@ -382,6 +409,7 @@ PLAIN: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
     "unimatch": (plain_unimatch, {"strong": 0.7, "features": 0.3, "drop": 0.4}),
     "fixmatch, taught": (plain_fixmatch, {"unsupervised": 0.7}),
     "unimatch, taught": (plain_unimatch, {"strong": 0.7, "features": 0.3, "drop": 0.4}),
+    "unimatch_v2": (plain_unimatch_v2, {"strong": 0.7}),
     "cps": (plain_cps, {"cross": 0.7}),
     "cct": (plain_cct, {"unsupervised": 0.7}),
 }
@@ -429,6 +457,7 @@ def test_a_step_is_this_plain_code(name: str, classes: int, padded: bool) -> Non
         ("fixmatch", "unsupervised", "unsupervised"),
         ("unimatch", "strong", "strong"),
         ("unimatch", "features", "features"),
+        ("unimatch_v2", "strong", "strong"),
         ("cps", "cross", "cross"),
         ("cct", "unsupervised", "unsupervised"),
     ],
@@ -923,7 +952,7 @@ def test_a_model_that_is_not_wrapped_is_refused_by_name(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "option"),
-    [(name, option) for option in ("threshold", "ramp_length") for name in takers(option)],
+    [(name, option) for option in ("threshold", "ramp_length", "whole") for name in takers(option)],
 )
 def test_shares_out_of_range_are_refused(name: str, option: str) -> None:
     for value in (-0.1, 2.0):
@@ -1384,3 +1413,21 @@ def test_unimatch_drops_none_or_all_of_its_channels(drop: float) -> None:
     losses = make("unimatch", drop=drop)(*batch_of(), generator=seeded(0))
     losses["total"].backward()
     assert losses["features"].isfinite() and losses["features"] > 0
+
+
+def test_of_unimatch_v2s_views_each_sees_what_the_other_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the labeled images, which share their pass through the encoder, see everything."""
+    method: Any = make("unimatch_v2", whole=0.0)
+    seen: list[list[Tensor]] = []
+    decode = method.net.decode
+    monkeypatch.setattr(method.net, "decode", lambda f, size: seen.append(f) or decode(f, size))
+    encoded = method.net.encode(batch_of().x_labeled)
+    method(*batch_of(), generator=seeded(0))
+    labeled, dropped = seen
+    assert [f.shape for f in labeled] == [f.shape for f in encoded]
+    assert all(bool(f.flatten(2).any(2).all()) for f in labeled[:1])
+    for f in dropped:
+        one, two = f.flatten(2).any(2).chunk(2)
+        assert len(one) == 4 and not (one & two).any() and one.any() and two.any()

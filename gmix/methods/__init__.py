@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # for type checkers: gmix.methods.NAME
     from gmix.methods.method import Step as Step
     from gmix.methods.supervised import Supervised as Supervised
     from gmix.methods.unimatch import UniMatch as UniMatch
+    from gmix.methods.unimatch_v2 import UniMatchV2 as UniMatchV2
     from gmix.methods.vat import VAT as VAT
 
 
@@ -75,6 +76,9 @@ METHODS = {
         "gmix.methods.unimatch:UniMatch",
         "UniMatch",
         "its own sure labels, or a teacher's, three times",
+    ),
+    "unimatch_v2": Entry(
+        "gmix.methods.unimatch_v2:UniMatchV2", "UniMatch V2", "a teacher's sure labels, twice"
     ),
     "guidedmix": Entry(
         "gmix.methods.guidedmix:GuidedMix",
