@@ -31,7 +31,7 @@ from gmix.nn.views import Pasted
 seeds = st.integers(0, 2**31 - 1)
 
 
-TEACHERS = [*takers("decay"), "fixmatch, taught", "unimatch, taught"]
+TEACHERS = [*takers("decay"), "fixmatch, taught", "unimatch, taught", "prevmatch, taught"]
 SURE = {3: 0.45, 1: 0.6}  # about half of the pixels of nets that know nothing yet
 # But for these, of which tests/test_guidedmix.py says what a step is.
 EACH = pytest.mark.parametrize("name", sorted({*BUILDERS} - {"supervised", "guidedmix", "paper"}))
@@ -41,6 +41,8 @@ def make(name: str, classes: int = 3, **options: Any) -> Method:
     """With a threshold that untrained nets reach."""
     if name in takers("threshold"):
         options = {"threshold": SURE.get(classes, 0.5), **options}
+    if name in takers("previous_threshold"):
+        options = {"previous_threshold": SURE.get(classes, 0.5), **options}
     net = tiny_net(classes)
     torch.manual_seed(3)  # with others, a ReLU at the end of one of CCT's decoders starts dead
     return BUILDERS[name](net, **options)
@@ -64,6 +66,13 @@ def moved(method: Any) -> Any:
     if hasattr(method, "other"):  # the second student has left its start, too
         with torch.no_grad():
             next(method.other.model.encoder.parameters()).mul_(0.9)
+    if hasattr(method, "snapshots"):
+        for k in (1, 2, 3):
+            earlier = copy.deepcopy(method.net)
+            with torch.no_grad():
+                for p in earlier.parameters():
+                    p.add_(0.04 * torch.randn(p.shape, generator=g))
+            method.snapshots.take(earlier, (k + 0.5) * method.snapshots.every)
     return method
 
 
@@ -337,6 +346,50 @@ def plain_unimatch(
     return {**losses, "total": total}
 
 
+def plain_prevmatch(
+    method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
+) -> dict[str, Any]:
+    kept = method.snapshots
+    assert int(kept.taken) == 3 and len(kept.weights) == 3
+    kept.weights[0] = torch.cat([v.detach().flatten() for _, v in of_a_snapshot(method.net)])
+    kept.taken += 1
+    kept.moment.fill_(5)  # 0.05 of the training
+    outputs: list[Tensor] = []
+    decode = method.net.decode
+    method.net.decode = lambda *given: outputs.append(decode(*given)) or outputs[-1]
+    losses = plain_unimatch(method, x_l, y, x_u, valid, g)
+    del method.net.decode
+    strong, disturbed = outputs[-2][-8:], outputs[-1]
+
+    order = torch.rand(3, generator=g).argsort(descending=True).tolist()
+    number = 1 + int(2 * float(torch.rand((), generator=g)))
+    drawn = [-math.log(1 - u) for u in torch.rand(2, generator=g).tolist()][:number]
+    logits: Any = 0
+    for k, weight in zip(order, drawn, strict=False):
+        net, at = copy.deepcopy(method.net).eval(), 0
+        with torch.no_grad():
+            for _, value in of_a_snapshot(net):
+                value.copy_(kept.weights[k, at : at + value.numel()].view(value.shape))
+                at += value.numel()
+            logits = logits + weight / sum(drawn) * net(x_u)
+    assert at == kept.weights.shape[1]
+    g.set_state(seeded(7).get_state())
+    boxes = [method.view(x_u, g)[1] for _ in range(2)]
+    labels, confidence = best(full(logits))
+    previous = entropy(disturbed, labels, valid, confidence >= method.previous_threshold) / 2
+    share_of(confidence >= method.previous_threshold, valid)
+    for out, pasted in zip(strong.chunk(2), boxes, strict=True):
+        mask, sure, inside = (paste(v, pasted) for v in (labels, confidence, valid))
+        previous = previous + entropy(out, mask, inside, sure >= method.previous_threshold) / 4
+    total = losses["total"] + 0.6 * 0.1 * previous
+    return {**losses, "previous": previous, "total": total}
+
+
+def of_a_snapshot(net: nn.Module) -> list[tuple[str, Tensor]]:
+    every = [*net.named_parameters(), *net.named_buffers()]
+    return [(name, value) for name, value in every if "num_batches" not in name]
+
+
 def plain_unimatch_v2(
     method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
 ) -> dict[str, Any]:
@@ -398,6 +451,8 @@ def plain_cct(
     return {"supervised": supervised, "unsupervised": unsupervised, "total": total}
 
 
+PREVIOUS = {"strong": 0.7, "features": 0.3, "drop": 0.4, "previous": 0.6}
+PREVIOUS |= {"kept": 3, "models": 2, "every": 0.01}
 PLAIN: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
     "mean_teacher": (plain_mean_teacher, {"unsupervised": 0.7}),
     "cutmix": (plain_cutmix, {"unsupervised": 0.7}),
@@ -410,6 +465,8 @@ PLAIN: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
     "fixmatch, taught": (plain_fixmatch, {"unsupervised": 0.7}),
     "unimatch, taught": (plain_unimatch, {"strong": 0.7, "features": 0.3, "drop": 0.4}),
     "unimatch_v2": (plain_unimatch_v2, {"strong": 0.7}),
+    "prevmatch": (plain_prevmatch, PREVIOUS),
+    "prevmatch, taught": (plain_prevmatch, PREVIOUS),
     "cps": (plain_cps, {"cross": 0.7}),
     "cct": (plain_cct, {"unsupervised": 0.7}),
 }
@@ -458,6 +515,8 @@ def test_a_step_is_this_plain_code(name: str, classes: int, padded: bool) -> Non
         ("unimatch", "strong", "strong"),
         ("unimatch", "features", "features"),
         ("unimatch_v2", "strong", "strong"),
+        ("prevmatch", "strong", "strong"),
+        ("prevmatch", "features", "features"),
         ("cps", "cross", "cross"),
         ("cct", "unsupervised", "unsupervised"),
     ],
@@ -631,7 +690,7 @@ def test_a_teacher_follows_in_training_only_and_is_always_in_eval_mode(name: str
     assert method.teacher.step == 1 and not any(m.training for m in method.teacher.modules())
 
 
-@pytest.mark.parametrize("name", ["fixmatch", "unimatch"])
+@pytest.mark.parametrize("name", ["fixmatch", "unimatch", "prevmatch"])
 def test_a_teacher_is_asked_for_by_a_mapping(name: str) -> None:
     assert made_from_flags(name, {}).teacher is None
     assert made_from_flags(name, {"teacher": {"decay": 0.9}}).teacher.decay == 0.9
@@ -952,7 +1011,11 @@ def test_a_model_that_is_not_wrapped_is_refused_by_name(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "option"),
-    [(name, option) for option in ("threshold", "ramp_length", "whole") for name in takers(option)],
+    [
+        (name, option)
+        for option in ("threshold", "ramp_length", "whole", "previous_threshold")
+        for name in takers(option)
+    ],
 )
 def test_shares_out_of_range_are_refused(name: str, option: str) -> None:
     for value in (-0.1, 2.0):
@@ -1431,3 +1494,46 @@ def test_of_unimatch_v2s_views_each_sees_what_the_other_does_not(
     for f in dropped:
         one, two = f.flatten(2).any(2).chunk(2)
         assert len(one) == 4 and not (one & two).any() and one.any() and two.any()
+
+
+def test_earlier_networks_have_most_to_say_halfway_and_nothing_before_there_is_one() -> None:
+    usual = make("unimatch")(*batch_of(), generator=seeded(0))
+    for progress, weight in ((0.0, 0.0), (0.02, 0.04), (0.25, 0.5), (0.5, 1.0), (0.9, 0.2), (1, 0)):
+        method: Any = make("prevmatch", previous=3.0)
+        losses = method(*batch_of(), progress=progress, generator=seeded(0))
+        assert int(method.snapshots.taken) == (progress > 0.02)
+        assert (losses["previous"] > 0) == (progress > 0.02)
+        for term in usual.keys() - {"total"}:
+            assert torch.equal(losses[term], usual[term])
+        torch.testing.assert_close(
+            losses["total"], usual["total"] + 3 * weight * losses["previous"]
+        )
+
+
+def test_a_network_is_kept_once_a_step_and_while_training_only() -> None:
+    method: Any = make("prevmatch", every=0.1)
+    start = [p.clone() for p in method.net.parameters()]
+    method.eval()(*batch_of(), progress=0.5)
+    assert method.snapshots.taken == 0
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
+    for progress in (0.15, 0.15, 0.19, 0.2):  # the first two are micro-batches of a step
+        method.train()(*batch_of(), progress=progress)["total"].backward()
+        if progress != 0.15:
+            optimizer.step()
+    assert method.snapshots.taken == 2
+    first, second, *rest = method.snapshots.weights
+    count = sum(p.numel() for p in start)
+    assert torch.equal(first[:count], torch.cat([p.flatten() for p in start]))
+    assert not torch.equal(first[:count], second[:count]) and not torch.stack(rest).any()
+
+
+@pytest.mark.parametrize("name", ["prevmatch", "unimatch_v2", "ict", "vat"])
+@pytest.mark.parametrize("classes", [1, 7])
+def test_few_and_many_classes_train_under_autocast(name: str, classes: int) -> None:
+    method = moved(make(name, classes))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = method(*batch_of(classes), progress=0.5, generator=seeded(0))
+    losses["total"].backward()
+    for term, value in losses.items():
+        assert value.dtype == torch.float32 and value.isfinite() and value > 0, term
+    assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # for type checkers: gmix.methods.NAME
     from gmix.methods.mean_teacher import MeanTeacher as MeanTeacher
     from gmix.methods.method import Method as Method
     from gmix.methods.method import Step as Step
+    from gmix.methods.prevmatch import PrevMatch as PrevMatch
     from gmix.methods.supervised import Supervised as Supervised
     from gmix.methods.unimatch import UniMatch as UniMatch
     from gmix.methods.unimatch_v2 import UniMatchV2 as UniMatchV2
@@ -79,6 +80,11 @@ METHODS = {
     ),
     "unimatch_v2": Entry(
         "gmix.methods.unimatch_v2:UniMatchV2", "UniMatch V2", "a teacher's sure labels, twice"
+    ),
+    "prevmatch": Entry(
+        "gmix.methods.prevmatch:PrevMatch",
+        "PrevMatch",
+        "its own sure labels, and those of earlier networks",
     ),
     "guidedmix": Entry(
         "gmix.methods.guidedmix:GuidedMix",
