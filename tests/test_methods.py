@@ -22,6 +22,7 @@ from gmix.builders.method import build_method
 from gmix.config.train_config import TrainConfig
 from gmix.methods import CCT, CPS, GuidedMix, Method, Supervised
 from gmix.methods import cct as cct_file
+from gmix.methods import vat as vat_file
 from gmix.methods.cct import DECODERS, adversarial, auxiliary_decoder, box_in, disturb
 from gmix.methods.classmix import half_of_classes
 from gmix.nn.mitrans import NonLocalBlock, PixelShuffleBlock
@@ -30,7 +31,7 @@ from gmix.nn.views import Pasted
 seeds = st.integers(0, 2**31 - 1)
 
 
-TEACHERS = [*takers("decay"), "fixmatch, taught", "unimatch, taught"]
+TEACHERS = [*takers("decay"), "fixmatch, taught", "unimatch, taught", "prevmatch, taught"]
 SURE = {3: 0.45, 1: 0.6}  # about half of the pixels of nets that know nothing yet
 # But for these, of which tests/test_guidedmix.py says what a step is.
 EACH = pytest.mark.parametrize("name", sorted({*BUILDERS} - {"supervised", "guidedmix", "paper"}))
@@ -40,6 +41,8 @@ def make(name: str, classes: int = 3, **options: Any) -> Method:
     """With a threshold that untrained nets reach."""
     if name in takers("threshold"):
         options = {"threshold": SURE.get(classes, 0.5), **options}
+    if name in takers("previous_threshold"):
+        options = {"previous_threshold": SURE.get(classes, 0.5), **options}
     net = tiny_net(classes)
     torch.manual_seed(3)  # with others, a ReLU at the end of one of CCT's decoders starts dead
     return BUILDERS[name](net, **options)
@@ -63,6 +66,13 @@ def moved(method: Any) -> Any:
     if hasattr(method, "other"):  # the second student has left its start, too
         with torch.no_grad():
             next(method.other.model.encoder.parameters()).mul_(0.9)
+    if hasattr(method, "snapshots"):
+        for k in (1, 2, 3):
+            earlier = copy.deepcopy(method.net)
+            with torch.no_grad():
+                for p in earlier.parameters():
+                    p.add_(0.04 * torch.randn(p.shape, generator=g))
+            method.snapshots.take(earlier, (k + 0.5) * method.snapshots.every)
     return method
 
 
@@ -182,6 +192,77 @@ def plain_cutmix(
     return {"supervised": supervised, "unsupervised": unsupervised, "total": total}
 
 
+def plain_ict(
+    method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
+) -> dict[str, Any]:
+    probs = full(followed(method)(x_u))
+    confidence = best(probs)[1]
+    gammas = torch._standard_gamma(torch.full((2, 4), 0.6), generator=g)
+    lam = [float(min(a, b) / (a + b)) for a, b in gammas.T]
+    assert max(lam) > 0.1
+    colored = method.color(x_u, g)
+    view, target, sure = colored.clone(), probs.clone(), confidence.clone()
+    inside = valid.clone()
+    for i, share in enumerate(lam):
+        j = (i - 1) % 4
+        view[i] = (1 - share) * colored[i] + share * colored[j]
+        target[i] = (1 - share) * probs[i] + share * probs[j]
+        sure[i] = (1 - share) * confidence[i] + share * confidence[j]
+        inside[i] = valid[i] & valid[j]
+    logits = method.net(torch.cat([x_l, view]))
+    supervised = labeled_entropy(logits[:3], y)
+    share = share_of(sure >= method.threshold, inside)
+    unsupervised = share * error(logits[3:], target, inside)
+    total = supervised + 0.7 * ramp(0.05, 0.25) * unsupervised
+    return {"supervised": supervised, "unsupervised": unsupervised, "total": total}
+
+
+def plain_vat(
+    method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
+) -> dict[str, Any]:
+    still = copy.deepcopy(method.net).eval()
+    features = method.net.encode(torch.cat([x_l, x_u])) if method.at == "features" else [x_u]
+    start = features[-1][-4:].detach()
+    state = g.get_state()
+    draw, steps = torch.rand(start.shape, generator=g).double() - 0.5, []
+    for i, (image, direction) in enumerate(zip(start, draw, strict=True)):
+        predict, one = still, slice(i, i + 1)
+        if method.at == "features":
+            predict = Continued(still, [f[3 + i][None].detach() for f in features[:-1]])
+        found = naive_adversarial(image[None], predict, direction[None], valid[one], xi=1.0)
+        steps.append(7.5 / 2 * found)
+    predict = still
+    if method.at == "features":
+        predict = Continued(still, [f[3:].detach() for f in features[:-1]])
+    moved = adversarial(
+        start, predict, xi=1.0, length=7.5, weight=valid, generator=g.set_state(state)
+    )
+    torch.testing.assert_close(moved, torch.cat(steps).float(), atol=1e-4, rtol=1e-3)
+    # From here on with the rounded one: a gradient may jump between the two.
+    if method.at == "images":
+        logits = method.net(torch.cat([x_l, x_u, x_u + moved]))
+    else:
+        doubled = [torch.cat([f, f[3:]]) for f in features]
+        added = torch.cat([torch.zeros(7, *moved.shape[1:]), moved])
+        logits = method.net.decode([*doubled[:-1], doubled[-1] + added], (32, 24))
+    before, after = full(logits[3:7]).detach(), full(logits[7:])
+    supervised = labeled_entropy(logits[:3], y)
+    unsupervised = (before * (before.log() - after.log())).sum(1)[valid].sum() / valid.sum()
+    total = supervised + 0.7 * unsupervised
+    return {"supervised": supervised, "unsupervised": unsupervised, "total": total}
+
+
+class Continued(nn.Module):
+    """Logits from the deepest features, given the others."""
+
+    def __init__(self, net: GuidedMixNet, given: list[Tensor]) -> None:
+        super().__init__()
+        self.net, self.given = net, given
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.net.decode([*(f.to(z.dtype) for f in self.given), z], (32, 24))
+
+
 def plain_classmix(
     method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
 ) -> dict[str, Any]:
@@ -265,6 +346,77 @@ def plain_unimatch(
     return {**losses, "total": total}
 
 
+def plain_prevmatch(
+    method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
+) -> dict[str, Any]:
+    kept = method.snapshots
+    assert int(kept.taken) == 3 and len(kept.weights) == 3
+    kept.weights[0] = torch.cat([v.detach().flatten() for _, v in of_a_snapshot(method.net)])
+    kept.taken += 1
+    kept.moment.fill_(5)  # 0.05 of the training
+    outputs: list[Tensor] = []
+    decode = method.net.decode
+    method.net.decode = lambda *given: outputs.append(decode(*given)) or outputs[-1]
+    losses = plain_unimatch(method, x_l, y, x_u, valid, g)
+    del method.net.decode
+    strong, disturbed = outputs[-2][-8:], outputs[-1]
+
+    order = torch.rand(3, generator=g).argsort(descending=True).tolist()
+    number = 1 + int(2 * float(torch.rand((), generator=g)))
+    drawn = [-math.log(1 - u) for u in torch.rand(2, generator=g).tolist()][:number]
+    logits: Any = 0
+    for k, weight in zip(order, drawn, strict=False):
+        net, at = copy.deepcopy(method.net).eval(), 0
+        with torch.no_grad():
+            for _, value in of_a_snapshot(net):
+                value.copy_(kept.weights[k, at : at + value.numel()].view(value.shape))
+                at += value.numel()
+            logits = logits + weight / sum(drawn) * net(x_u)
+    assert at == kept.weights.shape[1]
+    g.set_state(seeded(7).get_state())
+    boxes = [method.view(x_u, g)[1] for _ in range(2)]
+    labels, confidence = best(full(logits))
+    previous = entropy(disturbed, labels, valid, confidence >= method.previous_threshold) / 2
+    share_of(confidence >= method.previous_threshold, valid)
+    for out, pasted in zip(strong.chunk(2), boxes, strict=True):
+        mask, sure, inside = (paste(v, pasted) for v in (labels, confidence, valid))
+        previous = previous + entropy(out, mask, inside, sure >= method.previous_threshold) / 4
+    total = losses["total"] + 0.6 * 0.1 * previous
+    return {**losses, "previous": previous, "total": total}
+
+
+def of_a_snapshot(net: nn.Module) -> list[tuple[str, Tensor]]:
+    every = [*net.named_parameters(), *net.named_buffers()]
+    return [(name, value) for name, value in every if "num_batches" not in name]
+
+
+def plain_unimatch_v2(
+    method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
+) -> dict[str, Any]:
+    (one, at_one), (two, at_two) = method.view(x_u, g), method.view(x_u, g)
+    assert at_one.box.any() and at_two.box.any()
+    labels, confidence = best(full(followed(method)(x_u)))
+    whole = [place < 2 for place in torch.randperm(4, generator=g).tolist()]
+    features = method.net.encode(torch.cat([x_l, one, two]))
+    dropped = []
+    for f in features:
+        factors = torch.ones(8, f.shape[1])
+        for i, row in enumerate(torch.rand(4, f.shape[1], generator=g).tolist()):
+            for k, u in enumerate(row):
+                if not whole[i]:
+                    factors[i, k], factors[4 + i, k] = (2, 0) if u < 0.5 else (0, 2)
+        dropped.append(f[3:] * factors[:, :, None, None])
+    labeled = method.net.decode([f[:3] for f in features], (32, 24))
+    strong = method.net.decode(dropped, (32, 24))
+    each: Any = 0
+    for out, pasted in ((strong[:4], at_one), (strong[4:], at_two)):
+        mask, sure, inside = (paste(v, pasted) for v in (labels, confidence, valid))
+        each = each + entropy(out, mask, inside, sure >= method.threshold) / 2
+    share_of(confidence >= method.threshold, valid)
+    supervised = labeled_entropy(labeled, y)
+    return {"supervised": supervised, "strong": each, "total": supervised + 0.7 * each}
+
+
 def plain_cps(
     method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
 ) -> dict[str, Any]:
@@ -299,14 +451,22 @@ def plain_cct(
     return {"supervised": supervised, "unsupervised": unsupervised, "total": total}
 
 
+PREVIOUS = {"strong": 0.7, "features": 0.3, "drop": 0.4, "previous": 0.6}
+PREVIOUS |= {"kept": 3, "models": 2, "every": 0.01}
 PLAIN: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
     "mean_teacher": (plain_mean_teacher, {"unsupervised": 0.7}),
     "cutmix": (plain_cutmix, {"unsupervised": 0.7}),
+    "ict": (plain_ict, {"unsupervised": 0.7, "alpha": 0.6}),
+    "vat": (plain_vat, {"unsupervised": 0.7, "epsilon": 7.5, "xi": 1.0}),
+    "vat, features": (plain_vat, {"unsupervised": 0.7, "epsilon": 7.5, "xi": 1.0}),
     "classmix": (plain_classmix, {"unsupervised": 0.7}),
     "fixmatch": (plain_fixmatch, {"unsupervised": 0.7}),
     "unimatch": (plain_unimatch, {"strong": 0.7, "features": 0.3, "drop": 0.4}),
     "fixmatch, taught": (plain_fixmatch, {"unsupervised": 0.7}),
     "unimatch, taught": (plain_unimatch, {"strong": 0.7, "features": 0.3, "drop": 0.4}),
+    "unimatch_v2": (plain_unimatch_v2, {"strong": 0.7}),
+    "prevmatch": (plain_prevmatch, PREVIOUS),
+    "prevmatch, taught": (plain_prevmatch, PREVIOUS),
     "cps": (plain_cps, {"cross": 0.7}),
     "cct": (plain_cct, {"unsupervised": 0.7}),
 }
@@ -348,10 +508,15 @@ def test_a_step_is_this_plain_code(name: str, classes: int, padded: bool) -> Non
     [
         ("mean_teacher", "unsupervised", "unsupervised"),
         ("cutmix", "unsupervised", "unsupervised"),
+        ("ict", "unsupervised", "unsupervised"),
+        ("vat", "unsupervised", "unsupervised"),
         ("classmix", "unsupervised", "unsupervised"),
         ("fixmatch", "unsupervised", "unsupervised"),
         ("unimatch", "strong", "strong"),
         ("unimatch", "features", "features"),
+        ("unimatch_v2", "strong", "strong"),
+        ("prevmatch", "strong", "strong"),
+        ("prevmatch", "features", "features"),
         ("cps", "cross", "cross"),
         ("cct", "unsupervised", "unsupervised"),
     ],
@@ -367,13 +532,13 @@ def test_every_weight_weighs_its_own_term(name: str, option: str, term: str) -> 
     torch.testing.assert_close(heavy["total"] - light["total"], 1.5 * light[term])
 
 
-@pytest.mark.parametrize(("name", "length"), [("mean_teacher", 0.08), ("cct", 0.1)])
+@pytest.mark.parametrize(("name", "length"), [("mean_teacher", 0.08), ("ict", 0.25), ("cct", 0.1)])
 def test_ramps_rise_to_1(name: str, length: float) -> None:
     begun, halfway, ramped, done = (
         make(name)(*batch_of(), progress=told, generator=seeded(1))
         for told in (0.0, length / 2, length, 1.0)
     )
-    weight = 30.0 if name == "cct" else 1.0
+    weight = {"mean_teacher": 1.0, "ict": 0.01, "cct": 30.0}[name]
     for losses, omega in ((begun, math.exp(-5)), (halfway, math.exp(-1.25)), (ramped, 1.0)):
         torch.testing.assert_close(
             losses["total"], losses["supervised"] + weight * omega * losses["unsupervised"]
@@ -492,7 +657,7 @@ def test_what_a_method_brings_along_is_saved_with_it_and_not_with_its_net(name: 
     own = {key for key in method.state_dict() if not key.startswith("net.")}
     if name in OWN:
         assert any(key.startswith(OWN[name]) for key in own)
-    assert bool(own) == (name not in ("supervised", "fixmatch", "unimatch"))
+    assert bool(own) == (name not in ("fixmatch", "unimatch", "vat", "vat, features"))
 
 
 @EACH
@@ -525,7 +690,7 @@ def test_a_teacher_follows_in_training_only_and_is_always_in_eval_mode(name: str
     assert method.teacher.step == 1 and not any(m.training for m in method.teacher.modules())
 
 
-@pytest.mark.parametrize("name", ["fixmatch", "unimatch"])
+@pytest.mark.parametrize("name", ["fixmatch", "unimatch", "prevmatch"])
 def test_a_teacher_is_asked_for_by_a_mapping(name: str) -> None:
     assert made_from_flags(name, {}).teacher is None
     assert made_from_flags(name, {"teacher": {"decay": 0.9}}).teacher.decay == 0.9
@@ -730,7 +895,7 @@ class Told(nn.Module):
         return self.logits[: len(x)]
 
 
-@pytest.mark.parametrize("name", ["cutmix", "classmix"])
+@pytest.mark.parametrize("name", ["cutmix", "ict", "classmix"])
 def test_how_sure_the_teacher_is_of_padding_does_not_matter(name: str) -> None:
     """The share of sure pixels is a share of those that are not padding."""
     inside = torch.zeros(2, 32, 32, dtype=torch.bool)
@@ -846,7 +1011,11 @@ def test_a_model_that_is_not_wrapped_is_refused_by_name(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "option"),
-    [(name, option) for option in ("threshold", "ramp_length") for name in takers(option)],
+    [
+        (name, option)
+        for option in ("threshold", "ramp_length", "whole", "previous_threshold")
+        for name in takers(option)
+    ],
 )
 def test_shares_out_of_range_are_refused(name: str, option: str) -> None:
     for value in (-0.1, 2.0):
@@ -888,6 +1057,97 @@ def test_a_few_steps_lower_the_total(name: str) -> None:
         method(x_l, y_l, x_u, progress=step / steps, generator=seeded(step))["total"].backward()
         optimizer.step()
     assert sum(totals[4:]) < 0.6 * sum(totals[:4])
+
+
+# --- ICT ----------------------------------------------------------------------------------------
+
+
+def test_an_image_is_mixed_with_no_more_than_its_own_weight_of_another() -> None:
+    """And without another one, not at all: the student then sees and learns the image as it is."""
+    method: Any = make("ict", alpha=5.0, threshold=0.0).eval()
+    method.color.p = 0.0
+    seen: list[Tensor] = []
+    method.net.model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x_l, y, x_u = batch_of()
+    method(x_l, y, x_u, progress=1.0, generator=seeded(0))
+    for i, view in enumerate(seen[0][3:, :, :32, :24]):
+        own, other = x_u[i], x_u[i - 1]
+        lam = ((view - own) * (other - own)).sum() / (other - own).square().sum()
+        torch.testing.assert_close(view, torch.lerp(own, other, lam))
+        assert 0.1 < lam <= 0.5
+    alone = method(x_l, y, x_u[:1], progress=1.0)
+    assert torch.equal(seen[1][3:, :, :32, :24], x_u[:1])
+    assert alone["unsupervised"] < 1e-10  # the teacher is the student, still
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, math.nan])
+def test_what_is_no_parameter_of_a_beta_distribution_is_refused(alpha: float) -> None:
+    with pytest.raises(ValueError, match=rf"`alpha` must be above 0, got {alpha}"):
+        make("ict", alpha=alpha)
+
+
+# --- VAT ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [1, 3, 7])
+@pytest.mark.parametrize("at", ["images", "features"])
+def test_an_adversarial_step_changes_predictions_and_no_statistics(at: str, classes: int) -> None:
+    """More than a random step of its length; and BatchNorm has seen each image as often as it learned from it."""
+    method: Any = moved(make("vat", classes, at=at, epsilon=2.0))
+    batch, passes = batch_of(classes), []
+    for layer in method.net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.register_forward_hook(lambda m, i, o: passes.append(m.training))
+    before = next(m for m in method.net.modules() if isinstance(m, nn.BatchNorm2d))
+    count = int(before.num_batches_tracked)
+    found = method(*batch, generator=seeded(0))["unsupervised"]
+    assert int(before.num_batches_tracked) == count + 1 and 0 < sum(passes) < len(passes)
+    assert all(m.training for m in method.modules())
+    random = []
+    for seed in range(5):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(vat_file, "adversarial", partial(random_step, seeded(seed)))
+            random.append(copy.deepcopy(method)(*batch)["unsupervised"].item())
+    assert found > 1.5 * sum(random) / 5
+
+
+def random_step(g: torch.Generator, z: Tensor, _: Any, *, length: float, **rest: Any) -> Tensor:
+    step = torch.randn(z.shape, generator=g)
+    return length * step / step.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+
+def test_a_step_is_found_in_float32_under_autocast() -> None:
+    steps = []
+    for enabled in (False, True):
+        method = moved(make("vat"))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            steps.append(
+                adversarial(batch_of().x_unlabeled, method.net.eval(), generator=seeded(0))
+            )
+    assert torch.equal(*steps)
+
+
+def test_padding_has_no_say_in_an_adversarial_step() -> None:
+    net, x = moved(make("vat")).net.eval(), batch_of().x_unlabeled
+    nothing = torch.zeros(4, 32, 24)
+    assert not adversarial(x, net, weight=nothing, generator=seeded(0)).any()
+    left = nothing.clone()
+    left[..., :4] = 1
+    step = adversarial(x, net, weight=left, generator=seeded(0))
+    assert step[..., :8].square().sum() > 0.5 * step.square().sum()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"at": "logits"}, "`at` must be 'images' or 'features', got 'logits'"),
+        ({"epsilon": 0.0}, "`epsilon` must be above 0, got 0.0"),
+        ({"xi": -1.0}, "`xi` must be above 0, got -1.0"),
+    ],
+)
+def test_steps_that_cannot_be_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make("vat", **options)
 
 
 # --- CPS ----------------------------------------------------------------------------------------
@@ -1032,20 +1292,28 @@ def naive_disturb(
     return torch.from_numpy(factor).float(), torch.from_numpy(added).float()
 
 
-def naive_adversarial(z: Tensor, decoder: nn.Module, draw: Tensor) -> Tensor:
+def naive_adversarial(
+    z: Tensor,
+    decoder: nn.Module,
+    draw: Tensor,
+    valid: Tensor | slice = slice(None),
+    xi: float = 0.1,
+) -> Tensor:
     """Image by image, in double precision: the gradient of the divergence after a trial step."""
     decoder, steps = copy.deepcopy(decoder).double(), []
     for image, direction in zip(z.double(), draw, strict=True):
-        trial = (0.1 * direction / (direction**2).sum().sqrt()).requires_grad_()
-        (gradient,) = torch.autograd.grad(divergence(decoder, image, trial), trial)
+        trial = (xi * direction / (direction**2).sum().sqrt()).requires_grad_()
+        (gradient,) = torch.autograd.grad(divergence(decoder, image, trial, valid), trial)
         steps.append(2 * gradient / (gradient**2).sum().sqrt())
     return torch.stack(steps)
 
 
-def divergence(decoder: nn.Module, image: Tensor, step: Tensor) -> Tensor:
+def divergence(
+    decoder: nn.Module, image: Tensor, step: Tensor, valid: Tensor | slice = slice(None)
+) -> Tensor:
     """Kullback-Leibler, of the prediction on one image's features from that after a step."""
     before, after = full(decoder(image[None]).detach()), full(decoder((image + step)[None]))
-    return (before * (before.log() - after.log())).sum(1).mean()
+    return (before * (before.log() - after.log())).sum(1)[valid].mean()
 
 
 def features_and_objects(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -1208,3 +1476,64 @@ def test_unimatch_drops_none_or_all_of_its_channels(drop: float) -> None:
     losses = make("unimatch", drop=drop)(*batch_of(), generator=seeded(0))
     losses["total"].backward()
     assert losses["features"].isfinite() and losses["features"] > 0
+
+
+def test_of_unimatch_v2s_views_each_sees_what_the_other_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the labeled images, which share their pass through the encoder, see everything."""
+    method: Any = make("unimatch_v2", whole=0.0)
+    seen: list[list[Tensor]] = []
+    decode = method.net.decode
+    monkeypatch.setattr(method.net, "decode", lambda f, size: seen.append(f) or decode(f, size))
+    encoded = method.net.encode(batch_of().x_labeled)
+    method(*batch_of(), generator=seeded(0))
+    labeled, dropped = seen
+    assert [f.shape for f in labeled] == [f.shape for f in encoded]
+    assert all(bool(f.flatten(2).any(2).all()) for f in labeled[:1])
+    for f in dropped:
+        one, two = f.flatten(2).any(2).chunk(2)
+        assert len(one) == 4 and not (one & two).any() and one.any() and two.any()
+
+
+def test_earlier_networks_have_most_to_say_halfway_and_nothing_before_there_is_one() -> None:
+    usual = make("unimatch")(*batch_of(), generator=seeded(0))
+    for progress, weight in ((0.0, 0.0), (0.02, 0.04), (0.25, 0.5), (0.5, 1.0), (0.9, 0.2), (1, 0)):
+        method: Any = make("prevmatch", previous=3.0)
+        losses = method(*batch_of(), progress=progress, generator=seeded(0))
+        assert int(method.snapshots.taken) == (progress > 0.02)
+        assert (losses["previous"] > 0) == (progress > 0.02)
+        for term in usual.keys() - {"total"}:
+            assert torch.equal(losses[term], usual[term])
+        torch.testing.assert_close(
+            losses["total"], usual["total"] + 3 * weight * losses["previous"]
+        )
+
+
+def test_a_network_is_kept_once_a_step_and_while_training_only() -> None:
+    method: Any = make("prevmatch", every=0.1)
+    start = [p.clone() for p in method.net.parameters()]
+    method.eval()(*batch_of(), progress=0.5)
+    assert method.snapshots.taken == 0
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
+    for progress in (0.15, 0.15, 0.19, 0.2):  # the first two are micro-batches of a step
+        method.train()(*batch_of(), progress=progress)["total"].backward()
+        if progress != 0.15:
+            optimizer.step()
+    assert method.snapshots.taken == 2
+    first, second, *rest = method.snapshots.weights
+    count = sum(p.numel() for p in start)
+    assert torch.equal(first[:count], torch.cat([p.flatten() for p in start]))
+    assert not torch.equal(first[:count], second[:count]) and not torch.stack(rest).any()
+
+
+@pytest.mark.parametrize("name", ["prevmatch", "unimatch_v2", "ict", "vat"])
+@pytest.mark.parametrize("classes", [1, 7])
+def test_few_and_many_classes_train_under_autocast(name: str, classes: int) -> None:
+    method = moved(make(name, classes))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = method(*batch_of(classes), progress=0.5, generator=seeded(0))
+    losses["total"].backward()
+    for term, value in losses.items():
+        assert value.dtype == torch.float32 and value.isfinite() and value > 0, term
+    assert all(p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)

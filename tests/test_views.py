@@ -12,7 +12,7 @@ from tiny_nets import seeded
 from torch import Tensor
 
 from gmix import CutMix, StrongColor
-from gmix.nn.views import GaussianBlur, StrongView, _turn_hue, drop_channels
+from gmix.nn.views import GaussianBlur, StrongView, _turn_hue, drop_channels, drop_complements
 
 seeds = st.integers(0, 2**31 - 1)
 
@@ -434,3 +434,32 @@ def test_bad_settings_are_refused_in_one_sentence(call: Any, words: str) -> None
     with pytest.raises(ValueError) as error:
         call()
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@given(seeds, st.integers(1, 6), st.integers(1, 9), st.sampled_from([0.0, 0.5, 1.0]))
+def test_what_one_view_drops_the_other_doubles(
+    seed: int, images: int, channels: int, whole: float
+) -> None:
+    """In each map anew, and of the given number of images neither loses anything."""
+    x = torch.rand(2 * images, channels, 2, 3, generator=seeded(seed)) + 0.5
+    tokens = torch.rand(2 * images, 5, channels, generator=seeded(seed))
+    one, other, left = drop_complements([x, x, tokens], whole, seeded(seed))
+    assert left is tokens
+    untouched = []
+    for out in (one, other):
+        ratio = (out / x).round(decimals=5)
+        assert torch.equal(ratio, ratio[..., :1, :1].expand_as(ratio))
+        first, second = ratio[..., 0, 0].split(images)
+        assert torch.equal(first + second, torch.full_like(first, 2.0))
+        untouched.append((first == 1).all(1))
+        assert torch.equal(untouched[-1], (first == 1).any(1))
+    assert torch.equal(*untouched) and int(untouched[0].sum()) == int(whole * images)
+
+
+def test_complements_are_drawn_for_each_map_by_a_fair_coin() -> None:
+    x = torch.ones(2, 4000, 1, 1)
+    one, other = drop_complements([x, x], generator=seeded(0))
+    assert abs(float((one[0] > 0).float().mean()) - 0.5) < 0.03
+    assert abs(float((one[0] == other[0]).float().mean()) - 0.5) < 0.03
+    half = drop_complements([x.bfloat16().requires_grad_()], generator=seeded(0))[0]
+    assert half.dtype == torch.bfloat16 and half.requires_grad

@@ -21,11 +21,15 @@ if TYPE_CHECKING:  # for type checkers: gmix.methods.NAME
     from gmix.methods.guidedmix import GuidedMixParts as GuidedMixParts
     from gmix.methods.guidedmix import Mix as Mix
     from gmix.methods.guidedmix import Partners as Partners
+    from gmix.methods.ict import ICT as ICT
     from gmix.methods.mean_teacher import MeanTeacher as MeanTeacher
     from gmix.methods.method import Method as Method
     from gmix.methods.method import Step as Step
+    from gmix.methods.prevmatch import PrevMatch as PrevMatch
     from gmix.methods.supervised import Supervised as Supervised
     from gmix.methods.unimatch import UniMatch as UniMatch
+    from gmix.methods.unimatch_v2 import UniMatchV2 as UniMatchV2
+    from gmix.methods.vat import VAT as VAT
 
 
 class Entry(NamedTuple):
@@ -56,6 +60,8 @@ METHODS = {
     "mean_teacher": Entry(
         "gmix.methods.mean_teacher:MeanTeacher", "Mean Teacher", "an EMA teacher's probabilities"
     ),
+    "ict": Entry("gmix.methods.ict:ICT", "ICT", "a teacher's probabilities, mixed"),
+    "vat": Entry("gmix.methods.vat:VAT", "VAT", "its own prediction before a worst-case step"),
     "cct": Entry("gmix.methods.cct:CCT", "CCT", "the main decoder, in 30 auxiliary ones"),
     "cutmix": Entry(
         "gmix.methods.cutmix:CutMixSeg", "CutMix-Seg", "a teacher's probabilities, pasted"
@@ -71,6 +77,14 @@ METHODS = {
         "gmix.methods.unimatch:UniMatch",
         "UniMatch",
         "its own sure labels, or a teacher's, three times",
+    ),
+    "unimatch_v2": Entry(
+        "gmix.methods.unimatch_v2:UniMatchV2", "UniMatch V2", "a teacher's sure labels, twice"
+    ),
+    "prevmatch": Entry(
+        "gmix.methods.prevmatch:PrevMatch",
+        "PrevMatch",
+        "its own sure labels, and those of earlier networks",
     ),
     "guidedmix": Entry(
         "gmix.methods.guidedmix:GuidedMix",

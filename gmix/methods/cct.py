@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Integral
 
 import torch
@@ -213,27 +213,30 @@ def box_in(objects: Tensor, share: float, generator: torch.Generator | None = No
 
 def adversarial(
     z: Tensor,
-    decoder: nn.Module,
+    decoder: Callable[[Tensor], Tensor],
     *,
     xi: float = 0.1,
     length: float = 2.0,
+    weight: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Find the step from `z` that changes the decoder's prediction most, with one iteration of VAT.
 
     Args:
-        z: Features, detached.
-        decoder: The decoder to mislead.
+        z: Features, or images, detached.
+        decoder: What predicts logits from them, and is to be misled; in eval mode.
         xi: Length of the trial step. The authors' configuration has 1e-6, which rounds to 0 in float32;
             this is the default of their function.
         length: Length of the step.
+        weight: `(N, H, W)`, optional: the weight of each pixel of the prediction, for instance 0 on padding.
         generator: Source of randomness, on the device of `z`.
     """
     draw = torch.rand(z.shape, generator=generator, device=z.device) - 0.5
     z = z.float()
 
     def distance(direction: Tensor) -> Tensor:
-        return G.soft_cross_entropy(decoder(z + direction), G.probabilities(decoder(z)).detach())
+        target = G.probabilities(decoder(z)).detach()
+        return G.soft_cross_entropy(decoder(z + direction), target, weight=weight)
 
     # Not torch.autograd.grad, which torch.compile cannot compile.
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,10 +14,20 @@ from gmix.nn.ema import EMATeacher
 from gmix.nn.given import Options, optional_part
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.pseudo import PseudoMask
-from gmix.nn.views import StrongView, disturb
+from gmix.nn.views import Pasted, StrongView, disturb
 from gmix.protocols import SupervisedLoss, Teacher
 
 __all__ = ["UniMatch"]
+
+
+class Seen(NamedTuple):
+    """Logits of a step."""
+
+    labeled: Tensor  # (N, K, H, W)
+    weak: Tensor  # (M, K, H, W), which are not learned
+    strong: Tensor  # (2M, K, H, W)
+    boxes: list[Pasted]  # of either strong view
+    features: Tensor  # (M, K, H, W), with disturbed features
 
 
 class UniMatch(Method):
@@ -84,7 +95,11 @@ class UniMatch(Method):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Compute the supervised loss, and the cross-entropies of the three views."""
-        x_labeled, y_labeled, x_unlabeled, _, valid, generator = step
+        return self.learn(step, self.see(step))
+
+    def see(self, step: Step) -> Seen:
+        """Predict the labeled images, and the unlabeled ones in all views."""
+        x_labeled, _, x_unlabeled, _, _, generator = step
         n, m, size = len(x_labeled), len(x_unlabeled), (x_labeled.shape[2], x_labeled.shape[3])
         views = [self.view(x_unlabeled, generator) for _ in range(2)]
         strong = torch.cat([view for view, _ in views])
@@ -97,19 +112,22 @@ class UniMatch(Method):
             features = self.net.encode(torch.cat([x_labeled, x_unlabeled, strong]))
             learning = [torch.cat([f[:n], f[n + m :]]) for f in features]
             labeled, strong = torch.split(self.net.decode(learning, size), [n, 2 * m])
-        pseudo = PseudoMask.of(weak, valid, self.ignore_index)
         disturbed = disturb([f[n : n + m] for f in features], self.drop, generator)
+        boxes = [pasted for _, pasted in views]
+        return Seen(labeled, weak, strong, boxes, self.net.decode(disturbed, size))
+
+    def learn(self, step: Step, seen: Seen) -> dict[str, Tensor]:
+        """Compute the losses of predictions."""
+        pseudo = PseudoMask.of(seen.weak, step.valid, self.ignore_index)
+        supervised = self.supervised(seen.labeled, step.y_labeled)
+        strong, features = self.agree(seen, pseudo, self.threshold)
+        total = supervised + self.strong_weight * strong + self.features_weight * features
+        return {"supervised": supervised, "strong": strong, "features": features, "total": total}
+
+    def agree(self, seen: Seen, pseudo: PseudoMask, threshold: float) -> tuple[Tensor, Tensor]:
+        """Compute the losses with these labels: the mean of the strong views, and that of disturbed features."""
         each = [
-            pseudo.paste(pasted).loss(out, self.threshold, self.ignore_index)
-            for out, (_, pasted) in zip(strong.chunk(2), views, strict=True)
+            pseudo.paste(pasted).loss(out, threshold, self.ignore_index)
+            for out, pasted in zip(seen.strong.chunk(2), seen.boxes, strict=True)
         ]
-        losses = {
-            "supervised": self.supervised(labeled, y_labeled),
-            "strong": torch.stack(each).mean(),
-            "features": pseudo.loss(
-                self.net.decode(disturbed, size), self.threshold, self.ignore_index
-            ),
-        }
-        total = losses["supervised"] + self.strong_weight * losses["strong"]
-        losses["total"] = total + self.features_weight * losses["features"]
-        return losses
+        return torch.stack(each).mean(), pseudo.loss(seen.features, threshold, self.ignore_index)

@@ -21,6 +21,7 @@ __all__ = [
     "StrongView",
     "disturb",
     "drop_channels",
+    "drop_complements",
 ]
 
 
@@ -312,6 +313,41 @@ def disturb(
         (0.0, True)
     """
     return [drop_channels(f, p, generator) if f.dim() == 4 else f for f in features]
+
+
+def drop_complements(
+    features: Sequence[Tensor], whole: float = 0.5, generator: torch.Generator | None = None
+) -> list[Tensor]:
+    """Drop a random half of the channels of a first view of each image, and the other half of a second view.
+
+    Each channel is drawn by itself, and what is left is doubled. Prefix tokens of a vision transformer stay.
+
+    Args:
+        features: Maps of an encoder, `(2N, C, h, w)`: N images in a first view, then the same in a second.
+        whole: Share of the images, rounded down, that keep all channels in both views.
+        generator: Source of randomness, on the device of the features.
+
+    Reference:
+        Complementary dropout of UniMatch V2, 2024.
+
+    Examples:
+        >>> maps, tokens = torch.ones(2, 4, 1, 1), torch.ones(2, 5, 4)
+        >>> out = drop_complements([maps, tokens], generator=torch.Generator().manual_seed(0))
+        >>> out[0][..., 0, 0], torch.equal(out[1], tokens)
+        (tensor([[2., 0., 2., 2.],
+                [0., 2., 0., 0.]]), True)
+    """
+    n, device = len(features[0]) // 2, features[0].device
+    kept = torch.randperm(n, generator=generator, device=device) < int(whole * n)
+    dropped = []
+    for f in features:
+        if f.dim() == 4:
+            draw = torch.rand(n, f.shape[1], generator=generator, device=device)
+            first = torch.where(kept[:, None], 1.0, 2.0 * (draw < 0.5))
+            both = torch.cat([first, 2 - first])[:, :, None, None]
+            f = f * both.to(f.dtype)
+        dropped.append(f)
+    return dropped
 
 
 def _turn_hue(x: Tensor, angle: Tensor) -> Tensor:
