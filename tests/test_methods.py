@@ -63,6 +63,10 @@ def moved(method: Any) -> Any:
     if hasattr(method, "other"):  # the second student has left its start, too
         with torch.no_grad():
             next(method.other.model.encoder.parameters()).mul_(0.9)
+    if hasattr(method, "discriminator"):  # it tells maps apart
+        with torch.no_grad():
+            for p in method.discriminator.parameters():
+                p.mul_(3)
     return method
 
 
@@ -299,6 +303,39 @@ def plain_cct(
     return {"supervised": supervised, "unsupervised": unsupervised, "total": total}
 
 
+def plain_advssl(
+    method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
+) -> dict[str, Any]:
+    judge, classes, known = method.discriminator, method.net.classes, y != 255
+    logits = method.net(torch.cat([x_l, x_u]))
+    maps = full(logits)[:, -classes:].float()
+    truth = torch.zeros_like(maps[:3])
+    for i, r, c in np.ndindex(*y.shape):
+        for k in range(classes):
+            truth[i, k, r, c] = float(y[i, r, c] == k + (classes == 1))
+    judge.requires_grad_(False)  # as its authors do
+    scores = judge(maps)[:, 0].double()
+    judge.requires_grad_(True)
+    real, fake = judge(truth)[:, 0].double(), judge(maps.detach())[:, 0].double()
+    trusted = valid & (1 / (1 + (-scores[3:]).exp()) >= method.threshold)
+    share_of(trusted, valid)
+    both = torch.cat([known, valid])
+    losses = {
+        "supervised": labeled_entropy(logits[:3], y),
+        "adversarial": (1 + (-scores[:3]).exp()).log()[known].mean(),
+        "adversarial_unlabeled": (1 + (-scores[3:]).exp()).log()[valid].mean(),
+        "unsupervised": entropy(logits[3:], best(full(logits[3:]))[0], trusted, trusted),
+        "discriminator": (
+            (1 + (-real).exp()).log()[known].mean() + (1 + fake.exp()).log()[both].mean()
+        )
+        / 2,
+    }
+    total = losses["supervised"] + losses["discriminator"] + 0.3 * losses["adversarial"]
+    total = total + 0.2 * losses["adversarial_unlabeled"] + 0.7 * losses["unsupervised"]
+    return {**losses, "total": total}
+
+
+ADVSSL = {"adversarial": 0.3, "adversarial_unlabeled": 0.2, "unsupervised": 0.7, "start": 0.0}
 PLAIN: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
     "mean_teacher": (plain_mean_teacher, {"unsupervised": 0.7}),
     "cutmix": (plain_cutmix, {"unsupervised": 0.7}),
@@ -309,6 +346,11 @@ PLAIN: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
     "unimatch, taught": (plain_unimatch, {"strong": 0.7, "features": 0.3, "drop": 0.4}),
     "cps": (plain_cps, {"cross": 0.7}),
     "cct": (plain_cct, {"unsupervised": 0.7}),
+    "advssl": (plain_advssl, ADVSSL),
+}
+DIVIDES = {  # thresholds with something on both sides
+    ("advssl", 3): {"threshold": 0.555},
+    ("advssl", 1): {"threshold": 0.496},
 }
 
 
@@ -317,6 +359,7 @@ PLAIN: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
 def test_a_step_is_this_plain_code(name: str, classes: int, padded: bool) -> None:
     """Equal gradients also say: targets are constants, none reaches a teacher."""
     plain_step, options = PLAIN[name]
+    options = {**options, **DIVIDES.get((name, classes), {})}
     batch = batch_of(classes)
     valid = some_valid() if padded else None
     method = moved(make(name, classes, **options))
@@ -354,6 +397,9 @@ def test_a_step_is_this_plain_code(name: str, classes: int, padded: bool) -> Non
         ("unimatch", "features", "features"),
         ("cps", "cross", "cross"),
         ("cct", "unsupervised", "unsupervised"),
+        ("advssl", "adversarial", "adversarial"),
+        ("advssl", "adversarial_unlabeled", "adversarial_unlabeled"),
+        ("advssl", "unsupervised", "unsupervised"),
     ],
 )
 def test_every_weight_weighs_its_own_term(name: str, option: str, term: str) -> None:
@@ -423,6 +469,7 @@ LEARNS: dict[tuple[str, str], Callable[[str], bool]] = {
     ("cps", "supervised"): both_students,
     ("cps", "cross"): both_students,
     ("cct", "unsupervised"): not_the_main_decoder,
+    ("advssl", "discriminator"): lambda key: key.startswith("discriminator"),
 }
 
 
@@ -471,13 +518,18 @@ def test_the_method_draws_from_its_generator_only_and_leaves_its_inputs_alone(na
     method(*batch, valid_unlabeled=valid, progress=1.0, generator=seeded(0))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(step(1), step(1))
-    assert torch.equal(step(1), step(2)) == (name == "cps")  # which draws nothing
+    assert torch.equal(step(1), step(2)) == (name in ("cps", "advssl"))  # which draw nothing
     # without one, torch's own is used (each `make` seeds it alike)
     assert torch.equal(step(None), step(None))
     assert all(torch.equal(a, b) for a, b in zip(before, (*batch, valid), strict=True))
 
 
-OWN = {**dict.fromkeys(TEACHERS, "teacher.net."), "cps": "other.", "cct": "decoders."}
+OWN = {
+    **dict.fromkeys(TEACHERS, "teacher.net."),
+    "cps": "other.",
+    "cct": "decoders.",
+    "advssl": "discriminator.",
+}
 
 
 @EACH
@@ -695,13 +747,20 @@ def test_a_batch_without_any_label_still_gives_a_finite_step(name: str) -> None:
     assert losses["supervised"] == 0 and losses["total"] > 0 and losses["total"].isfinite()
 
 
+LABELED_TOO = {  # what learns from labeled images as well
+    ("cps", "cross"),
+    ("advssl", "adversarial"),
+    ("advssl", "discriminator"),
+}
+
+
 @EACH
 def test_only_padding_is_nothing_to_learn_from(name: str) -> None:
     nothing = torch.zeros(4, 32, 24, dtype=torch.bool)
     losses = make(name)(*batch_of(), valid_unlabeled=nothing, progress=1.0, generator=seeded(0))
     losses["total"].backward()
     for term, value in losses.items():
-        if name == "cps" and term == "cross":  # it learns from the labeled images too
+        if (name, term) in LABELED_TOO:
             continue
         assert (value > 0) == (term in ("supervised", "total")), term
 

@@ -11,6 +11,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # for type checkers: gmix.methods.NAME
+    from gmix.methods.advssl import AdvSSL as AdvSSL
     from gmix.methods.cct import CCT as CCT
     from gmix.methods.classmix import ClassMix as ClassMix
     from gmix.methods.cps import CPS as CPS
@@ -55,6 +56,9 @@ METHODS = {
     ),
     "mean_teacher": Entry(
         "gmix.methods.mean_teacher:MeanTeacher", "Mean Teacher", "an EMA teacher's probabilities"
+    ),
+    "advssl": Entry(
+        "gmix.methods.advssl:AdvSSL", "AdvSSL", "its own labels, where a discriminator trusts them"
     ),
     "cct": Entry("gmix.methods.cct:CCT", "CCT", "the main decoder, in 30 auxiliary ones"),
     "cutmix": Entry(
