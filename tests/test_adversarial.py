@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from gmix.methods import AdvSSL
 from gmix.methods.advssl import Discriminator
-from gmix.nn.critic import SlowConv2d, StridedLayers, call_constant
+from gmix.methods.s4gan import Critic
+from gmix.nn.critic import SlowConv2d, StridedLayers, call_constant, score_loss
 
-NAMES = pytest.mark.parametrize("name", ["advssl"])
+NAMES = pytest.mark.parametrize("name", ["advssl", "s4gan"])
 
 
 def padded_to(maps: Tensor, multiple: int) -> Tensor:
@@ -107,7 +108,8 @@ def test_each_adversary_learns_from_its_own_losses_alone(name: str, classes: int
 def test_the_network_moves_towards_what_the_discriminator_takes_for_masks(name: str) -> None:
     """And the discriminator towards telling them apart: a step against each loss lowers it."""
     method: Any = moved(make(name)).eval()
-    terms = {"discriminator": method.discriminator, "adversarial": method.net}
+    misled = "adversarial" if name == "advssl" else "matching"
+    terms = {"discriminator": method.discriminator, misled: method.net}
     for term, part in terms.items():
         before = method(*batch_of(), progress=1.0, generator=seeded(0))
         found = torch.autograd.grad(before[term], list(part.parameters()), allow_unused=True)
@@ -149,7 +151,7 @@ def test_ignored_pixels_and_padding_have_no_answer() -> None:
     """Gradients of scores there are 0: what the discriminator says of them does not matter."""
     scores = torch.randn(3, 1, 32, 24, requires_grad=True)
     counted = some_valid()[:3]
-    AdvSSL(tiny_net()).judged(scores, 1, counted).backward()
+    score_loss(scores, 1, counted).backward()
     assert scores.grad is not None
     assert torch.equal(scores.grad[:, 0] != 0, counted)
 
@@ -157,3 +159,77 @@ def test_ignored_pixels_and_padding_have_no_answer() -> None:
 def test_shares_of_advssl_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`start` must be in \[0, 1\], got 5000"):
         AdvSSL(tiny_net(), start=5000)
+
+
+def test_s4gan_learns_the_labels_of_trusted_images_as_a_whole() -> None:
+    method: Any = moved(make("s4gan", threshold=0.0)).eval()
+    x_l, y, x_u = batch_of()
+    logits = method.net(torch.cat([x_l, x_u]))[3:]
+    apart = torch.tensor([-3.0, 3.0, -3.0, 3.0])
+    method.discriminator.score = lambda features: torch.cat(
+        [torch.zeros(len(features) - 4), apart]
+    ).view(-1, 1, 1, 1)
+    everything = method(x_l, y, x_u)["unsupervised"]
+    torch.testing.assert_close(everything, F.cross_entropy(logits, logits.argmax(1)))
+    method.threshold = 0.6
+    half = method(x_l, y, x_u)["unsupervised"]
+    torch.testing.assert_close(half, F.cross_entropy(logits[1::2], logits[1::2].argmax(1)))
+    method.threshold = 0.99
+    assert method(x_l, y, x_u)["unsupervised"] == 0
+
+
+def test_s4gan_drops_half_of_the_critics_channels_in_training_only() -> None:
+    torch.manual_seed(0)
+    critic, maps = Critic(6), torch.rand(2, 6, 32, 32)
+    assert not torch.equal(critic(maps, seeded(0)), critic(maps, seeded(1)))
+    critic.eval()
+    expected = critic.layers(maps).flatten(2).sum(2) / 4
+    torch.testing.assert_close(critic(maps, seeded(0)), expected)
+    torch.testing.assert_close(
+        critic.score(expected).flatten(),
+        0.1 * (expected @ critic.last.weight[0] + critic.last.bias),
+    )
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_mlmt_removes_the_classes_it_does_not_see(classes: int) -> None:
+    method: Any = make("s4gan, mlmt", classes)
+    x_l, y, x_u = batch_of(classes)
+    usual = method.pseudo_masks(x_l, y, x_u)
+    method.on_step_start(x_l, y)
+    last = method.branch_teacher.net.last
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([-5.0, 5.0, 5.0])[:classes])
+    found = method.pseudo_masks(x_l, y, x_u)
+    assert not found[:, 0].any()
+    if classes > 1:
+        expected = usual[:, 1:] / usual[:, 1:].sum(1, keepdim=True)
+        torch.testing.assert_close(found[:, 1:], expected)
+        last.bias.data.fill_(-5.0)  # with nothing in the image, everything may be
+        torch.testing.assert_close(method.pseudo_masks(x_l, y, x_u), usual)
+
+
+def test_mlmt_begins_to_agree_after_a_tenth_of_the_training() -> None:
+    begun, half, done = (
+        make("s4gan, mlmt")(*batch_of(), progress=told, generator=seeded(1))
+        for told in (0.1, 0.35, 1.0)
+    )
+    for losses, omega in ((half, 0.5), (done, 1.0)):
+        difference = losses["total"] - begun["total"]
+        torch.testing.assert_close(difference, omega * losses["consistency"], atol=1e-5, rtol=1e-4)
+
+
+def test_the_branch_is_no_part_of_the_network_and_follows_once_a_step() -> None:
+    method: Any = make("s4gan, mlmt")
+    mine = {p.data_ptr() for p in method.net.parameters()}
+    assert mine.isdisjoint(p.data_ptr() for p in method.branch.parameters())
+    assert all(p.requires_grad for p in method.branch.parameters())
+    assert {key.split(".")[2] for key, _ in method.branch.net.named_parameters(prefix="net")} == {
+        "encoder"
+    }
+    method(*batch_of(), progress=0.5)
+    method(*batch_of(), progress=0.5)  # another micro-batch
+    assert method.branch_teacher.step == 1
+    method.eval()(*batch_of(), progress=0.5)
+    assert method.branch_teacher.step == 1

@@ -335,6 +335,75 @@ def plain_advssl(
     return {**losses, "total": total}
 
 
+def plain_s4gan(
+    method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
+) -> dict[str, Any]:
+    critic, classes = method.discriminator, method.net.classes
+    logits = method.net(torch.cat([x_l, x_u]))
+    maps = full(logits)[:, -classes:].float()
+    made = maps[3:] * valid[:, None]
+    truth = torch.zeros_like(maps[:3])
+    for i, r, c in np.ndindex(*y.shape):
+        for k in range(classes):
+            truth[i, k, r, c] = float(y[i, r, c] == k + (classes == 1))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    images = torch.cat([x_l, x_u]) * std[:, None, None] + mean[:, None, None]
+    pairs = torch.cat([torch.cat([truth, made]), images.clamp(0, 1)], 1)
+    critic.requires_grad_(False)
+    features = critic(pairs, g)
+    trust = 1 / (1 + (-critic.last(features[3:])[:, 0]).exp())
+    critic.requires_grad_(True)
+    scores = critic.last(critic(pairs.detach(), g))[:, 0].double()
+    trusted = (trust > method.threshold)[:, None, None] & valid
+    share_of(trusted, valid)
+    labels = best(full(logits[3:]))[0]
+    if method.branch is not None:
+        teacher = method.branch_teacher
+        with torch.no_grad():  # its first step copies
+            for p, new in zip(teacher.parameters(), method.branch.parameters(), strict=True):
+                p.copy_(new)
+            teacher.step += 1
+            occurs = teacher.net(x_u)
+        if classes > 1:
+            gone = full(logits[3:]).clone()
+            for i, k in np.ndindex(4, classes):
+                if 1 / (1 + math.exp(-float(occurs[i, k]))) < 0.2:
+                    gone[i, k] = 0
+            labels = best(gone)[0]
+    real, fake = features[:3].double(), features[3:].double()
+    losses = {
+        "supervised": labeled_entropy(logits[:3], y),
+        "matching": sum(
+            (real[:, k].sum() / 3 - fake[:, k].sum() / 4).abs() for k in range(real.shape[1])
+        )
+        / real.shape[1],
+        "unsupervised": entropy(logits[3:], labels, trusted, trusted),
+        "discriminator": (
+            (1 + (-scores[:3]).exp()).log().mean() + (1 + scores[3:].exp()).log().mean()
+        )
+        / 2,
+    }
+    total = losses["supervised"] + losses["discriminator"]
+    total = total + 0.3 * losses["matching"] + 0.7 * losses["unsupervised"]
+    if method.branch is not None:
+        view = method.blur(method.color(x_u, g), g)
+        found = method.branch(torch.cat([x_l, view])).double()
+        present = torch.zeros(3, classes)
+        for i, k in np.ndindex(3, classes):
+            present[i, k] = float((y[i] == k + (classes == 1)).any())
+        chance = 1 / (1 + (-found[:3]).exp())
+        right = torch.where(present > 0, chance, 1 - chance)
+        apart = [
+            1 - (a * b).sum() / (a * a).sum().sqrt() / (b * b).sum().sqrt()
+            for a, b in zip(found[3:], occurs.double(), strict=True)
+        ]
+        losses["classification"] = -right.log().mean()
+        losses["consistency"] = sum(apart) / 4
+        total = total + losses["classification"]  # before its ramp
+    return {**losses, "total": total}
+
+
+S4GAN = {"matching": 0.3, "unsupervised": 0.7}
 ADVSSL = {"adversarial": 0.3, "adversarial_unlabeled": 0.2, "unsupervised": 0.7, "start": 0.0}
 PLAIN: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
     "mean_teacher": (plain_mean_teacher, {"unsupervised": 0.7}),
@@ -347,10 +416,16 @@ PLAIN: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
     "cps": (plain_cps, {"cross": 0.7}),
     "cct": (plain_cct, {"unsupervised": 0.7}),
     "advssl": (plain_advssl, ADVSSL),
+    "s4gan": (plain_s4gan, S4GAN),
+    "s4gan, mlmt": (plain_s4gan, S4GAN),
 }
 DIVIDES = {  # thresholds with something on both sides
     ("advssl", 3): {"threshold": 0.555},
     ("advssl", 1): {"threshold": 0.496},
+    ("s4gan", 3): {"threshold": 0.8},
+    ("s4gan", 1): {"threshold": 0.5},
+    ("s4gan, mlmt", 3): {"threshold": 0.8},
+    ("s4gan, mlmt", 1): {"threshold": 0.5},
 }
 
 
@@ -400,6 +475,8 @@ def test_a_step_is_this_plain_code(name: str, classes: int, padded: bool) -> Non
         ("advssl", "adversarial", "adversarial"),
         ("advssl", "adversarial_unlabeled", "adversarial_unlabeled"),
         ("advssl", "unsupervised", "unsupervised"),
+        ("s4gan", "matching", "matching"),
+        ("s4gan", "unsupervised", "unsupervised"),
     ],
 )
 def test_every_weight_weighs_its_own_term(name: str, option: str, term: str) -> None:
@@ -470,6 +547,10 @@ LEARNS: dict[tuple[str, str], Callable[[str], bool]] = {
     ("cps", "cross"): both_students,
     ("cct", "unsupervised"): not_the_main_decoder,
     ("advssl", "discriminator"): lambda key: key.startswith("discriminator"),
+    ("s4gan", "discriminator"): lambda key: key.startswith("discriminator"),
+    ("s4gan, mlmt", "discriminator"): lambda key: key.startswith("discriminator"),
+    ("s4gan, mlmt", "classification"): lambda key: key.startswith("branch."),
+    ("s4gan, mlmt", "consistency"): lambda key: key.startswith("branch."),
 }
 
 
@@ -528,7 +609,7 @@ OWN = {
     **dict.fromkeys(TEACHERS, "teacher.net."),
     "cps": "other.",
     "cct": "decoders.",
-    "advssl": "discriminator.",
+    **dict.fromkeys(("advssl", "s4gan", "s4gan, mlmt"), "discriminator."),
 }
 
 
@@ -751,6 +832,9 @@ LABELED_TOO = {  # what learns from labeled images as well
     ("cps", "cross"),
     ("advssl", "adversarial"),
     ("advssl", "discriminator"),
+    ("s4gan", "discriminator"),
+    ("s4gan, mlmt", "discriminator"),
+    ("s4gan, mlmt", "classification"),
 }
 
 

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 
-from gmix.methods import METHODS, FixMatch, GuidedMix, Method, UniMatch
+from gmix.methods import METHODS, S4GAN, FixMatch, GuidedMix, Method, UniMatch
 from gmix.methods.cct import DECODERS
 
 ONE_OF_EACH = dict.fromkeys(DECODERS, 1)
@@ -15,6 +15,7 @@ BUILDERS: dict[str, Callable[..., Method]] = {
     "cct": partial(METHODS["cct"].load(), decoders=ONE_OF_EACH),
     "fixmatch, taught": partial(FixMatch, teacher={}),
     "unimatch, taught": partial(UniMatch, teacher={}),
+    "s4gan, mlmt": partial(S4GAN, mlmt=True),
     "paper": partial(GuidedMix, variant="paper"),
 }
 

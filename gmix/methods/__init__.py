@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # for type checkers: gmix.methods.NAME
     from gmix.methods.mean_teacher import MeanTeacher as MeanTeacher
     from gmix.methods.method import Method as Method
     from gmix.methods.method import Step as Step
+    from gmix.methods.s4gan import S4GAN as S4GAN
     from gmix.methods.supervised import Supervised as Supervised
     from gmix.methods.unimatch import UniMatch as UniMatch
 
@@ -59,6 +60,9 @@ METHODS = {
     ),
     "advssl": Entry(
         "gmix.methods.advssl:AdvSSL", "AdvSSL", "its own labels, where a discriminator trusts them"
+    ),
+    "s4gan": Entry(
+        "gmix.methods.s4gan:S4GAN", "s4GAN", "its own labels of images that a critic trusts"
     ),
     "cct": Entry("gmix.methods.cct:CCT", "CCT", "the main decoder, in 30 auxiliary ones"),
     "cutmix": Entry(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gmix import functional as G
 from gmix.methods.method import Method, Step
-from gmix.nn.critic import SlowConv2d, StridedLayers, call_constant
+from gmix.nn.critic import SlowConv2d, StridedLayers, call_constant, score_loss
 from gmix.nn.losses import check_unit_interval
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.pseudo import PseudoMask
@@ -104,20 +104,15 @@ class AdvSSL(Method):
         answers = self.discriminator(torch.cat([truth, probs.detach()]))
         losses = {
             "supervised": self.supervised(logits[:n], y_labeled),
-            "adversarial": self.judged(scores[:n], 1, known),
-            "adversarial_unlabeled": self.judged(scores[n:], 1, inside),
+            "adversarial": score_loss(scores[:n], 1, known),
+            "adversarial_unlabeled": score_loss(scores[n:], 1, inside),
             "unsupervised": begun
             * G.cross_entropy(logits[n:], labels, ignore_index=self.ignore_index),
-            "discriminator": self.judged(answers[:n], 1, known) / 2
-            + self.judged(answers[n:], 0, counted) / 2,
+            "discriminator": score_loss(answers[:n], 1, known) / 2
+            + score_loss(answers[n:], 0, counted) / 2,
         }
         weighted = zip((1.0, *self.weights, 1.0), losses.values(), strict=True)
         return {**losses, "total": torch.stack([w * loss for w, loss in weighted]).sum()}
-
-    def judged(self, scores: Tensor, answer: int, counted: Tensor) -> Tensor:
-        """Compute the mean binary cross-entropy of scores `(N, 1, H, W)` against one answer, over counted pixels."""
-        target = torch.where(counted, answer, self.ignore_index)
-        return G.cross_entropy(scores, target, ignore_index=self.ignore_index)
 
 
 class Discriminator(nn.Module):

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gmix import functional as G
 from gmix.nn.views import drop_channels
 
-__all__ = ["SlowConv2d", "StridedLayers", "call_constant"]
+__all__ = ["SlowConv2d", "SlowLinear", "StridedLayers", "call_constant", "score_loss"]
 
 RATE = 0.1
 
@@ -33,14 +34,32 @@ class SlowConv2d(nn.Conv2d):
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__(channels, out_channels, 4, stride=2, padding=1)
-        with torch.no_grad():
-            for p in self.parameters():
-                p.div_(RATE)
+        _enlarge(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve."""
         assert self.bias is not None
         return F.conv2d(x, RATE * self.weight, RATE * self.bias, self.stride, self.padding)
+
+
+class SlowLinear(nn.Linear):
+    """A linear layer that learns at a tenth of the optimizer's rate, as `SlowConv2d` does."""
+
+    __call__: Callable[..., Tensor]
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels)
+        _enlarge(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply."""
+        return F.linear(x, RATE * self.weight, RATE * self.bias)
+
+
+def _enlarge(layer: nn.Module) -> None:
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.div_(RATE)
 
 
 class StridedLayers(nn.Module):
@@ -98,3 +117,13 @@ def call_constant(module: nn.Module, *inputs: object) -> Tensor:
     weights = {name: p.detach() for name, p in module.named_parameters()}
     found: Tensor = torch.func.functional_call(module, weights, inputs)
     return found
+
+
+def score_loss(scores: Tensor, answer: int, counted: Tensor) -> Tensor:
+    """Compute the mean binary cross-entropy of scores `(N, 1, H, W)` against one answer, over the counted pixels.
+
+    Examples:
+        >>> score_loss(torch.zeros(1, 1, 1, 2), 1, torch.tensor([[[True, False]]]))
+        tensor(0.6931)
+    """
+    return G.cross_entropy(scores, torch.where(counted, answer, 255))
