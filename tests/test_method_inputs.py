@@ -170,7 +170,7 @@ def test_mean_and_std_of_other_channels_are_named_at_the_first_call(name: str, s
 
 # --- progress -----------------------------------------------------------------------------------
 
-RAMPED = {"guidedmix", "paper", "mean_teacher", "cct", "advssl", "s4gan, mlmt"}
+RAMPED = {"guidedmix", "paper", "mean_teacher", "cct", "advssl", "s4gan, mlmt", "u2pl"}
 
 
 @ALL

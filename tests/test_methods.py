@@ -63,6 +63,10 @@ def moved(method: Any) -> Any:
     if hasattr(method, "other"):  # the second student has left its start, too
         with torch.no_grad():
             next(method.other.model.encoder.parameters()).mul_(0.9)
+    if hasattr(method, "bank"):  # it holds something
+        ring = method.bank.ring
+        ring.copy_(F.normalize(torch.randn(ring.shape, generator=g), dim=2))
+        method.bank.written.copy_(torch.tensor([30, 50, 20][: len(ring)]))
     if hasattr(method, "discriminator"):  # it tells maps apart
         with torch.no_grad():
             for p in method.discriminator.parameters():
@@ -403,6 +407,88 @@ def plain_s4gan(
     return {**losses, "total": total}
 
 
+def plain_u2pl(
+    method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
+) -> dict[str, Any]:
+    classes, bank = max(method.net.classes, 2), method.bank
+    pasted = method.cutmix(x_u, g)
+    assert pasted.box.any()
+    teacher = followed(method)
+    labels, _ = best(full(teacher(x_u)))
+    labels, inside = paste(labels, pasted), paste(valid, pasted)
+    x = torch.cat([x_l, paste(x_u, pasted)])
+    with torch.no_grad():
+        project = method.projector_teacher.net
+        for p, new in zip(project.parameters(), method.projector.parameters(), strict=True):
+            p.copy_(new)
+        method.projector_teacher.step += 1
+        keys = project(teacher.encode(x)[-1])
+        probs = full(teacher(x))
+    doubt = -(probs * probs.log()).sum(1)[3:]
+    share = 0.2 * 0.95
+    bounds = np.percentile(doubt[inside].numpy(), [100 * share, 100 * (1 - share)])
+    low, high = inside & (doubt <= bounds[0]), inside & (doubt >= bounds[1])
+    reliable = inside & ~high
+    features = method.net.encode(x)
+    logits = method.net.decode(features, (32, 24))
+    unsupervised = entropy(logits[3:], labels, reliable, reliable) * inside.sum() / reliable.sum()
+    z, rows = method.projector(features[-1]), []
+    for i, r, c in np.ndindex(7, 4, 3):  # the pixel at the corner of each cell
+        at = (i % 3 if i < 3 else i - 3, 8 * r, 8 * c)
+        label = int(y[at]) if i < 3 else int(labels[at])
+        usable = label != 255 if i < 3 else None
+        sure = usable if i < 3 else bool(low[at])
+        unsure = usable if i < 3 else bool(high[at])
+        values = probs[i, :, 8 * r, 8 * c].tolist()
+        rows.append((z[i, :, r, c].double(), keys[i, :, r, c].double(), label, sure, unsure))
+        rows[-1] = (*rows[-1], values, i < 3)
+    first = 1 if classes < 4 else min(3, classes // 2)
+    places = torch.rand(classes, len(rows), generator=g)
+    picks = torch.rand(classes, 16, generator=g)
+    draws = torch.rand(classes, 16 * 5, generator=g).view(classes, 16, 5)
+    total: Any = 0
+    seen, added = 0, []
+    for k in range(classes):
+        own = [row for row in rows if row[3] and row[2] == k]
+        anchors = [row for row in own if row[5][k] > 0.3]
+        fresh = []
+        for j, (_, key, label, _, unsure, values, labeled) in enumerate(rows):
+            rank = sum(value > values[k] for value in values)
+            fits = (label != k and rank < first) if labeled else first <= rank < 20
+            if unsure and fits:
+                fresh.append((float(places[k, j]), key))
+        new = [key for _, key in sorted(fresh, key=lambda pair: -pair[0])[: bank.size // 8]]
+        added.append(new)
+        start = int(bank.written[k])
+        held = [
+            bank.ring[k, row].double()
+            for row in range(start - 1, max(start - bank.size, 0) - 1, -1)
+        ]
+        pool = held + new
+        seen += bool(own)
+        if not anchors or not pool:
+            continue
+        centre = sum(key / (key * key).sum().sqrt() for _, key, *_ in own)
+        terms = []
+        for q in range(16):
+            anchor = anchors[int(picks[k, q] * len(anchors))][0]
+            others = [pool[int(u * len(pool))] for u in draws[k, q]]
+            cosines = [F.cosine_similarity(anchor, other, 0) for other in (centre, *others)]
+            powers = [(cosine / 0.5).exp() for cosine in cosines]
+            terms.append(-(powers[0] / sum(powers)).log())
+        total = total + sum(terms) / 16
+    assert seen > 1 and sum(map(len, added)) > 2
+    for k, new in enumerate(added):
+        for key in new:
+            bank.ring[k, bank.written[k]] = key / (key * key).sum().sqrt()
+            bank.written[k] += 1
+    bank.begun.copy_(bank.written - torch.tensor([len(new) for new in added]))
+    supervised, contrastive = labeled_entropy(logits[:3], y), total / seen
+    losses = {"supervised": supervised, "unsupervised": unsupervised, "contrastive": contrastive}
+    return {**losses, "total": supervised + 0.7 * unsupervised + 0.3 * contrastive}
+
+
+U2PL = {"unsupervised": 0.7, "contrastive": 0.3, "queries": 16, "negatives": 5, "bank": 40}
 S4GAN = {"matching": 0.3, "unsupervised": 0.7}
 ADVSSL = {"adversarial": 0.3, "adversarial_unlabeled": 0.2, "unsupervised": 0.7, "start": 0.0}
 PLAIN: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
@@ -418,6 +504,7 @@ PLAIN: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
     "advssl": (plain_advssl, ADVSSL),
     "s4gan": (plain_s4gan, S4GAN),
     "s4gan, mlmt": (plain_s4gan, S4GAN),
+    "u2pl": (plain_u2pl, U2PL),
 }
 DIVIDES = {  # thresholds with something on both sides
     ("advssl", 3): {"threshold": 0.555},
@@ -477,6 +564,8 @@ def test_a_step_is_this_plain_code(name: str, classes: int, padded: bool) -> Non
         ("advssl", "unsupervised", "unsupervised"),
         ("s4gan", "matching", "matching"),
         ("s4gan", "unsupervised", "unsupervised"),
+        ("u2pl", "unsupervised", "unsupervised"),
+        ("u2pl", "contrastive", "contrastive"),
     ],
 )
 def test_every_weight_weighs_its_own_term(name: str, option: str, term: str) -> None:
@@ -542,10 +631,15 @@ def not_the_main_decoder(key: str) -> bool:
     return key.startswith(("net.model.encoder", "decoders"))
 
 
+def encoder_and_projector(key: str) -> bool:
+    return key.startswith(("net.model.encoder", "projector."))
+
+
 LEARNS: dict[tuple[str, str], Callable[[str], bool]] = {
     ("cps", "supervised"): both_students,
     ("cps", "cross"): both_students,
     ("cct", "unsupervised"): not_the_main_decoder,
+    ("u2pl", "contrastive"): encoder_and_projector,
     ("advssl", "discriminator"): lambda key: key.startswith("discriminator"),
     ("s4gan", "discriminator"): lambda key: key.startswith("discriminator"),
     ("s4gan, mlmt", "discriminator"): lambda key: key.startswith("discriminator"),
@@ -835,6 +929,7 @@ LABELED_TOO = {  # what learns from labeled images as well
     ("s4gan", "discriminator"),
     ("s4gan, mlmt", "discriminator"),
     ("s4gan, mlmt", "classification"),
+    ("u2pl", "contrastive"),
 }
 
 
@@ -1019,7 +1114,8 @@ def squares(n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
 def test_a_few_steps_lower_the_total(name: str) -> None:
     g = seeded(2)
     (x_l, y_l), (x_u, _) = squares(4, g), squares(4, g)
-    method = make(name, **({"unsupervised": 3.0} if name == "cct" else {}))
+    lighter = {"cct": {"unsupervised": 3.0}, "u2pl": {"contrastive": 0.1}}
+    method = make(name, **lighter.get(name, {}))
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-2)
     totals, steps = [], 24
     for step in range(steps):

@@ -13,6 +13,7 @@ ONE_OF_EACH = dict.fromkeys(DECODERS, 1)
 BUILDERS: dict[str, Callable[..., Method]] = {
     **{name: entry.load() for name, entry in METHODS.items()},
     "cct": partial(METHODS["cct"].load(), decoders=ONE_OF_EACH),
+    "u2pl": partial(METHODS["u2pl"].load(), bank=40),
     "fixmatch, taught": partial(FixMatch, teacher={}),
     "unimatch, taught": partial(UniMatch, teacher={}),
     "s4gan, mlmt": partial(S4GAN, mlmt=True),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # for type checkers: gmix.methods.NAME
     from gmix.methods.method import Step as Step
     from gmix.methods.s4gan import S4GAN as S4GAN
     from gmix.methods.supervised import Supervised as Supervised
+    from gmix.methods.u2pl import U2PL as U2PL
     from gmix.methods.unimatch import UniMatch as UniMatch
 
 
@@ -72,6 +73,9 @@ METHODS = {
         "gmix.methods.classmix:ClassMix", "ClassMix", "a teacher's labels, pasted by class"
     ),
     "cps": Entry("gmix.methods.cps:CPS", "CPS", "another student's labels"),
+    "u2pl": Entry(
+        "gmix.methods.u2pl:U2PL", "U2PL", "a teacher's reliable labels; the others as negatives"
+    ),
     "fixmatch": Entry(
         "gmix.methods.fixmatch:FixMatch", "FixMatch", "its own sure labels, or a teacher's"
     ),
