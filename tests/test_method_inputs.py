@@ -295,6 +295,7 @@ def test_options_that_are_no_such_numbers_are_refused(make: Any, words: str) -> 
 # --- progress -----------------------------------------------------------------------------------
 
 RAMPED = {"guidedmix", "paper", "mean_teacher", "ict", "cct", "prevmatch", "prevmatch, taught"}
+RAMPED |= {"advssl", "s4gan, mlmt", "u2pl"}
 
 
 @ALL

@@ -73,6 +73,14 @@ def moved(method: Any) -> Any:
                 for p in earlier.parameters():
                     p.add_(0.04 * torch.randn(p.shape, generator=g))
             method.snapshots.take(earlier, (k + 0.5) * method.snapshots.every)
+    if hasattr(method, "bank"):  # it holds something
+        ring = method.bank.ring
+        ring.copy_(F.normalize(torch.randn(ring.shape, generator=g), dim=2))
+        method.bank.written.copy_(torch.tensor([30, 50, 20][: len(ring)]))
+    if hasattr(method, "discriminator"):  # it tells maps apart
+        with torch.no_grad():
+            for p in method.discriminator.parameters():
+                p.mul_(3)
     return method
 
 
@@ -453,6 +461,192 @@ def plain_cct(
 
 PREVIOUS = {"strong": 0.7, "features": 0.3, "drop": 0.4, "previous": 0.6}
 PREVIOUS |= {"kept": 3, "models": 2, "every": 0.01}
+
+
+def plain_advssl(
+    method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
+) -> dict[str, Any]:
+    judge, classes, known = method.discriminator, method.net.classes, y != 255
+    logits = method.net(torch.cat([x_l, x_u]))
+    maps = full(logits)[:, -classes:].float()
+    truth = torch.zeros_like(maps[:3])
+    for i, r, c in np.ndindex(*y.shape):
+        for k in range(classes):
+            truth[i, k, r, c] = float(y[i, r, c] == k + (classes == 1))
+    judge.requires_grad_(False)  # as its authors do
+    scores = judge(maps)[:, 0].double()
+    judge.requires_grad_(True)
+    real, fake = judge(truth)[:, 0].double(), judge(maps.detach())[:, 0].double()
+    trusted = valid & (1 / (1 + (-scores[3:]).exp()) >= method.threshold)
+    share_of(trusted, valid)
+    both = torch.cat([known, valid])
+    losses = {
+        "supervised": labeled_entropy(logits[:3], y),
+        "adversarial": (1 + (-scores[:3]).exp()).log()[known].mean(),
+        "adversarial_unlabeled": (1 + (-scores[3:]).exp()).log()[valid].mean(),
+        "unsupervised": entropy(logits[3:], best(full(logits[3:]))[0], trusted, trusted),
+        "discriminator": (
+            (1 + (-real).exp()).log()[known].mean() + (1 + fake.exp()).log()[both].mean()
+        )
+        / 2,
+    }
+    total = losses["supervised"] + losses["discriminator"] + 0.3 * losses["adversarial"]
+    total = total + 0.2 * losses["adversarial_unlabeled"] + 0.7 * losses["unsupervised"]
+    return {**losses, "total": total}
+
+
+def plain_s4gan(
+    method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
+) -> dict[str, Any]:
+    critic, classes = method.discriminator, method.net.classes
+    logits = method.net(torch.cat([x_l, x_u]))
+    maps = full(logits)[:, -classes:].float()
+    made = maps[3:] * valid[:, None]
+    truth = torch.zeros_like(maps[:3])
+    for i, r, c in np.ndindex(*y.shape):
+        for k in range(classes):
+            truth[i, k, r, c] = float(y[i, r, c] == k + (classes == 1))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    images = torch.cat([x_l, x_u]) * std[:, None, None] + mean[:, None, None]
+    pairs = torch.cat([torch.cat([truth, made]), images.clamp(0, 1)], 1)
+    critic.requires_grad_(False)
+    features = critic(pairs, g)
+    trust = 1 / (1 + (-critic.last(features[3:])[:, 0]).exp())
+    critic.requires_grad_(True)
+    scores = critic.last(critic(pairs.detach(), g))[:, 0].double()
+    trusted = (trust > method.threshold)[:, None, None] & valid
+    share_of(trusted, valid)
+    labels = best(full(logits[3:]))[0]
+    if method.branch is not None:
+        teacher = method.branch_teacher
+        with torch.no_grad():  # its first step copies
+            for p, new in zip(teacher.parameters(), method.branch.parameters(), strict=True):
+                p.copy_(new)
+            teacher.step += 1
+            occurs = teacher.net(x_u)
+        if classes > 1:
+            gone = full(logits[3:]).clone()
+            for i, k in np.ndindex(4, classes):
+                if 1 / (1 + math.exp(-float(occurs[i, k]))) < 0.2:
+                    gone[i, k] = 0
+            labels = best(gone)[0]
+    real, fake = features[:3].double(), features[3:].double()
+    losses = {
+        "supervised": labeled_entropy(logits[:3], y),
+        "matching": sum(
+            (real[:, k].sum() / 3 - fake[:, k].sum() / 4).abs() for k in range(real.shape[1])
+        )
+        / real.shape[1],
+        "unsupervised": entropy(logits[3:], labels, trusted, trusted),
+        "discriminator": (
+            (1 + (-scores[:3]).exp()).log().mean() + (1 + scores[3:].exp()).log().mean()
+        )
+        / 2,
+    }
+    total = losses["supervised"] + losses["discriminator"]
+    total = total + 0.3 * losses["matching"] + 0.7 * losses["unsupervised"]
+    if method.branch is not None:
+        view = method.blur(method.color(x_u, g), g)
+        found = method.branch(torch.cat([x_l, view])).double()
+        present = torch.zeros(3, classes)
+        for i, k in np.ndindex(3, classes):
+            present[i, k] = float((y[i] == k + (classes == 1)).any())
+        chance = 1 / (1 + (-found[:3]).exp())
+        right = torch.where(present > 0, chance, 1 - chance)
+        apart = [
+            1 - (a * b).sum() / (a * a).sum().sqrt() / (b * b).sum().sqrt()
+            for a, b in zip(found[3:], occurs.double(), strict=True)
+        ]
+        losses["classification"] = -right.log().mean()
+        losses["consistency"] = sum(apart) / 4
+        total = total + losses["classification"]  # before its ramp
+    return {**losses, "total": total}
+
+
+def plain_u2pl(
+    method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
+) -> dict[str, Any]:
+    classes, bank = max(method.net.classes, 2), method.bank
+    pasted = method.cutmix(x_u, g)
+    assert pasted.box.any()
+    teacher = followed(method)
+    labels, _ = best(full(teacher(x_u)))
+    labels, inside = paste(labels, pasted), paste(valid, pasted)
+    x = torch.cat([x_l, paste(x_u, pasted)])
+    with torch.no_grad():
+        project = method.projector_teacher.net
+        for p, new in zip(project.parameters(), method.projector.parameters(), strict=True):
+            p.copy_(new)
+        method.projector_teacher.step += 1
+        keys = project(teacher.encode(x)[-1])
+        probs = full(teacher(x))
+    doubt = -(probs * probs.log()).sum(1)[3:]
+    share = 0.2 * 0.95
+    bounds = np.percentile(doubt[inside].numpy(), [100 * share, 100 * (1 - share)])
+    low, high = inside & (doubt <= bounds[0]), inside & (doubt >= bounds[1])
+    reliable = inside & ~high
+    features = method.net.encode(x)
+    logits = method.net.decode(features, (32, 24))
+    unsupervised = entropy(logits[3:], labels, reliable, reliable) * inside.sum() / reliable.sum()
+    z, rows = method.projector(features[-1]), []
+    for i, r, c in np.ndindex(7, 4, 3):  # the pixel at the corner of each cell
+        at = (i % 3 if i < 3 else i - 3, 8 * r, 8 * c)
+        label = int(y[at]) if i < 3 else int(labels[at])
+        usable = label != 255 if i < 3 else None
+        sure = usable if i < 3 else bool(low[at])
+        unsure = usable if i < 3 else bool(high[at])
+        values = probs[i, :, 8 * r, 8 * c].tolist()
+        rows.append((z[i, :, r, c].double(), keys[i, :, r, c].double(), label, sure, unsure))
+        rows[-1] = (*rows[-1], values, i < 3)
+    first = 1 if classes < 4 else min(3, classes // 2)
+    places = torch.rand(classes, len(rows), generator=g)
+    picks = torch.rand(classes, 16, generator=g)
+    draws = torch.rand(classes, 16 * 5, generator=g).view(classes, 16, 5)
+    total: Any = 0
+    seen, added = 0, []
+    for k in range(classes):
+        own = [row for row in rows if row[3] and row[2] == k]
+        anchors = [row for row in own if row[5][k] > 0.3]
+        fresh = []
+        for j, (_, key, label, _, unsure, values, labeled) in enumerate(rows):
+            rank = sum(value > values[k] for value in values)
+            fits = (label != k and rank < first) if labeled else first <= rank < 20
+            if unsure and fits:
+                fresh.append((float(places[k, j]), key))
+        new = [key for _, key in sorted(fresh, key=lambda pair: -pair[0])[: bank.size // 8]]
+        added.append(new)
+        start = int(bank.written[k])
+        held = [
+            bank.ring[k, row].double()
+            for row in range(start - 1, max(start - bank.size, 0) - 1, -1)
+        ]
+        pool = held + new
+        seen += bool(own)
+        if not anchors or not pool:
+            continue
+        centre = sum(key / (key * key).sum().sqrt() for _, key, *_ in own)
+        terms = []
+        for q in range(16):
+            anchor = anchors[int(picks[k, q] * len(anchors))][0]
+            others = [pool[int(u * len(pool))] for u in draws[k, q]]
+            cosines = [F.cosine_similarity(anchor, other, 0) for other in (centre, *others)]
+            powers = [(cosine / 0.5).exp() for cosine in cosines]
+            terms.append(-(powers[0] / sum(powers)).log())
+        total = total + sum(terms) / 16
+    assert seen > 1 and sum(map(len, added)) > 2
+    for k, new in enumerate(added):
+        for key in new:
+            bank.ring[k, bank.written[k]] = key / (key * key).sum().sqrt()
+            bank.written[k] += 1
+    bank.begun.copy_(bank.written - torch.tensor([len(new) for new in added]))
+    supervised, contrastive = labeled_entropy(logits[:3], y), total / seen
+    losses = {"supervised": supervised, "unsupervised": unsupervised, "contrastive": contrastive}
+    return {**losses, "total": supervised + 0.7 * unsupervised + 0.3 * contrastive}
+
+
+U2PL = {"unsupervised": 0.7, "contrastive": 0.3, "queries": 16, "negatives": 5, "bank": 40}
+S4GAN = {"matching": 0.3, "unsupervised": 0.7}
+ADVSSL = {"adversarial": 0.3, "adversarial_unlabeled": 0.2, "unsupervised": 0.7, "start": 0.0}
 PLAIN: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
     "mean_teacher": (plain_mean_teacher, {"unsupervised": 0.7}),
     "cutmix": (plain_cutmix, {"unsupervised": 0.7}),
@@ -469,6 +663,18 @@ PLAIN: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
     "prevmatch, taught": (plain_prevmatch, PREVIOUS),
     "cps": (plain_cps, {"cross": 0.7}),
     "cct": (plain_cct, {"unsupervised": 0.7}),
+    "advssl": (plain_advssl, ADVSSL),
+    "s4gan": (plain_s4gan, S4GAN),
+    "s4gan, mlmt": (plain_s4gan, S4GAN),
+    "u2pl": (plain_u2pl, U2PL),
+}
+DIVIDES = {  # thresholds with something on both sides
+    ("advssl", 3): {"threshold": 0.555},
+    ("advssl", 1): {"threshold": 0.496},
+    ("s4gan", 3): {"threshold": 0.8},
+    ("s4gan", 1): {"threshold": 0.5},
+    ("s4gan, mlmt", 3): {"threshold": 0.8},
+    ("s4gan, mlmt", 1): {"threshold": 0.5},
 }
 
 
@@ -477,6 +683,7 @@ PLAIN: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
 def test_a_step_is_this_plain_code(name: str, classes: int, padded: bool) -> None:
     """Equal gradients also say: targets are constants, none reaches a teacher."""
     plain_step, options = PLAIN[name]
+    options = {**options, **DIVIDES.get((name, classes), {})}
     batch = batch_of(classes)
     valid = some_valid() if padded else None
     method = moved(make(name, classes, **options))
@@ -519,6 +726,13 @@ def test_a_step_is_this_plain_code(name: str, classes: int, padded: bool) -> Non
         ("prevmatch", "features", "features"),
         ("cps", "cross", "cross"),
         ("cct", "unsupervised", "unsupervised"),
+        ("advssl", "adversarial", "adversarial"),
+        ("advssl", "adversarial_unlabeled", "adversarial_unlabeled"),
+        ("advssl", "unsupervised", "unsupervised"),
+        ("s4gan", "matching", "matching"),
+        ("s4gan", "unsupervised", "unsupervised"),
+        ("u2pl", "unsupervised", "unsupervised"),
+        ("u2pl", "contrastive", "contrastive"),
     ],
 )
 def test_every_weight_weighs_its_own_term(name: str, option: str, term: str) -> None:
@@ -584,10 +798,20 @@ def not_the_main_decoder(key: str) -> bool:
     return key.startswith(("net.model.encoder", "decoders"))
 
 
+def encoder_and_projector(key: str) -> bool:
+    return key.startswith(("net.model.encoder", "projector."))
+
+
 LEARNS: dict[tuple[str, str], Callable[[str], bool]] = {
     ("cps", "supervised"): both_students,
     ("cps", "cross"): both_students,
     ("cct", "unsupervised"): not_the_main_decoder,
+    ("u2pl", "contrastive"): encoder_and_projector,
+    ("advssl", "discriminator"): lambda key: key.startswith("discriminator"),
+    ("s4gan", "discriminator"): lambda key: key.startswith("discriminator"),
+    ("s4gan, mlmt", "discriminator"): lambda key: key.startswith("discriminator"),
+    ("s4gan, mlmt", "classification"): lambda key: key.startswith("branch."),
+    ("s4gan, mlmt", "consistency"): lambda key: key.startswith("branch."),
 }
 
 
@@ -636,13 +860,18 @@ def test_the_method_draws_from_its_generator_only_and_leaves_its_inputs_alone(na
     method(*batch, valid_unlabeled=valid, progress=1.0, generator=seeded(0))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(step(1), step(1))
-    assert torch.equal(step(1), step(2)) == (name == "cps")  # which draws nothing
+    assert torch.equal(step(1), step(2)) == (name in ("cps", "advssl"))  # which draw nothing
     # without one, torch's own is used (each `make` seeds it alike)
     assert torch.equal(step(None), step(None))
     assert all(torch.equal(a, b) for a, b in zip(before, (*batch, valid), strict=True))
 
 
-OWN = {**dict.fromkeys(TEACHERS, "teacher.net."), "cps": "other.", "cct": "decoders."}
+OWN = {
+    **dict.fromkeys(TEACHERS, "teacher.net."),
+    "cps": "other.",
+    "cct": "decoders.",
+    **dict.fromkeys(("advssl", "s4gan", "s4gan, mlmt"), "discriminator."),
+}
 
 
 @EACH
@@ -860,13 +1089,24 @@ def test_a_batch_without_any_label_still_gives_a_finite_step(name: str) -> None:
     assert losses["supervised"] == 0 and losses["total"] > 0 and losses["total"].isfinite()
 
 
+LABELED_TOO = {  # what learns from labeled images as well
+    ("cps", "cross"),
+    ("advssl", "adversarial"),
+    ("advssl", "discriminator"),
+    ("s4gan", "discriminator"),
+    ("s4gan, mlmt", "discriminator"),
+    ("s4gan, mlmt", "classification"),
+    ("u2pl", "contrastive"),
+}
+
+
 @EACH
 def test_only_padding_is_nothing_to_learn_from(name: str) -> None:
     nothing = torch.zeros(4, 32, 24, dtype=torch.bool)
     losses = make(name)(*batch_of(), valid_unlabeled=nothing, progress=1.0, generator=seeded(0))
     losses["total"].backward()
     for term, value in losses.items():
-        if name == "cps" and term == "cross":  # it learns from the labeled images too
+        if (name, term) in LABELED_TOO:
             continue
         assert (value > 0) == (term in ("supervised", "total")), term
 
@@ -1045,7 +1285,8 @@ def squares(n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
 def test_a_few_steps_lower_the_total(name: str) -> None:
     g = seeded(2)
     (x_l, y_l), (x_u, _) = squares(4, g), squares(4, g)
-    method = make(name, **({"unsupervised": 3.0} if name == "cct" else {}))
+    lighter = {"cct": {"unsupervised": 3.0}, "u2pl": {"contrastive": 0.1}}
+    method = make(name, **lighter.get(name, {}))
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-2)
     totals, steps = [], 24
     for step in range(steps):

@@ -11,6 +11,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # for type checkers: gmix.methods.NAME
+    from gmix.methods.advssl import AdvSSL as AdvSSL
     from gmix.methods.cct import CCT as CCT
     from gmix.methods.classmix import ClassMix as ClassMix
     from gmix.methods.cps import CPS as CPS
@@ -26,7 +27,9 @@ if TYPE_CHECKING:  # for type checkers: gmix.methods.NAME
     from gmix.methods.method import Method as Method
     from gmix.methods.method import Step as Step
     from gmix.methods.prevmatch import PrevMatch as PrevMatch
+    from gmix.methods.s4gan import S4GAN as S4GAN
     from gmix.methods.supervised import Supervised as Supervised
+    from gmix.methods.u2pl import U2PL as U2PL
     from gmix.methods.unimatch import UniMatch as UniMatch
     from gmix.methods.unimatch_v2 import UniMatchV2 as UniMatchV2
     from gmix.methods.vat import VAT as VAT
@@ -62,6 +65,12 @@ METHODS = {
     ),
     "ict": Entry("gmix.methods.ict:ICT", "ICT", "a teacher's probabilities, mixed"),
     "vat": Entry("gmix.methods.vat:VAT", "VAT", "its own prediction before a worst-case step"),
+    "advssl": Entry(
+        "gmix.methods.advssl:AdvSSL", "AdvSSL", "its own labels, where a discriminator trusts them"
+    ),
+    "s4gan": Entry(
+        "gmix.methods.s4gan:S4GAN", "s4GAN", "its own labels of images that a critic trusts"
+    ),
     "cct": Entry("gmix.methods.cct:CCT", "CCT", "the main decoder, in 30 auxiliary ones"),
     "cutmix": Entry(
         "gmix.methods.cutmix:CutMixSeg", "CutMix-Seg", "a teacher's probabilities, pasted"
@@ -70,6 +79,9 @@ METHODS = {
         "gmix.methods.classmix:ClassMix", "ClassMix", "a teacher's labels, pasted by class"
     ),
     "cps": Entry("gmix.methods.cps:CPS", "CPS", "another student's labels"),
+    "u2pl": Entry(
+        "gmix.methods.u2pl:U2PL", "U2PL", "a teacher's reliable labels; the others as negatives"
+    ),
     "fixmatch": Entry(
         "gmix.methods.fixmatch:FixMatch", "FixMatch", "its own sure labels, or a teacher's"
     ),
