@@ -24,9 +24,11 @@ from gmix import functional as G
 from gmix.builders.data import build_data, find_data, labeled_pixels
 from gmix.builders.method import build_loss, build_method
 from gmix.cli.main import main
+from gmix.compare.plan import plan
 from gmix.config.options import LOSSES, WEIGHTED, parse_loss, write_loss
+from gmix.config.parser import parse
 from gmix.config.train_config import CompareConfig, TrainConfig
-from gmix.config.yamlfile import read_settings
+from gmix.config.yamlfile import read_settings, write_yaml
 from gmix.methods import METHODS
 from gmix.nn import supervised
 from gmix.runs.card import training_facts
@@ -342,8 +344,8 @@ def test_spellings_of_a_loss_are_one_setting() -> None:
         ({"loss": "0*ce+dice"}, "must be a number above 0, e.g. 0.5*ce, got '0'"),
         ({"loss": "nan*dice"}, "must be a number above 0"),
         ({"loss": "ce+ce"}, "names ce twice"),
-        ({"class_weights": [1.0, -2.0]}, "above 0, one per class, got -2 as number 2"),
-        ({"class_weights": [1.0, math.nan]}, "above 0, one per class, got nan as number 2"),
+        ({"class_weights": "1,-2"}, "above 0, one per class, got -2 as number 2"),
+        ({"class_weights": "1, nan"}, "above 0, one per class, got nan as number 2"),
         ({"class_weights": "nowhere.txt"}, "cannot read nowhere.txt, expected auto or a file"),
         ({"loss": "dice+lovasz", "class_weights": "auto"}, "--loss dice+lovasz takes none"),
     ],
@@ -355,7 +357,9 @@ def test_bad_flags_are_refused_in_one_sentence(given: dict[str, Any], said: str)
         assert said in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["1\n0\n2", "1\nnan\n2", "1\ninf\n2", "1\none\n2", "1, 2, 3"])
+@pytest.mark.parametrize(
+    "text", ["1\n0\n2", "1\nnan\n2", "1\ninf\n2", "1\none\n2", "1 2 3", "1, 2", "", "5"]
+)
 def test_bad_files_of_weights_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "weights.txt"
     path.write_text(text)
@@ -367,7 +371,12 @@ def test_weights_are_one_per_class(tmp_path: Path) -> None:
     path = tmp_path / "weights.txt"
     path.write_text("1\n\n2.5\n")
     config = TrainConfig(class_weights=str(path))
-    assert config.class_weights == [1.0, 2.5]
+    assert config.class_weights == "1.0,2.5"
+    write_yaml(config, tmp_path / "config.yaml")
+    path.unlink()  # the run is repeated without it
+    assert (
+        parse(TrainConfig, "gmix train", "", ["--config", str(tmp_path / "config.yaml")]) == config
+    )
     for channels in (1, 2):
         loss = build_loss(config, channels)
         assert isinstance(loss, gmix.CrossEntropyLoss) and loss.class_weights is not None
@@ -392,10 +401,17 @@ def test_every_method_takes_a_loss_from_the_flags(name: str) -> None:
     method(*batch, progress=0.5)["total"].backward()
 
 
+def test_all_runs_of_a_comparison_have_the_loss() -> None:
+    config = CompareConfig(val_images="val", out="o", loss="ce+dice", class_weights="auto")
+    assert {(run.config.loss, run.config.class_weights) for run in plan(config)} == {
+        ("ce+dice", "auto")
+    }
+
+
 def test_the_card_lists_the_loss() -> None:
-    config = TrainConfig(voc="VOC2012", loss="ohem", class_weights=[1.0, 2.0])
+    config = TrainConfig(voc="VOC2012", loss="ohem", class_weights="1,2")
     facts = training_facts(config, {"labeled": 2}, "1f2e", None)
-    assert facts["settings"] == {"loss": "ohem", "class_weights": [1.0, 2.0]}
+    assert facts["settings"] == {"loss": "ohem", "class_weights": "1.0,2.0"}
 
 
 @pytest.fixture(scope="module")
@@ -428,7 +444,7 @@ def test_a_training_with_dice_and_weights_is_resumed_and_no_other_loss_goes_on(
     again = load_file(checkpoint / "method.safetensors")
     assert all(torch.equal(again[name], value) for name, value in state.items())
     capsys.readouterr()
-    for changed in (["--loss", "ce+2*dice"], ["--class-weights", "[1, 2, 3]"]):
+    for changed in (["--loss", "ce+2*dice"], ["--class-weights", "1,2,3"]):
         assert main(["train", *words(config), "--resume", *changed]) != 0
         said = capsys.readouterr().err
         assert f"it was started with {changed[0]}" in said and said.count("\n") == 1

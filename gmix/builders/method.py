@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gmix.builders.network import image_stats
-from gmix.config.options import LOSSES, WEIGHTED, lookup, parse_loss
+from gmix.config.options import LOSSES, WEIGHTED, lookup, parse_class_weights, parse_loss
 from gmix.config.train_config import TrainConfig
 from gmix.errors import one_line
 from gmix.functional import balanced_weights
@@ -72,9 +72,11 @@ def build_loss(
         FocalLoss(gamma=2.0, class_weights=[0.5556, 1.1111, 3.3333], ignore_index=255)
     """
     terms = parse_loss(config.loss)
-    weights = config.class_weights
-    if weights == "auto":
+    weights: list[float] | None = None
+    if config.class_weights == "auto":
         weights = balanced_weights(torch.tensor(pixels, dtype=torch.int64)).tolist()
+    elif config.class_weights is not None:
+        weights = parse_class_weights(config.class_weights)
     if weights is not None and len(weights) != max(channels, 2):
         raise ValueError(
             f"--class-weights must hold one number per class, {max(channels, 2)}, got {len(weights)}"

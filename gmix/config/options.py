@@ -183,46 +183,46 @@ def write_loss(terms: Sequence[tuple[float, str]]) -> str:
     )
 
 
-def read_class_weights(path: str) -> list[float]:
-    """Read numbers from a text file: one per class, in the order of the classes, each on a line.
+def parse_class_weights(text: str) -> list[float]:
+    """Parse one number above 0 per class, in the order of the classes.
+
+    Args:
+        text: A text file of one number per line or, as in `config.yaml`, the numbers, with commas.
 
     Raises:
         ValueError: If the file cannot be read, or holds anything else.
-    """
-    try:
-        lines = [line.strip() for line in read_plain(path).splitlines()]
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"--class-weights: cannot read {path}, expected auto or a file of numbers: {one_line(error)}"
-        ) from None
-    weights = []
-    for line in filter(None, lines):
-        try:
-            weights.append(float(line))
-        except ValueError:
-            raise ValueError(
-                f"--class-weights: {path} must hold one number per line, got {line[:40]!r}"
-            ) from None
-    return weights
-
-
-def check_class_weights(weights: Sequence[float]) -> None:
-    """Refuse weights of classes that are not finite numbers above 0.
-
-    Raises:
-        ValueError: If one is not.
 
     Examples:
-        >>> check_class_weights([1.0, 0.0])
+        >>> parse_class_weights("0.5,2")
+        [0.5, 2.0]
+        >>> parse_class_weights("0.5,0")
         Traceback (most recent call last):
         ValueError: --class-weights must be finite numbers above 0, one per class, got 0 as number 2
     """
-    for index, weight in enumerate(weights, 1):
-        if not 0 < weight < math.inf:
+    words = text.split(",")
+    if len(words) == 1:
+        try:
+            words = [line for line in map(str.strip, read_plain(text).splitlines()) if line]
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"--class-weights: cannot read {text}, expected auto or a file of numbers: {one_line(error)}"
+            ) from None
+    weights: list[float] = []
+    for index, word in enumerate(words, 1):
+        try:
+            weights.append(float(word))
+        except ValueError:
+            weights.append(math.nan)
+        if not 0 < weights[-1] < math.inf:
             raise ValueError(
                 "--class-weights must be finite numbers above 0, one per class, "
-                f"got {weight:g} as number {index}"
+                f"got {word.strip()[:40]} as number {index}"
             )
+    if len(weights) < 2:
+        raise ValueError(
+            f"--class-weights must be one number per class, two if binary, got {len(weights)} in {text}"
+        )
+    return weights
 
 
 def read_windows(

@@ -24,16 +24,15 @@ from gmix.config.options import (
     OUTPUT,
     RECIPE,
     WEIGHTED,
-    check_class_weights,
     check_range,
     check_threads,
     flag,
     left_out,
     option,
+    parse_class_weights,
     parse_loss,
     parse_range,
     parse_size,
-    read_class_weights,
     write_loss,
 )
 from gmix.methods import METHODS
@@ -127,13 +126,13 @@ class TrainConfig:
         "ce",
         METHOD,
         "SUM",
-        "of the labeled images: ce, ohem, focal, dice, lovasz, or a sum such as 0.5*ce+lovasz",
+        "of labeled images: ce, ohem, focal, dice, lovasz, or a sum: 0.5*ce+lovasz",
     )
-    class_weights: list[float] | str | None = option(
+    class_weights: str | None = option(
         None,
         METHOD,
         "auto|FILE",
-        "for ce, ohem and focal: auto (rare classes weigh more), or a file of one number a class",
+        "for ce, ohem, focal: auto (by their labeled pixels), or a file: one number a class",
     )
 
     channels: int = option(3, INPUT, "N", "of the images: 3 RGB, 1 grey, or as many as they have")
@@ -272,15 +271,14 @@ class TrainConfig:
 
     def _read_class_weights(self) -> None:
         """Replace a file of class weights by its numbers: `config.yaml` then says what the run was trained with."""
-        if isinstance(self.class_weights, str):
-            automatic = self.class_weights.lower() == "auto"
-            self.class_weights = "auto" if automatic else read_class_weights(self.class_weights)
-        if isinstance(self.class_weights, list):
-            self.class_weights = [float(weight) for weight in self.class_weights]
-            check_class_weights(self.class_weights)
-        if self.class_weights is not None and not {*WEIGHTED}.intersection(
-            name for _, name in parse_loss(self.loss)
-        ):
+        if self.class_weights is None:
+            return
+        if self.class_weights.lower() == "auto":
+            self.class_weights = "auto"
+        else:
+            weights = parse_class_weights(self.class_weights)
+            self.class_weights = ",".join(map(repr, weights))
+        if not any(name in WEIGHTED for _, name in parse_loss(self.loss)):
             raise ValueError(
                 f"--class-weights: --loss {self.loss} takes none, it weighs classes alike already; "
                 f"leave them out, or add a loss that does, e.g. --loss ce+{self.loss}"
