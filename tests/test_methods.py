@@ -644,6 +644,84 @@ def plain_u2pl(
     return {**losses, "total": supervised + 0.7 * unsupervised + 0.3 * contrastive}
 
 
+def plain_corrmatch(
+    method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
+) -> dict[str, Any]:
+    net, part, classes = method.net, method.correlation, max(method.net.classes, 2)
+    view, pasted = method.strong(x_u, g)
+    assert pasted.box.any()
+    features = net.encode(torch.cat([x_l, x_u]))
+    logits = net.decode(features, (32, 24))
+    dropped = []
+    for f in features:
+        draw = torch.rand(4, f.shape[1], generator=g)
+        dropped.append(f[3:] * (2.0 * (draw >= 0.5))[:, :, None, None])
+    disturbed = net.decode(dropped, (32, 24))
+
+    def correlate(z: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        z = F.relu(part.norm(part.reduce(z)))
+        draw = torch.rand(z.shape[:2], generator=g)
+        z = z * ((draw >= 0.1) / 0.9)[:, :, None, None]
+        one, other = part.one(z).double().flatten(2), part.other(z).double().flatten(2)
+        rows = []
+        for i in range(12):
+            powers = ((one[:, :, i, None] * other).sum(1) / math.sqrt(classes)).exp()
+            rows.append(powers / powers.sum(1, keepdim=True))
+        maps = torch.stack(rows, 1)
+        coarse = F.interpolate(values.detach(), size=(4, 3), mode="bilinear").double()
+        out = sum(coarse.flatten(2)[:, :, i, None] * maps[:, None, i] for i in range(12))
+        cells = out.view(len(z), -1, 4, 3)  # type: ignore[union-attr]
+        return maps, F.interpolate(cells, size=(32, 24), mode="bilinear")
+
+    maps, spread = correlate(features[-1], logits)
+    seen = net.encode(view)
+    strong = net.decode(seen, (32, 24))
+    _, spread_strong = correlate(seen[-1], strong)
+    probs = full(logits[3:]).detach()
+    labels, confidence = best(probs)
+    highest = [
+        confidence[valid & (labels == k)].max()
+        for k in range(classes)
+        if (valid & (labels == k)).any()
+    ]
+    bound = 0.999 * method.threshold + 0.001 * float(sum(highest)) / len(highest)
+    method.moving.level.fill_(bound)
+    target, sure, inside = (paste(v, pasted) for v in (labels, confidence >= bound, valid))
+    share_of(sure, inside)
+    drawn = torch.randint(12, (128,), generator=g).tolist()
+    learnt, spread_labels, taken = sure.clone(), target.clone(), 0
+    for i, row in np.ndindex(4, 128):
+        grey = F.interpolate(
+            maps[3 + i, drawn[row]].float().view(1, 1, 4, 3), size=(32, 24), mode="bilinear"
+        )[0, 0]
+        region = (grey - grey.min()) / (grey.max() - grey.min()) > 0.5
+        region &= ~pasted.box[i] & inside[i]
+        voters = target[i][region & sure[i]].tolist()
+        if not voters or len(voters) < bound * int(region.sum()):
+            continue
+        winner = max(range(classes), key=voters.count)
+        if voters.count(winner) > bound * len(voters):
+            spread_labels[i][region], taken = winner, taken + 1
+            learnt[i] |= region
+    assert 0 < taken < 4 * 128 and not torch.equal(learnt, sure)
+    goal = paste(probs, pasted)
+    apart: Any = (goal * (goal.log() - full(strong).log())).sum(1)
+    weak_sure = confidence >= bound
+    losses = {
+        "supervised": labeled_entropy(logits[:3], y),
+        "correlation": labeled_entropy(spread[:3], y),
+        "strong": entropy(strong, spread_labels, inside, learnt),
+        "divergence": apart[sure & inside].sum() / inside.sum(),
+        "features": entropy(disturbed, labels, valid, weak_sure),
+        "spread": entropy(spread_strong, spread_labels, inside, learnt) / 2
+        + entropy(spread[3:], labels, valid, weak_sure) / 2,
+    }
+    total = losses["supervised"] + 0.3 * losses["correlation"]
+    several = [losses[term] for term in ("strong", "divergence", "features", "spread")]
+    return {**losses, "total": total + 0.7 * sum(several)}
+
+
+CORRMATCH = {"unsupervised": 0.7, "correlation": 0.3}
 U2PL = {"unsupervised": 0.7, "contrastive": 0.3, "queries": 16, "negatives": 5, "bank": 40}
 S4GAN = {"matching": 0.3, "unsupervised": 0.7}
 ADVSSL = {"adversarial": 0.3, "adversarial_unlabeled": 0.2, "unsupervised": 0.7, "start": 0.0}
@@ -667,10 +745,12 @@ PLAIN: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
     "s4gan": (plain_s4gan, S4GAN),
     "s4gan, mlmt": (plain_s4gan, S4GAN),
     "u2pl": (plain_u2pl, U2PL),
+    "corrmatch": (plain_corrmatch, CORRMATCH),
 }
 DIVIDES = {  # thresholds with something on both sides
     ("advssl", 3): {"threshold": 0.555},
     ("advssl", 1): {"threshold": 0.496},
+    ("corrmatch", 3): {"threshold": 0.55},
     ("s4gan", 3): {"threshold": 0.8},
     ("s4gan", 1): {"threshold": 0.5},
     ("s4gan, mlmt", 3): {"threshold": 0.8},
@@ -733,6 +813,7 @@ def test_a_step_is_this_plain_code(name: str, classes: int, padded: bool) -> Non
         ("s4gan", "unsupervised", "unsupervised"),
         ("u2pl", "unsupervised", "unsupervised"),
         ("u2pl", "contrastive", "contrastive"),
+        ("corrmatch", "correlation", "correlation"),
     ],
 )
 def test_every_weight_weighs_its_own_term(name: str, option: str, term: str) -> None:
@@ -802,11 +883,17 @@ def encoder_and_projector(key: str) -> bool:
     return key.startswith(("net.model.encoder", "projector."))
 
 
+def encoder_and_correlation(key: str) -> bool:
+    return key.startswith(("net.model.encoder", "correlation."))
+
+
 LEARNS: dict[tuple[str, str], Callable[[str], bool]] = {
     ("cps", "supervised"): both_students,
     ("cps", "cross"): both_students,
     ("cct", "unsupervised"): not_the_main_decoder,
     ("u2pl", "contrastive"): encoder_and_projector,
+    ("corrmatch", "correlation"): encoder_and_correlation,
+    ("corrmatch", "spread"): encoder_and_correlation,
     ("advssl", "discriminator"): lambda key: key.startswith("discriminator"),
     ("s4gan", "discriminator"): lambda key: key.startswith("discriminator"),
     ("s4gan, mlmt", "discriminator"): lambda key: key.startswith("discriminator"),
@@ -871,6 +958,7 @@ OWN = {
     "cps": "other.",
     "cct": "decoders.",
     **dict.fromkeys(("advssl", "s4gan", "s4gan, mlmt"), "discriminator."),
+    "corrmatch": "correlation.",
 }
 
 
@@ -1097,6 +1185,7 @@ LABELED_TOO = {  # what learns from labeled images as well
     ("s4gan, mlmt", "discriminator"),
     ("s4gan, mlmt", "classification"),
     ("u2pl", "contrastive"),
+    ("corrmatch", "correlation"),
 }
 
 

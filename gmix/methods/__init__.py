@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # for type checkers: gmix.methods.NAME
     from gmix.methods.advssl import AdvSSL as AdvSSL
     from gmix.methods.cct import CCT as CCT
     from gmix.methods.classmix import ClassMix as ClassMix
+    from gmix.methods.corrmatch import CorrMatch as CorrMatch
     from gmix.methods.cps import CPS as CPS
     from gmix.methods.cutmix import CutMixSeg as CutMixSeg
     from gmix.methods.fixmatch import FixMatch as FixMatch
@@ -97,6 +98,11 @@ METHODS = {
         "gmix.methods.prevmatch:PrevMatch",
         "PrevMatch",
         "its own sure labels, and those of earlier networks",
+    ),
+    "corrmatch": Entry(
+        "gmix.methods.corrmatch:CorrMatch",
+        "CorrMatch",
+        "its own sure labels, spread along correlations",
     ),
     "guidedmix": Entry(
         "gmix.methods.guidedmix:GuidedMix",

@@ -1,4 +1,4 @@
-"""BatchNorm in a step of several micro-batches, one after the other or in several processes at once."""
+"""Running statistics in a step of several micro-batches, one after the other or in several processes at once."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ __all__ = ["MicroBatchStatistics"]
 
 
 class MicroBatchStatistics:
-    """Average BatchNorm's running statistics over the micro-batches of a step.
+    """Average running statistics over the micro-batches of a step: BatchNorm's, and those that a module names.
 
-    Each micro-batch starts from the statistics at the start of the step; at the end of the step they are the mean over
-    all micro-batches. The result is the same in sequence and in parallel, and a step updates the statistics once.
+    A module names its buffers that are running means in `step_means`. Each micro-batch starts from the statistics at
+    the start of the step; at the end of the step they are the mean over all micro-batches. The result is the same in
+    sequence and in parallel, and a step updates the statistics once.
 
     Args:
-        method: The module whose BatchNorm layers in train mode are averaged.
+        method: The module whose statistics, of layers in train mode, are averaged.
         count: Number of micro-batches, including those of other processes; with 1 nothing is done.
     """
 
     def __init__(self, method: nn.Module, count: int) -> None:
-        modules = method.modules() if count > 1 else ()
+        modules = list(method.modules()) if count > 1 else []
         layers = [m for m in modules if isinstance(m, _BatchNorm) and m.training]
         tensors = [t for m in layers for t in (m.running_mean, m.running_var) if t is not None]
+        named = [(m, name) for m in modules if m.training for name in getattr(m, "step_means", ())]
+        tensors += [getattr(m, name) for m, name in named]
         counts = [m.num_batches_tracked for m in layers if m.num_batches_tracked is not None]
         self.running, self.sums = tensors, [torch.zeros_like(tensor) for tensor in tensors]
         self.before = [tensor.clone() for tensor in tensors]
