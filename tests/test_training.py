@@ -60,7 +60,7 @@ def test_a_tuple_given_in_python_is_no_change_on_resume(tmp_path: Path) -> None:
 
 def test_why_more_processes_cannot_go_on_is_said(tmp_path: Path) -> None:
     write_yaml(TrainConfig(accumulate=2), tmp_path / "config.yaml")
-    reason = r"--accumulate 2, now --accumulate is 4 \(a step has a part or more for each process\)"
+    reason = r"--accumulate 2, now --accumulate is 4 \(a step has a micro-batch or more for each process\)"
     with pytest.raises(ValueError, match=reason):
         check_unchanged(TrainConfig(accumulate=4), tmp_path / "config.yaml")
 

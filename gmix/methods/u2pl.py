@@ -182,13 +182,13 @@ class U2PL(Method):
             fresh, is_fresh = keys[places], best >= 0
 
             u = torch.rand(len(own), self.queries, generator=generator, device=z.device)
-            place = (u * anchors.sum(1, keepdim=True)).long() + 1
+            place = one_of(anchors.sum(1, keepdim=True), u) + 1
             chosen = torch.searchsorted(anchors.long().cumsum(1), place).clamp(max=len(z) - 1)
             positive = F.normalize(own.float() @ keys)  # the sum has the direction of the mean
             number = self.bank.held[:, None] + is_fresh.sum(1, keepdim=True)
             count = self.queries * self.negatives
             u = torch.rand(len(own), count, generator=generator, device=z.device)
-            column = self.bank.columns((u * number).long())
+            column = self.bank.columns(one_of(number, u))
             a, against = z[chosen], torch.cat([self.bank.ring, fresh], 1)
             column = column.clamp(max=against.shape[1] - 1).view(*chosen.shape, -1)
             # One product with the whole bank is smaller than all the negatives side by side.
@@ -201,6 +201,16 @@ class U2PL(Method):
         if self.training:
             self.bank.add(fresh, is_fresh)
         return loss
+
+
+def one_of(number: Tensor, u: Tensor) -> Tensor:
+    """Turn draws `u` of [0, 1) into indices below `number`, even if the product is rounded up; 0 if it is 0.
+
+    Examples:
+        >>> one_of(torch.tensor([4, 0]), torch.tensor([0.5, 0.5])).tolist()
+        [2, 0]
+    """
+    return torch.minimum((u * number).long(), number - 1).clamp(min=0)
 
 
 def percentile(values: Tensor, counted: Tensor, share: float | Tensor) -> Tensor:
