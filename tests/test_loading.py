@@ -113,7 +113,7 @@ def test_what_is_short_is_said_before_the_start(
 
 SMALL_MEMORY = """
 import torch
-from gmix.training import loading
+from gmix.builders import loading
 from gmix.config.train_config import TrainConfig
 from test_data_stream import build, same
 from gmix.data import train_transform
