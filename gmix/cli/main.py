@@ -28,9 +28,9 @@ from gmix.runtime.console import (
     describe_failures,
     explain,
     is_main_process,
-    left_out,
     print_error,
     print_scores,
+    report_left_out,
     say,
     show_anything,
     warn,
@@ -245,7 +245,7 @@ def predict(words: Sequence[str]) -> int:
         saved, images, Path(config.out), overlays=not config.masks_only, predict=how
     )
     say(f"{len(images) - len(failures)} of {len(images)} images are done, see {config.out}")
-    return left_out([failure.reason for failure in failures], len(images))
+    return report_left_out([failure.reason for failure in failures], len(images))
 
 
 def pseudo_label(words: Sequence[str]) -> int:
@@ -277,7 +277,7 @@ def pseudo_label(words: Sequence[str]) -> int:
         f"{made.images} of {len(images)} images: {made.regions} regions, {100 * made.sure:.1f} % of "
         f"the pixels are labeled, see {config.out}"
     )
-    return left_out([failure.reason for failure in made.failures], len(images))
+    return report_left_out([failure.reason for failure in made.failures], len(images))
 
 
 def export(words: Sequence[str]) -> int:

@@ -24,7 +24,7 @@ def option(default: Any, group: str, metavar: str, help: str) -> Any:
     return field(default=default, metadata=metadata)
 
 
-def left_out(default: Any, why: str) -> Any:
+def omitted_flag(default: Any, why: str) -> Any:
     """Declare an inherited field that a command does not offer as a flag; `why` tells users who try it."""
     return field(init=False, default=default, metadata={"help": why})
 

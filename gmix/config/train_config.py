@@ -27,7 +27,7 @@ from gmix.config.options import (
     check_range,
     check_threads,
     flag,
-    left_out,
+    omitted_flag,
     option,
     parse_class_weights,
     parse_loss,
@@ -327,10 +327,10 @@ class CompareConfig(TrainConfig):
     held_out: int = option(
         32, CLASSES, "N", "judge pseudo masks on N images whose mask --labels left unused"
     )
-    method: str = left_out("guidedmix", "name what to compare with --methods NAME,NAME")
-    resume: bool = left_out(False, "a comparison always goes on with what is in --out")
-    guard: bool = left_out(False, "a comparison trains supervised beside the others anyway")
-    dry_run: bool = left_out(False, "it is for `gmix train`: one training at a time")
+    method: str = omitted_flag("guidedmix", "name what to compare with --methods NAME,NAME")
+    resume: bool = omitted_flag(False, "a comparison always goes on with what is in --out")
+    guard: bool = omitted_flag(False, "a comparison trains supervised beside the others anyway")
+    dry_run: bool = omitted_flag(False, "it is for `gmix train`: one training at a time")
 
     def __post_init__(self) -> None:
         """Check the values."""

@@ -124,7 +124,7 @@ def describe_failures(reasons: dict[str, str], runs: int) -> str:
     return f"{len(reasons)} of {runs} runs failed: {'; '.join(parts)}"
 
 
-def left_out(reasons: Sequence[str], images: int) -> int:
+def report_left_out(reasons: Sequence[str], images: int) -> int:
     """Report which images were left out and why, and return the exit code."""
     if not reasons:
         return 0

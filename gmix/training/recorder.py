@@ -200,7 +200,7 @@ class Recorder:
         with atomic_folder(self.out / name) as aside:
             saved.save_pretrained(aside)
 
-    def left_out(self, bad: NonFinite) -> None:
+    def skip_step(self, bad: NonFinite) -> None:
         """Report a skipped step, and save a reproduction of the first one."""
         # Only the first: each is as large as a checkpoint.
         saved = bool(self.session.state.tally.skipped)

@@ -102,7 +102,7 @@ def take_steps(
     loader = session.load(session.own_stream, steps, waiting=interrupts.waiting, tell=recorder.note)
     pauses, guard = Pauses(session, loader, interrupts), None
     if config.skip_nonfinite > 0:
-        guard = Guard(config.skip_nonfinite, tally.skipped, recorder.left_out)
+        guard = Guard(config.skip_nonfinite, tally.skipped, recorder.skip_step)
 
     def validated(step: int) -> Validation:
         found = validate(session, recorder.note)
