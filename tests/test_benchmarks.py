@@ -395,7 +395,7 @@ def test_what_a_pool_costs_is_measured() -> None:
 
     table = rows("\n".join(scaling.pool(12_345)))
     assert table["`Paths` of 35 letters"][1] == "1 MB"  # 12,345 x (35 + 8)
-    assert "2 shards with an index" in table and len(table) == 5
+    assert "2 shards with an index" in table and len(table) == 4
 
 
 def test_the_trainer_beside_a_hand_written_loop() -> None:

@@ -172,7 +172,10 @@ def test_help_has_a_line_for_each_flag(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"methods": "supervised,magic"}, "--methods magic is unknown: choose one of cct, "),
+        (
+            {"methods": "supervised,magic"},
+            "--methods magic is unknown: choose one of advssl, cct, ",
+        ),
         ({"methods": " , "}, "--methods names no method"),
         ({"seeds": 0}, "--seeds must be at least 1, got 0"),
         ({"jobs": 0}, "--jobs must be at least 1, got 0"),

@@ -93,7 +93,10 @@ def test_the_command_prints_it_and_writes_nothing(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "guidedmix: 3 classes, images: 4 labeled, 4 unlabeled, 3 validation"
     rows = {line[:14].strip(): line[15:] for line in lines[1:]}
-    assert rows["steps"] == "2, of 2 labeled + 2 unlabeled images, in 2 parts one after the other"
+    assert (
+        rows["steps"]
+        == "2, of 2 labeled + 2 unlabeled images, in 2 micro-batches one after the other"
+    )
     assert rows["epochs"] == "1.0 over the labeled images, 1.0 over the unlabeled"
     # Teacher and reference see the unlabeled ones, the student the labeled ones and two views.
     assert rows["image passes"] == "10 through an encoder a step"
