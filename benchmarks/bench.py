@@ -121,11 +121,7 @@ def train(run: Run, bench: dict[str, Any], data: Path, out: Path, steps: int) ->
     scores = {}
     for half, part in zip(("report", "choose"), where[1:], strict=True):
         aside = folder / f"{half}.json"
-        # Folders given anew need both; a part of the run's own list does not.
-        chosen = {**part}
-        if "val_part" in part and "val_images" in where[0]:
-            chosen |= {name: where[0][name] for name in ("val_images", "val_masks")}
-        gmix("evaluate", model=folder, **chosen, threads=1, out=aside)
+        gmix("evaluate", model=folder, **judged_on(where[0], part), threads=1, out=aside)
         scores[half] = 100 * json.loads(aside.read_text())["miou"]
     result = json.loads((folder / "results.json").read_text())
     return {
@@ -141,6 +137,13 @@ def train(run: Run, bench: dict[str, Any], data: Path, out: Path, steps: int) ->
         "args": run.args,
         "machine": f"{platform.machine()} {cpu()}, torch {torch.__version__}",
     }
+
+
+def judged_on(flags: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """The flags of `gmix evaluate` for a half: folders given anew need both, a part of the run's own list does not."""
+    if "val_part" in part and "val_images" in flags:
+        return {**part, **{name: flags[name] for name in ("val_images", "val_masks")}}
+    return part
 
 
 def located(flags: dict[str, Any], data: Path, out: Path) -> dict[str, Any]:

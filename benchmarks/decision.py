@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import yaml
-from bench import HERE, gmix, located, read, spread
+from bench import HERE, gmix, judged_on, located, read, spread
 from safetensors.torch import load_file
 
 from gmix.runs.checkpoint import list_checkpoints
@@ -51,13 +51,13 @@ def main() -> None:
 def score(folder: Path, half: str, known: dict[str, Any], data: Path, out: Path) -> float:
     """The mIoU of a run without its biases, in per cent."""
     flags, part = (located(known[name], data, out.resolve()) for name in ("flags", half))
-    if "val_part" in part and "val_images" in flags:
-        part |= {name: flags[name] for name in ("val_images", "val_masks")}
     with tempfile.TemporaryDirectory() as name:
         aside = Path(name)
         undecided(folder).save_pretrained(aside / "model")
         (aside / "config.yaml").write_bytes((folder / "config.yaml").read_bytes())
-        gmix("evaluate", model=aside, **part, threads=1, out=aside / "scores.json")
+        gmix(
+            "evaluate", model=aside, **judged_on(flags, part), threads=1, out=aside / "scores.json"
+        )
         return 100 * float(json.loads((aside / "scores.json").read_text())["miou"])
 
 

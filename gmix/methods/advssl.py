@@ -92,7 +92,7 @@ class AdvSSL(Method):
         logits = self.net(torch.cat([x_labeled, x_unlabeled]))
         probs = G.probabilities(logits)
         known = y_labeled != self.ignore_index
-        inside = known.new_ones(len(x_unlabeled), *known.shape[1:]) if valid is None else valid
+        inside = step.inside
         counted = torch.cat([known, inside])
 
         scores = call_constant(self.discriminator, probs)

@@ -89,7 +89,7 @@ class ICT(Method):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Compute the supervised loss, and the squared error on the mixed images."""
-        x_labeled, y_labeled, x_unlabeled, progress, valid, generator = step
+        x_labeled, y_labeled, x_unlabeled, progress, _, generator = step
         n, m, device = len(x_labeled), len(x_unlabeled), x_unlabeled.device
         lam = G.sample_lambda(m, alpha=self.alpha, generator=generator, device=device)
 
@@ -99,8 +99,7 @@ class ICT(Method):
         view = mixed(self.color(x_unlabeled, generator))
         with torch.no_grad():
             probs = G.probabilities(self.teacher.net(x_unlabeled))
-        inside = torch.ones_like(probs[:, 0], dtype=torch.bool) if valid is None else valid
-        inside = inside & inside.roll(1, 0)
+        inside = step.inside & step.inside.roll(1, 0)
         sure = mixed(G.most_probable(probs)[0]) >= self.threshold
         share = (sure & inside).sum() / inside.sum().clamp(min=1)
         labeled, unlabeled = torch.split(self.net(torch.cat([x_labeled, view])), [n, m])

@@ -47,6 +47,13 @@ class Step(NamedTuple):
     valid: Tensor | None  # (M, H, W) bool: False on the padding of unlabeled images
     generator: torch.Generator | None
 
+    @property
+    def inside(self) -> Tensor:
+        """Return which unlabeled pixels are no padding: bool `(M, H, W)`, also where all are."""
+        if self.valid is not None:
+            return self.valid
+        return torch.ones_like(self.x_unlabeled[:, 0], dtype=torch.bool)
+
 
 class Method(ChecksState):
     """Train a network on labeled and unlabeled images. Every method is called like this one.

@@ -117,11 +117,8 @@ class PrevMatch(UniMatch):
         losses = self.learn(step, seen)
         total = losses.pop("total")
         logits = self.snapshots(self.net, step.x_unlabeled, step.generator)
-        inside = (
-            torch.ones_like(logits[:, 0], dtype=torch.bool) if step.valid is None else step.valid
-        )
         # Before the first snapshot there is nothing to learn.
-        pseudo = PseudoMask.of(logits, inside & (self.snapshots.taken > 0), self.ignore_index)
+        pseudo = PseudoMask.of(logits, step.inside & (self.snapshots.taken > 0), self.ignore_index)
         strong, features = self.agree(seen, pseudo, self.previous_threshold)
         losses["previous"] = (strong + features) / 2
         rise_and_fall = 1 - (1 - 2 * torch.as_tensor(step.progress)).abs()

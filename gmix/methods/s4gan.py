@@ -106,7 +106,7 @@ class S4GAN(Method):
         x_labeled, y_labeled, x_unlabeled, progress, valid, generator = step
         n, x = len(x_labeled), torch.cat([x_labeled, x_unlabeled])
         logits = self.net(x)
-        inside = torch.ones_like(x_unlabeled[:, 0], dtype=torch.bool) if valid is None else valid
+        inside = step.inside
         probs = G.probabilities(logits[n:]) * inside[:, None]
         truth = G.fill_in(torch.zeros_like(logits[:n]).float(), y_labeled, self.ignore_index)
         images = (x * self.color.std + self.color.mean).clamp(0, 1)
