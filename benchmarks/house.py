@@ -11,48 +11,63 @@ from __future__ import annotations
 
 import argparse
 import ast
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 GMIX = Path(__file__).resolve().parents[1] / "gmix"
 
 
-def rooms() -> dict[str, Path]:
-    """Folders and single files of the package, by name."""
-    found = {path.stem: path for path in GMIX.glob("*.py") if not path.stem.startswith("__")}
-    found |= {path.parent.name: path.parent for path in GMIX.glob("*/__init__.py")}
+@cache
+def modules() -> dict[str, str]:
+    """The source of every module, by its name."""
+    found = {}
+    for path in sorted(GMIX.rglob("*.py")):
+        words = path.relative_to(GMIX.parent).with_suffix("").parts
+        found[".".join(words[:-1] if words[-1] == "__init__" else words)] = path.read_text("utf-8")
     return found
 
 
-def uses(path: Path) -> set[str]:
-    """The rooms that one imports when it runs."""
-    files = [path] if path.is_file() else path.rglob("*.py")
-    found = set()
-    for file in files:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        for_types = {
-            inner
-            for node in ast.walk(tree)
-            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-            for inner in ast.walk(node)
-        }
+def room(module: str) -> str:
+    """The folder or single file of the package that a module is in."""
+    return module.split(".")[1] if "." in module else "gmix"
+
+
+def imported(name: str, known: dict[str, str], *, types: bool = True) -> Iterator[str]:
+    """The modules of gmix that a module imports, anywhere in it, with or without those for types only."""
+    tree = ast.parse(known[name])
+    skipped: set[ast.AST] = set()
+    if not types:
         for node in ast.walk(tree):
-            if node in for_types:
-                continue
-            if isinstance(node, ast.ImportFrom):
-                module = node.module or ""
-                whole = module == "gmix"
-                names = [f"{module}.{alias.name}" for alias in node.names] if whole else [module]
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            else:
-                continue
-            found |= {name.split(".")[1] for name in names if name.startswith("gmix.")}
-    return (found & rooms().keys()) - {path.stem}
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                skipped.update(ast.walk(node))
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "gmix")
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: imports are absolute"
+            module = node.module or ""
+            if module.split(".")[0] == "gmix":
+                names = [f"{module}.{alias.name}" for alias in node.names]
+                yield from (full if full in known else module for full in names)
+
+
+@cache
+def rooms() -> dict[str, set[str]]:
+    """The rooms, and those that each of them imports from when it runs."""
+    known = modules()
+    found: dict[str, set[str]] = {room(name): set() for name in known}
+    for name in known:
+        found[room(name)] |= {room(other) for other in imported(name, known, types=False)}
+    doors = {"gmix", "__main__"}  # they hold a version and names
+    return {name: others - doors - {name} for name, others in found.items() if name not in doors}
 
 
 def floors() -> list[list[str]]:
     """The rooms from the ground up, those of a floor in the order of the alphabet."""
-    graph = {name: uses(path) for name, path in rooms().items()}
+    graph = rooms()
     levels: dict[str, int] = {}
     while len(levels) < len(graph):
         for name in sorted(graph.keys() - levels.keys()):
@@ -61,10 +76,9 @@ def floors() -> list[list[str]]:
     return [sorted(n for n in levels if levels[n] == i) for i in range(max(levels.values()) + 1)]
 
 
-def holds(path: Path) -> str:
+def holds(name: str) -> str:
     """What a room says it holds."""
-    file = path if path.is_file() else path / "__init__.py"
-    said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    said = ast.get_docstring(ast.parse(modules()[f"gmix.{name}"])) or ""
     return said.splitlines()[0]
 
 
@@ -73,10 +87,9 @@ def table() -> str:
     lines = ["| room | holds | imports from |", "|---|---|---|"]
     for floor in reversed(floors()):
         for name in floor:
-            path = rooms()[name]
-            place = f"gmix/{name}.py" if path.is_file() else f"gmix/{name}/"
-            below = ", ".join(sorted(uses(path))) or "nothing"
-            lines.append(f"| `{place}` | {holds(path)} | {below} |")
+            place = f"gmix/{name}/" if (GMIX / name).is_dir() else f"gmix/{name}.py"
+            below = ", ".join(sorted(rooms()[name])) or "nothing"
+            lines.append(f"| `{place}` | {holds(name)} | {below} |")
     return "\n".join(lines)
 
 
@@ -100,9 +113,7 @@ def draw(out: Path) -> None:
             axes.add_patch(
                 Rectangle((left, height), width, 1, facecolor="#e8eefc", edgecolor="white", lw=3)
             )
-            said = textwrap.shorten(
-                holds(rooms()[name]).replace("`", ""), int(10 * width), placeholder=" …"
-            )
+            said = textwrap.shorten(holds(name).replace("`", ""), int(10 * width), placeholder=" …")
             axes.text(left + 0.15, height + 0.64, name, va="center", fontsize=10, weight="bold")
             axes.text(left + 0.15, height + 0.3, said, va="center", fontsize=7, color="#374151")
     axes.set(xlim=(0, 12), ylim=(0, len(levels)))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
+from house import imported, modules, room  # benchmarks/house.py
 
 # From the ground floor up. What a room holds is the first line of its `__init__.py`, and in docs/house.md.
 ROOMS = (
@@ -20,49 +17,14 @@ ROOMS = (
 # These name the types of rooms above them for type checkers only.
 NAMES_TYPES = ("gmix", "gmix.protocols")
 
-
-def modules() -> dict[str, str]:
-    """The source of every module."""
-    found = {}
-    for path in sorted((ROOT / "gmix").rglob("*.py")):
-        words = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(words[:-1] if words[-1] == "__init__" else words)] = path.read_text("utf-8")
-    return found
-
-
 MODULES = modules()
-
-
-def imported(name: str, known: dict[str, str], *, types: bool = True) -> Iterator[str]:
-    """The modules of gmix that a module imports, anywhere in it, with or without those for types only."""
-    tree = ast.parse(known[name])
-    skipped: set[ast.AST] = set()
-    if not types or name in NAMES_TYPES:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-                skipped.update(ast.walk(node))
-    for node in ast.walk(tree):
-        if node in skipped:
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "gmix")
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name}: imports are absolute"
-            module = node.module or ""
-            if module.split(".")[0] == "gmix":
-                names = [f"{module}.{alias.name}" for alias in node.names]
-                yield from (full if full in known else module for full in names)
-
-
-def room(module: str) -> str:
-    return module.split(".")[1] if "." in module else "gmix"
 
 
 def upward(known: dict[str, str]) -> list[str]:
     """Imports that go to a room above."""
     wrong = []
     for name in known:
-        for other in imported(name, known):
+        for other in imported(name, known, types=name not in NAMES_TYPES):
             here, there = room(name), room(other)
             if "gmix" in (here, there) or here == "__main__":
                 continue  # `gmix` itself is the door: it holds a version, and names
