@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gmix import __version__
 from gmix.cli.splits import splits
@@ -35,6 +36,9 @@ from gmix.runtime.console import (
     show_anything,
     warn,
 )
+
+if TYPE_CHECKING:
+    from gmix.runs.saved import SavedModel
 
 HELP = """\
 usage: gmix COMMAND [flags]
@@ -224,23 +228,32 @@ def evaluate(words: Sequence[str]) -> int:
     return 0
 
 
+def model_and_images(
+    config: PredictConfig | PseudoLabelConfig, model: str, folder: str
+) -> tuple[SavedModel, list[Path], Any]:
+    """Load a model, find the images it is asked about and how, and say what it cannot see of them."""
+    from gmix.builders.notes import clipped
+    from gmix.data import find_images
+    from gmix.deploy.evaluate import build_predict
+    from gmix.runs.saved import SavedModel
+    from gmix.runtime.device import prepare_device
+
+    images, how = find_images(folder), build_predict(config)
+    saved = SavedModel.from_pretrained(model, prepare_device(config.device, config.threads))
+    if note := clipped(images, saved.format, which=""):
+        warn(note)
+    return saved, images, how
+
+
 def predict(words: Sequence[str]) -> int:
     """Run `gmix predict`."""
     about = "Write a class mask and an overlay for each image of a folder."
     config = parse(PredictConfig, "gmix predict", about, words)
     if config.model is None or config.images is None or config.out is None:
         raise missing(config, "model", "images", "out")
-    from gmix.builders.notes import clipped
-    from gmix.data import find_images
-    from gmix.deploy.evaluate import build_predict
     from gmix.deploy.predict import predict_folder
-    from gmix.runs.saved import SavedModel
-    from gmix.runtime.device import prepare_device
 
-    images, how = find_images(config.images), build_predict(config)
-    saved = SavedModel.from_pretrained(config.model, prepare_device(config.device, config.threads))
-    if note := clipped(images, saved.format, which=""):
-        warn(note)
+    saved, images, how = model_and_images(config, config.model, config.images)
     failures = predict_folder(
         saved, images, Path(config.out), overlays=not config.masks_only, predict=how
     )
@@ -254,17 +267,9 @@ def pseudo_label(words: Sequence[str]) -> int:
     config = parse(PseudoLabelConfig, "gmix pseudo-label", about, words)
     if config.model is None or config.images is None or config.out is None:
         raise missing(config, "model", "images", "out")
-    from gmix.builders.notes import clipped
-    from gmix.data import find_images
-    from gmix.deploy.evaluate import build_predict
     from gmix.deploy.pseudo_label import pseudo_label_folder
-    from gmix.runs.saved import SavedModel
-    from gmix.runtime.device import prepare_device
 
-    images, how = find_images(config.images), build_predict(config)
-    saved = SavedModel.from_pretrained(config.model, prepare_device(config.device, config.threads))
-    if note := clipped(images, saved.format, which=""):
-        warn(note)
+    saved, images, how = model_and_images(config, config.model, config.images)
     made = pseudo_label_folder(
         saved,
         images,
