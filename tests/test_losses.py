@@ -331,7 +331,7 @@ some, y = torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: GuidedMixLoss(objective="focal"), "`objective` must be one of"),  # type: ignore[arg-type]
+        (lambda: GuidedMixLoss(objective="hinge"), "`objective` must be one of"),  # type: ignore[arg-type]
         (lambda: GuidedMixLoss(threshold=1.5), "`threshold` must be in [0, 1], got 1.5"),
         (lambda: GuidedMixLoss(certainty=-1.0), "`certainty` must be at least 0, got -1.0"),
         (lambda: GuidedMixLoss(unsupervised=-1.0), "must be at least 0"),
