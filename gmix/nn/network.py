@@ -193,8 +193,8 @@ class GuidedMixNet(ChecksState):
         Attention starts without effect and PixelShuffle as nearest upsampling, as in new blocks.
         """
         _reset(self.model.decoder)
-        initialize_decoder(self.model.decoder)
         _reset(self.model.segmentation_head)
+        initialize_decoder(self.model.decoder)
         initialize_head(self.model.segmentation_head)
         for module in self.model.decoder.modules():  # SMP does not know how these start
             if isinstance(module, NonLocalBlock | PixelShuffleBlock):
