@@ -231,7 +231,8 @@ class Method(ChecksState):
         if self.supervised_loss is None:
             return G.cross_entropy(logits, y, ignore_index=self.ignore_index)
         with torch.autocast(logits.device.type, enabled=False):
-            loss = self.supervised_loss(logits.float(), y)
+            # Contiguous, because losses of other libraries use `view`: SMP's Dice of 0.5 does.
+            loss = self.supervised_loss(logits.float().contiguous(), y.contiguous())
         if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
             found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
             raise TypeError(
