@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import NamedTuple
 
@@ -152,6 +152,8 @@ class GuidedMix(Method):
             "criterion": {} if ignore_index is None else {"ignore_index": ignore_index},
         }
         super().__init__(net, supervised=supervised)
+        if isinstance(parts.get("reference", VARIANTS[variant]["reference"]), Mapping):
+            self.require("encoder", otherwise="wrap the model, or pass reference=None")
         chosen = make_parts(net, variant, parts, further)
         if not within(chosen["direct"], 0, 1):
             raise ValueError(f"`direct` is a weight in [0, 1], got {chosen['direct']!r}")
@@ -165,7 +167,8 @@ class GuidedMix(Method):
         # Only with its loss: the optimizer must not get a parameter without a gradient.
         self.classifier: nn.Linear | None = None
         if chosen["criterion"].classification > 0:
-            device = net.last_layer.weight.device
+            self.require("embedding_dim")
+            device = next(net.parameters()).device
             self.classifier = nn.Linear(net.embedding_dim, net.classes, device=device)
         self.selector: protocols.PairSelector = chosen["selector"]
         self.mixer: protocols.Mixer = chosen["mixer"]
@@ -195,7 +198,7 @@ class GuidedMix(Method):
         """Show the labeled images to the reference, which has no effect without them."""
         if self.reference is not None:
             if self.warn_if_stale and isinstance(self.reference, LabeledReference):
-                warn_of_other_weights(self.reference, self.net.model.encoder)
+                warn_of_other_weights(self.reference, self.net.encoder)
             self.reference.remember(labeled, ignore_index=self.ignore_index)
 
     def observe(self, x_labeled: Tensor, y_labeled: Tensor) -> None:

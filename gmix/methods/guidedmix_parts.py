@@ -105,6 +105,7 @@ SELECTORS = {"random": RandomPairSelector, "similar": SimilarPairSelector}
 
 def part_makers(net: GuidedMixNet) -> dict[str, Callable[..., Any]]:
     """Return the function that makes each part from its options."""
+    encoder: Any = getattr(net, "encoder", None)  # which only the reference needs
     return {
         "selector": SimilarPairSelector,
         "mixer": LabeledUnlabeledMixer,
@@ -112,7 +113,7 @@ def part_makers(net: GuidedMixNet) -> dict[str, Callable[..., Any]]:
         "adjustment": partial(LogitAdjustment, net.classes),
         "criterion": GuidedMixLoss,
         "teacher": partial(EMATeacher, net),
-        "reference": partial(LabeledReference, net.model.encoder, net.classes),
+        "reference": partial(LabeledReference, encoder, net.classes),
         "color": StrongColor,
         "blur": GaussianBlur,
         "paste": partial(ClassPaste, net.classes),
