@@ -561,7 +561,7 @@ images, y, _ = tiny_batch(2, 2)
             lambda: paper()(images, y, images, valid_unlabeled=y[:1] > 0),
             "`valid_unlabeled` must have shape (2, 32, 32)",
         ),
-        (lambda: GuidedMix(tiny_net(), variant="official"), "['default', 'paper'], got 'official'"),  # type: ignore[arg-type]
+        (lambda: GuidedMix(tiny_net(), variant="printed"), "['default', 'paper', 'official'], got 'printed'"),  # type: ignore[arg-type]
         (lambda: default(direct=1.2), "`direct` is a weight in [0, 1], got 1.2"),
         (lambda: default(views=0, drop=0.0), "`views` must be at least 1"),
         (lambda: default(drop=1.5), "`drop` must be in [0, 1], got 1.5"),

@@ -889,6 +889,14 @@ def encoder_and_correlation(key: str) -> bool:
 
 
 LEARNS: dict[tuple[str, str], Callable[[str], bool]] = {
+    ("official", "unsupervised"): lambda key: True,
+    ("gct", "supervised"): both_students,
+    ("gct", "consistency"): both_students,
+    ("gct", "correction"): both_students,
+    ("gct", "detector"): lambda key: key.startswith("detector."),
+    ("s4l", "rotation"): lambda key: key.startswith(("net.model.encoder", "head.")),
+    ("cps, cutmix", "supervised"): both_students,
+    ("cps, cutmix", "cross"): both_students,
     ("cps", "supervised"): both_students,
     ("cps", "cross"): both_students,
     ("cct", "unsupervised"): not_the_main_decoder,
@@ -948,7 +956,7 @@ def test_the_method_draws_from_its_generator_only_and_leaves_its_inputs_alone(na
     method(*batch, valid_unlabeled=valid, progress=1.0, generator=seeded(0))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(step(1), step(1))
-    assert torch.equal(step(1), step(2)) == (name in ("cps", "advssl"))  # which draw nothing
+    assert torch.equal(step(1), step(2)) == (name in ("cps", "gct", "advssl"))  # which draw nothing
     # without one, torch's own is used (each `make` seeds it alike)
     assert torch.equal(step(None), step(None))
     assert all(torch.equal(a, b) for a, b in zip(before, (*batch, valid), strict=True))
@@ -956,10 +964,12 @@ def test_the_method_draws_from_its_generator_only_and_leaves_its_inputs_alone(na
 
 OWN = {
     **dict.fromkeys(TEACHERS, "teacher.net."),
-    "cps": "other.",
+    **dict.fromkeys(("cps", "cps, cutmix"), "other."),
     "cct": "decoders.",
     **dict.fromkeys(("advssl", "s4gan", "s4gan, mlmt"), "discriminator."),
     "corrmatch": "correlation.",
+    "gct": "detector.",
+    "s4l": "head.",
 }
 
 
@@ -1042,7 +1052,7 @@ def test_the_supervised_loss_can_be_exchanged_in_every_method(name: str) -> None
     method = EVERY[name](3, supervised=loss)
     losses = method(*batch, progress=0.5, generator=seeded(0))
     usual = EVERY[name](3)(*batch, progress=0.5, generator=seeded(0))
-    assert len(loss.calls) == (2 if name == "cps" else 1)
+    assert len(loss.calls) == (2 if name.startswith(("cps", "gct")) else 1)
     assert all(y is batch.y_labeled for _, y in loss.calls)
     expected = sum(2.0 * logits.square().mean() for logits, _ in loss.calls)
     torch.testing.assert_close(losses["supervised"], expected)
@@ -1180,6 +1190,11 @@ def test_a_batch_without_any_label_still_gives_a_finite_step(name: str) -> None:
 
 LABELED_TOO = {  # what learns from labeled images as well
     ("cps", "cross"),
+    ("gct", "consistency"),
+    ("gct", "correction"),
+    ("gct", "detector"),
+    ("s4l", "rotated"),
+    ("s4l", "rotation"),
     ("advssl", "adversarial"),
     ("advssl", "discriminator"),
     ("s4gan", "discriminator"),

@@ -302,6 +302,10 @@ def tiny_fcn() -> nn.Module:
 @pytest.mark.parametrize("name", BUILDERS)
 def test_every_method_takes_a_step(name: str, make: Callable[[], nn.Module]) -> None:
     net = GuidedMixNet(make())
+    if name == "official":
+        with pytest.raises(ValueError, match=r"models of SMP only, not .*: leave out `mixed_head`"):
+            BUILDERS[name](net)
+        return
     again = BUILDERS[name](copy.deepcopy(net))
     method, batch = BUILDERS[name](net), tiny_batch(2, 2, size=36)
     method.remember(list(zip(batch.x_labeled, batch.y_labeled, strict=True)))
@@ -373,12 +377,11 @@ class OwnNetwork(OwnUNet):
 def test_a_network_of_ones_own_needs_four_methods(name: str) -> None:
     net: Any = OwnNetwork()
     needs = {
-        **dict.fromkeys(("cct", "corrmatch", "u2pl"), "`embedding_dim` and `padded`"),
-        "s4gan": "`in_channels`",
-        "s4gan, mlmt": "`in_channels` and `adapter`",
-        "cps": "`encoder` .* pass a second",
-        "paper": "`embedding_dim`",
-        "guidedmix": "`encoder` .* reference=None",
+        **dict.fromkeys(("cct", "corrmatch", "u2pl"), "`embedding_dim`, `padded`"),
+        **dict.fromkeys(("paper", "s4l"), "`embedding_dim`"),
+        **dict.fromkeys(("cps", "cps, cutmix", "gct"), "`encoder`.* pass a second"),
+        **{"s4gan": "`in_channels`", "s4gan, mlmt": "`in_channels`, `adapter`"},
+        **{"guidedmix": "`encoder` .* reference=None", "official": "`decoder_map`, `crop`"},
     }
     if name in needs:
         with pytest.raises(TypeError, match=f"needs {needs[name]}"):

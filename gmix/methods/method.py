@@ -139,7 +139,7 @@ class Method(ChecksState):
         missing = [f"`{name}`" for name in names if not hasattr(self.net, name)]
         if missing:
             raise TypeError(
-                f"{type(self).__name__} needs {' and '.join(missing)} of the network, as GuidedMixNet has, which "
+                f"{type(self).__name__} needs {', '.join(missing)} of the network, as GuidedMixNet has, which "
                 f"{type(self.net).__name__} lacks: {otherwise}"
             )
 

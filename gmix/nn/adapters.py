@@ -48,6 +48,11 @@ class Adapter(Protocol):
         """Return the convolution whose outputs are the logits before upsampling."""
         ...
 
+    @property
+    def head(self) -> nn.Module:
+        """Return what makes logits of `decoder_map`; SMP's models only."""
+        ...
+
     def check_images(self, images: Tensor) -> None:
         """Refuse what is no batch of images of as many channels as the model takes."""
 
@@ -59,6 +64,14 @@ class Adapter(Protocol):
         self, features: Sequence[Tensor], padded: Size, attention: nn.Module | None
     ) -> Tensor:
         """Return the logits `(N, K, *padded)` of features, after `attention` over the deepest map."""
+        ...
+
+    def decoder_map(self, features: Sequence[Tensor], attention: nn.Module | None) -> Tensor:
+        """Return the map that the head classifies; SMP's models only."""
+        ...
+
+    def new_head(self) -> nn.Module:
+        """Copy the head, and initialise the copy again; SMP's models only."""
         ...
 
     def forward(self, images: Tensor, size: Size, attention: nn.Module | None) -> Tensor:

@@ -70,6 +70,18 @@ class ModelAdapter:
         return SplitEncoder(self)
 
     @property
+    def head(self) -> nn.Module:
+        """Refuse.
+
+        Raises:
+            ValueError: Always: where the decoder of any model ends, and its head begins, is not known.
+        """
+        raise ValueError(
+            f"the map between decoder and head is known in models of SMP only, not in {type(self.model).__name__}: "
+            "leave out `mixed_head`, which variant='official' has, or use a model of SMP"
+        )
+
+    @property
     def last_layer(self) -> nn.Conv2d:
         """Return the last convolution to K channels, if the logits are its outputs.
 
@@ -101,6 +113,15 @@ class ModelAdapter:
         output = self._explained(padded, self.split.decode, features, padded)
         self._sizes.add(padded)
         return _resized(find_logits(output), padded)
+
+    def decoder_map(self, features: Sequence[Tensor], attention: nn.Module | None) -> Tensor:
+        """Refuse, as `head` does."""
+        decoded: Tensor = self.head(features)
+        return decoded
+
+    def new_head(self) -> nn.Module:
+        """Refuse, as `head` does."""
+        return self.head
 
     def forward(self, images: Tensor, size: Size, attention: nn.Module | None) -> Tensor:
         """Call the model, once and as a whole."""

@@ -104,6 +104,15 @@ class GuidedMixNet(ChecksState):
         """Return the convolution whose outputs are the logits before upsampling."""
         return self.adapter.last_layer
 
+    @property
+    def head(self) -> nn.Module:
+        """Return SMP's head, which makes logits of `decoder_map(features)`.
+
+        Raises:
+            ValueError: If the model is not SMP's.
+        """
+        return self.adapter.head
+
     def encode(self, x: Tensor) -> list[Tensor]:
         """Pad the images and run the encoder.
 
@@ -139,13 +148,33 @@ class GuidedMixNet(ChecksState):
             ValueError: If the logits of an SMP model do not have the (padded) images' size, or if a batch
                 of 1 is too small to train the model's BatchNorm.
         """
-        logits = self.adapter.decode(features, self.padded(*size), self.mitrans)
+        return self.crop(self.adapter.decode(features, self.padded(*size), self.mitrans), size)
+
+    def decoder_map(self, features: list[Tensor]) -> Tensor:
+        """Run MITrans (if enabled) and SMP's decoder: the map `(N, D', h, w)` that the head classifies.
+
+        Raises:
+            ValueError: If the model is not SMP's.
+        """
+        return self.adapter.decoder_map(features, self.mitrans)
+
+    def crop(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Crop the logits of padded images to those of the images, `size`.
+
+        Raises:
+            ValueError: If the logits do not have the padded images' size.
+        """
+        if logits.shape[-2:] != self.padded(*size):
+            raise ValueError(
+                f"the model's logits must have the size of its input, {self.padded(*size)}, got "
+                f"{tuple(logits.shape[-2:])}: adjust its `upsampling` or `encoder_depth`"
+            )
         return logits[..., : size[0], : size[1]]
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the logits `(N, K, H, W)` of images `(N, C, H, W)`."""
         size = (x.shape[-2], x.shape[-1])
-        return self.adapter.forward(self._pad(x), size, self.mitrans)[..., : size[0], : size[1]]
+        return self.crop(self.adapter.forward(self._pad(x), size, self.mitrans), size)
 
     def embed(self, x: Tensor) -> Tensor:
         """Compute the embeddings `(N, D)` of images `(N, C, H, W)`: `pool(encode(x))`."""
@@ -161,6 +190,14 @@ class GuidedMixNet(ChecksState):
             ValueError: If a layer cannot be initialised again.
         """
         self.adapter.reset_decoder()
+
+    def new_head(self) -> nn.Module:
+        """Copy the head, and initialise the copy again, as SMP does.
+
+        Raises:
+            ValueError: If the model is not SMP's.
+        """
+        return self.adapter.new_head()
 
     def export(self) -> nn.Module:
         """Copy the deployable model, in eval mode, without the gmix wrapper.

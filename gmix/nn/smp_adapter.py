@@ -58,9 +58,15 @@ class SMPAdapter:
         return encoder
 
     @property
+    def head(self) -> nn.Module:
+        """Return the model's head."""
+        head: nn.Module = self.model.segmentation_head
+        return head
+
+    @property
     def last_layer(self) -> nn.Conv2d:
         """Return the last convolution of the head."""
-        layers = [m for m in self.model.segmentation_head.modules() if isinstance(m, nn.Conv2d)]
+        layers = [m for m in self.head.modules() if isinstance(m, nn.Conv2d)]
         return layers[-1]
 
     def check_images(self, images: Tensor) -> None:
@@ -96,6 +102,11 @@ class SMPAdapter:
         self, features: Sequence[Tensor], padded: Size, attention: nn.Module | None
     ) -> Tensor:
         """Run the decoder and the head."""
+        logits: Tensor = self.head(self.decoder_map(features, attention))
+        return logits
+
+    def decoder_map(self, features: Sequence[Tensor], attention: nn.Module | None) -> Tensor:
+        """Run the decoder."""
         extra: tuple[Any, ...] = ()
         maps = list(features)
         if isinstance(self.model, smp.DPT):
@@ -104,14 +115,8 @@ class SMPAdapter:
             maps = maps[-depth:]
         if attention is not None:
             maps = [*maps[:-1], attention(maps[-1])]
-        decoded = explain_batch_of_one(self.model, self.model.decoder, maps, *extra)
-        logits: Tensor = self.model.segmentation_head(decoded)
-        if logits.shape[-2:] != padded:
-            raise ValueError(
-                f"the model's logits must have the size of its input, {padded}, got "
-                f"{tuple(logits.shape[-2:])}: adjust its `upsampling` or `encoder_depth`"
-            )
-        return logits
+        decoded: Tensor = explain_batch_of_one(self.model, self.model.decoder, maps, *extra)
+        return decoded
 
     def forward(self, images: Tensor, size: Size, attention: nn.Module | None) -> Tensor:
         """Run all three."""
@@ -120,15 +125,20 @@ class SMPAdapter:
 
     def reset_decoder(self) -> None:
         """Initialise the decoder and the head again, as SMP does."""
-        for part in (self.model.decoder, self.model.segmentation_head):
-            for module in part.modules():  # which SMP leaves as torch initialised them
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
+        _reset(self.model.decoder)
+        _reset(self.model.segmentation_head)
         initialize_decoder(self.model.decoder)
         initialize_head(self.model.segmentation_head)
         for module in self.model.decoder.modules():  # SMP does not know how these start
             if isinstance(module, NonLocalBlock | PixelShuffleBlock):
                 module.reset_parameters()
+
+    def new_head(self) -> nn.Module:
+        """Copy the head, and initialise the copy again, as SMP does."""
+        head = copy.deepcopy(self.head)
+        _reset(head)
+        initialize_head(head)
+        return head
 
     def drop_decoder(self) -> None:
         """Remove the decoder and the head."""
@@ -149,6 +159,12 @@ class SMPAdapter:
         """Write `config.json` and `model.safetensors`, as SMP does."""
         self.model.config["encoder_weights"] = None  # loading must download nothing
         self.model.save_pretrained(folder)
+
+
+def _reset(part: Any) -> None:
+    for module in part.modules():  # some of which SMP leaves as torch initialised them
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
 
 
 class _AttentiveDecoder(nn.Module):
