@@ -34,7 +34,7 @@ from gmix.training.fit import FitSettings, fit
 
 pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="torch without distributed")
 
-COUNT, STEPS = 2, 3
+COUNT, STEPS = 2, 2
 METHODS = {**BUILDERS, "unused layers": Supervised}
 
 
