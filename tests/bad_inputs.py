@@ -1,7 +1,5 @@
 """Bad and strange inputs: how a test does what a person did, by the rows of docs/robustness.md."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

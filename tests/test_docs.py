@@ -1,7 +1,5 @@
 """What README and docs say is true: their Python runs, their flags, tests and names exist."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import shlex

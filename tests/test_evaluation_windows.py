@@ -1,7 +1,5 @@
 """Windows and scales against naive loops over whole images; bands against all rows at once."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any, Literal
 

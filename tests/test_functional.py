@@ -299,27 +299,6 @@ def test_fill_in_and_most_probable() -> None:
 # --- all of them ------------------------------------------------------------------------------
 
 
-def test_gradients_are_right_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The functions compute in float32 on purpose; gradcheck needs more, so here float() keeps float64.
-    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
-    logits = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
-    q, lam = random_probs(3, k=3, h=2, w=2), torch.tensor([0.2, 0.4], dtype=torch.float64)
-    target = torch.tensor([0, 255])[torch.randint(2, (2, 2, 2))]
-    weights = torch.rand(2, 3, 2, 2, dtype=torch.float64) + 0.5
-
-    check = torch.autograd.gradcheck
-    assert check(lambda z: G.cross_entropy(z, target), (logits,))
-    assert check(lambda z: G.soft_cross_entropy(z, q), (logits,))
-    assert check(lambda z: G.squared_error(z.softmax(1), q), (logits,))
-    assert check(lambda z: G.reweigh(z.softmax(1), weights), (logits,))
-    assert check(lambda z: G.mix(z, q, lam), (logits,))
-    for normalize in ("none", "rescale"):
-        assert check(
-            lambda z, n=normalize: G.decouple(z.softmax(1), q, lam, normalize=n), (logits,)
-        )
-    assert check(lambda z: G.decouple(G.mix(q, z.softmax(1), lam), q, lam), (logits,))
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_inputs_are_computed_in_float32(dtype: torch.dtype) -> None:
     logits = torch.randn(2, 3, 4, 4)

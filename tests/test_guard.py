@@ -1,7 +1,5 @@
 """Whether unlabeled images helped: the interval against a loop, and what the command says of known predictions."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Whatever ends a training, at whatever moment, `--resume` ends where nothing had happened."""
 
-from __future__ import annotations
-
 import errno
 import json
 import math

@@ -1,7 +1,5 @@
 """Trainings on known data sets, and on images of other channels and depths, from the command line."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

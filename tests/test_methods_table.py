@@ -1,7 +1,5 @@
 """One table drives everything that names methods: adding one is its file and its entry."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os

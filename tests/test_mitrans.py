@@ -67,13 +67,6 @@ def test_channels_of_queries_keys_and_values() -> None:
     assert [c.out_channels for c in (block.query, block.key, block.value)] == [4, 4, 8]
 
 
-def test_gradients_are_right() -> None:
-    torch.manual_seed(0)
-    block = trained(NonLocalBlock(4).double())
-    x = torch.randn(2, 4, 2, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(block, x)
-
-
 def test_inserting_the_block_changes_nothing_and_leaves_its_input_alone() -> None:
     x = torch.randn(2, 6, 3, 3)
     before = x.clone()

@@ -1,7 +1,5 @@
 """Two processes train as one does; a file of its own, as each process imports it."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -301,18 +301,6 @@ def test_the_memory_is_part_of_the_state() -> None:
     assert torch.equal(other.likelihood(x_u), reference.likelihood(x_u))
 
 
-@pytest.mark.parametrize("classes", [1, 3])
-def test_it_helps_where_features_tell_the_classes(classes: int) -> None:
-    """A network that knows nothing, guided by labeled pixels."""
-    reference = remembering(averages(classes), *stripes(seeded(0), 8, classes))
-    x, y = stripes(seeded(1), 8, classes)
-    if classes == 1:
-        guess = reference(torch.full((8, 1, 16, 16), 0.5), x)[:, 0] > 0.5
-    else:
-        guess = reference(torch.full((8, 3, 16, 16), 1 / 3), x).argmax(1)
-    assert (guess == y).float().mean() > 0.85
-
-
 def test_images_of_any_size_and_half_precision() -> None:
     x, y, _ = tiny_batch(size=50)
     reference = LabeledReference(smp.Unet("resnet18", encoder_weights=None).encoder, 3)

@@ -1,7 +1,5 @@
 """Every bad input of bad_inputs.py ends in its one line, and does no harm."""
 
-from __future__ import annotations
-
 import logging
 import os
 import pickle

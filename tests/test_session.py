@@ -1,7 +1,5 @@
 """A session is the training that `gmix train` does, put together but not begun."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -4,7 +4,7 @@ import copy
 import math
 import warnings
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import naive
 import pytest
@@ -18,7 +18,6 @@ from torch import Generator, Tensor, nn
 from gmix import GuidedMixNet
 
 SURE = {3: 0.45, 1: 0.6}  # about half of the pixels of nets that know nothing yet
-CLASSES = pytest.mark.parametrize("classes", [3, 1])
 
 
 def batch_of(classes: int = 3) -> Labeled:
@@ -134,23 +133,22 @@ class MethodTester:
 
     name: str
     # Options of the naive step, and of it for a number of classes, such that thresholds divide the pixels.
-    options: ClassVar[dict[str, Any]] = {}
-    divides: ClassVar[dict[int, dict[str, Any]]] = {}
-    weights: ClassVar[dict[str, str]] = {
-        "unsupervised": "unsupervised"
-    }  # option: the term it weighs
-    ramps: ClassVar[list[tuple[float, float]]] = []  # the default length and the weight it rises to
+    options: dict[str, Any] = {}
+    divides: dict[int, dict[str, Any]] = {}
+    # Options that are the weight of the term of their name; lengths of ramps, and the weights they rise to.
+    weights: tuple[str, ...] = ("unsupervised",)
+    ramps: list[tuple[float, float]] = []
     needs_progress = False
-    draws = True  # random numbers
-    students = 1
-    brings = (
-        "teacher.net."  # the start of the names of what is saved besides the network, if anything
-    )
+    # Whether it draws random numbers; how many networks learn; how names in its state start that are not the network's.
+    draws, students, brings = True, 1, "teacher.net."
     # How the names of the parameters start that learn from a term, if it is not the network as a whole.
-    learners: ClassVar[dict[str, tuple[str, ...]]] = {}
-    labeled_too: ClassVar[set[str]] = set()  # terms that learn from labeled images, too
-    sizes: ClassVar = [(1, 2, 3), (2, 1, 1), (3, 2, 7)]  # of batches: labeled, unlabeled, classes
-    easy: ClassVar[dict[str, Any]] = {}  # options with which few steps lower the total
+    learners: dict[str, tuple[str, ...]] = {}
+    # Terms that learn from labeled images, too.
+    labeled_too: set[str] = set()
+    # Of batches: labeled and unlabeled images, classes.
+    sizes = [(1, 2, 3), (2, 1, 1), (3, 2, 7)]
+    # Options with which a few steps lower the total.
+    easy: dict[str, Any] = {}
 
     def step(self, method: Any, batch: Batch, g: Generator) -> Losses:
         """The losses of one step at a progress of 0.05, and what it changes, in code as plain as can be."""
@@ -226,9 +224,9 @@ class MethodTester:
             torch.testing.assert_close(value, after[key], msg=lambda m, k=key: f"{k}: {m}")
 
     def test_every_weight_weighs_its_own_term(self) -> None:
-        for option, term in self.weights.items():
+        for term in self.weights:
             light, heavy = (
-                self.make(**{option: weight})(*batch_of(), progress=1.0, generator=seeded(1))
+                self.make(**{term: weight})(*batch_of(), progress=1.0, generator=seeded(1))
                 for weight in (0.5, 2.0)
             )
             for key in light.keys() - {"total"}:

@@ -74,9 +74,3 @@ def test_half_of_the_classes_with_all_their_pixels(
                 else:
                     assert not mark
         assert picked.isdisjoint(left) and len(picked) == len(present) // 2
-
-
-def test_every_class_has_the_same_chance_to_be_cut_out() -> None:
-    labels = torch.tensor([[0, 0, 0, 0, 2, 3, 3, 255]]).expand(6000, 1, 8)
-    chosen = half_of_classes(labels, 4, seeded(0))
-    assert (chosen.float().mean(0)[0, [0, 4, 5]] - 1 / 3).abs().max() < 0.03

@@ -22,7 +22,7 @@ class TestCorrMatch(MethodTester):
     name = "corrmatch"
     options = {"unsupervised": 0.7, "correlation": 0.3}
     divides = {3: {"threshold": 0.55}}
-    weights = {"correlation": "correlation"}
+    weights = ("correlation",)
     brings = "correlation."
     learners = dict.fromkeys(("correlation", "spread"), ("net.model.encoder", "correlation."))
     labeled_too = {"correlation"}

@@ -19,7 +19,7 @@ from gmix.nn.mitrans import NonLocalBlock, PixelShuffleBlock
 class TestCPS(MethodTester):
     name = "cps"
     options = {"cross": 0.7}
-    weights = {"cross": "cross"}
+    weights = ("cross",)
     draws = False
     students = 2
     brings = "other."

@@ -24,7 +24,7 @@ from gmix.methods import CCT, CPS, GuidedMix, MeanTeacher, Supervised
 
 class TestSupervised(MethodTester):
     name = "supervised"
-    weights = {}
+    weights = ()
     draws = False
     brings = ""
 

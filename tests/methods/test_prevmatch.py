@@ -24,7 +24,7 @@ class TestPrevMatch(MethodTester):
         "models": 2,
         "every": 0.01,
     }
-    weights = {"strong": "strong", "features": "features"}
+    weights = ("strong", "features")
     brings = "snapshots."
     needs_progress = True
 

@@ -21,7 +21,7 @@ from gmix.nn.bank import FeatureBank
 class TestU2PL(MethodTester):
     name = "u2pl"
     options = {"unsupervised": 0.7, "contrastive": 0.3, "queries": 16, "negatives": 5, "bank": 40}
-    weights = {"unsupervised": "unsupervised", "contrastive": "contrastive"}
+    weights = ("unsupervised", "contrastive")
     learners = {"contrastive": ("net.model.encoder", "projector.")}
     labeled_too = {"contrastive"}
     needs_progress = True

@@ -13,7 +13,7 @@ from torch import Generator
 class TestUniMatch(MethodTester):
     name = "unimatch"
     options = {"strong": 0.7, "features": 0.3, "drop": 0.4}
-    weights = {"strong": "strong", "features": "features"}
+    weights = ("strong", "features")
     brings = ""
 
     def step(self, method: Any, batch: Batch, g: Generator) -> Losses:

@@ -2,18 +2,16 @@
 
 from typing import Any
 
-import pytest
 import torch
-from method_tester import MethodTester, batch_of
+from method_tester import MethodTester
 from naive import Batch, Losses, best, entropy, followed, full, labeled_entropy, paste, share_of
-from tiny_nets import seeded
-from torch import Generator, Tensor
+from torch import Generator
 
 
 class TestUniMatchV2(MethodTester):
     name = "unimatch_v2"
     options = {"strong": 0.7}
-    weights = {"strong": "strong"}
+    weights = ("strong",)
 
     def step(self, method: Any, batch: Batch, g: Generator) -> Losses:
         x_l, y, x_u, valid = batch
@@ -39,21 +37,3 @@ class TestUniMatchV2(MethodTester):
         share_of(confidence >= method.threshold, valid)
         supervised = labeled_entropy(labeled, y)
         return {"supervised": supervised, "strong": each, "total": supervised + 0.7 * each}
-
-    def test_of_unimatch_v2s_views_each_sees_what_the_other_does_not(
-        self,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        """And the labeled images, which share their pass through the encoder, see everything."""
-        method: Any = self.make(whole=0.0)
-        seen: list[list[Tensor]] = []
-        decode = method.net.decode
-        monkeypatch.setattr(method.net, "decode", lambda f, size: seen.append(f) or decode(f, size))
-        encoded = method.net.encode(batch_of().x_labeled)
-        method(*batch_of(), generator=seeded(0))
-        labeled, dropped = seen
-        assert [f.shape for f in labeled] == [f.shape for f in encoded]
-        assert all(bool(f.flatten(2).any(2).all()) for f in labeled[:1])
-        for f in dropped:
-            one, two = f.flatten(2).any(2).chunk(2)
-            assert len(one) == 4 and not (one & two).any() and one.any() and two.any()
