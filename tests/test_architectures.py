@@ -9,7 +9,7 @@ from gmix import GuidedMixNet
 from gmix.methods import GuidedMix
 
 
-@pytest.mark.parametrize("variant", ["default", "paper"])
+@pytest.mark.parametrize("variant", ["default", "paper", "official"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_one_step_teaches_every_architecture(architecture: str, variant: str) -> None:
     net = GuidedMixNet(smp_model(architecture))

@@ -801,6 +801,8 @@ N, M = 4, 3
     ("build", "passes"),
     [
         (CPS, 2 * (N + M)),  # two students
+        (lambda net: CPS(net, cutmix={}), 2 * (N + M + M)),  # labeled, unlabeled, pasted
+        (lambda net: GuidedMix(net, variant="official"), N + M),
         (GuidedMix, M + M + (N + 2 * M)),  # the teacher's, the reference's, the student's
         (lambda net: GuidedMix(net, direct=0.5), (N + M) + M + M + (N + 2 * M)),  # the mixed, too
         (lambda net: GuidedMix(net, views=1, drop=0.0), M + M + (N + M)),
@@ -1019,7 +1021,7 @@ def test_pseudo_masks_are_judged_as_a_plain_loop_does(
     assert found["miou"] == pytest.approx(np.mean(np.diag(every)[union > 0] / union[union > 0]))
 
 
-@pytest.mark.parametrize("variant", ["default", "paper"])
+@pytest.mark.parametrize("variant", ["default", "paper", "official"])
 def test_judging_leaves_no_trace_and_repeats_itself(tmp_path: Path, variant: Any) -> None:
     data = build_data(tiny_config(odd_data(tmp_path / "d"), tmp_path, labels=3, held_out=3))
     method = prepared(lambda net: GuidedMix(net, variant=variant), 3)

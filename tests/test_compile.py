@@ -33,7 +33,8 @@ def _fresh() -> None:
 
 def built(name: str, **options: Any) -> Method:
     """Alike each time: the network's seed is what a method draws from."""
-    return BUILDERS[name](tiny_net(**options)).train()
+    fewer = {"models": 1} if name == "prevmatch" else {}  # networks to trace
+    return BUILDERS[name](tiny_net(**options), **fewer).train()
 
 
 def step(

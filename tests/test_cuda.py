@@ -166,7 +166,7 @@ def test_a_step_gives_the_same_on_the_gpu(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("variant", ["default", "paper"])
+@pytest.mark.parametrize("variant", ["default", "paper", "official"])
 @pytest.mark.parametrize("classes", [1, 3])
 def test_a_whole_training_step_never_waits_and_is_finite(
     variant: Any, dtype: torch.dtype | None, classes: int

@@ -528,6 +528,51 @@ def test_cells_in_cells_in_cells_do_not_end_the_process(
         read_mask(tmp_path / "m.mat", Classes.of(2))
 
 
+def array(kind: int, dimensions: bytes) -> bytes:
+    """A .mat file of one array named GTcls that ends after its name."""
+    flags = struct.pack("<IIII", 6, 8, kind, 0)
+    body = flags + dimensions + struct.pack("<IIQ", 1, 5, int.from_bytes(b"GTcls", "little"))
+    return struct.pack("<II", 14, len(body)) + body
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (array(1, struct.pack("<IIII", 5, 8, 2**30, 1)), "more than 200 arrays"),
+        (array(2, struct.pack("<IIII", 5, 8, 15, 15)), "more than 200 arrays"),
+        (array(1, struct.pack("<II", 4 << 16 | 5, 2**30)), "more than 200 arrays"),
+        (struct.pack("<II", 14, 0) + bytes(2**22), "more than 2000 elements"),
+    ],
+    ids=["cells", "structs", "cells, small header", "empty elements"],
+)
+@pytest.mark.parametrize("pack", [False, True])
+def test_what_a_mat_file_announces_is_checked_first(
+    tmp_path: Path, content: bytes, what: str, pack: bool
+) -> None:
+    if pack:
+        packed = zlib.compress(content)
+        content = struct.pack("<II", 15, len(packed)) + packed
+    (tmp_path / "m.mat").write_bytes(nested(2, False) + content)
+    with pytest.raises(ValueError, match=rf"cannot read mask .*m\.mat: .*{what}"):
+        read_mask(tmp_path / "m.mat", Classes.of(2))
+
+
+@pytest.mark.parametrize(
+    ("variables", "what"),
+    [
+        ({"GTcls": 3.0}, "GTcls in it is no struct with a field Segmentation"),
+        ({"GTcls": {"Boundaries": 1}}, "GTcls in it is no struct with a field Segmentation"),
+        ({"LabelMap": 3.5}, "is a single value .float64.: expected a palette"),
+    ],
+)
+def test_mat_files_without_a_mask_are_named(
+    tmp_path: Path, variables: dict[str, Any], what: str
+) -> None:
+    savemat(tmp_path / "m.mat", variables)
+    with pytest.raises(ValueError, match=rf"m\.mat.*{what}"):
+        read_mask(tmp_path / "m.mat", Classes.of(2))
+
+
 @pytest.mark.parametrize("pack", [False, True])
 def test_mat_masks_are_read_whatever_lies_beside_them(tmp_path: Path, pack: bool) -> None:
     ids = RNG.integers(0, 21, (20, 30)).astype(np.uint8)

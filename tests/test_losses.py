@@ -90,6 +90,12 @@ def naive(
                 unsupervised.append(0.0)
             elif objective == "cross_entropy":
                 unsupervised.append(-weight * math.log(p[int(np.argmax(q))]))
+            elif objective == "focal":
+                z = a["logits_unlabeled"][n, :, r, c].tolist()
+                label = int(np.argmax(q)) - (len(z) == 1)
+                right = [1 / (1 + math.exp(-v if k == label else v)) for k, v in enumerate(z)]
+                each = [-((1 - s) ** 0.5) * math.log(s) / 2 for s in right]
+                unsupervised.append(weight * sum(each) / len(each))
             else:
                 unsupervised.append(
                     -weight * sum(t * math.log(s) for s, t in zip(p, q, strict=True))
@@ -109,7 +115,7 @@ def naive(
     return {name: sum(values) / max(len(values), 1) for name, values in terms.items()}
 
 
-OBJECTIVES = ["squared_error", "soft_cross_entropy", "cross_entropy"]
+OBJECTIVES = ["squared_error", "soft_cross_entropy", "cross_entropy", "focal"]
 OPTIONS = [
     ("squared_error", 0.0, 0.0),
     *((o, t, c) for o in OBJECTIVES[1:] for t in (0.0, 0.7) for c in (0.0, 1.0, 1.7)),
@@ -230,7 +236,7 @@ some, y = torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: GuidedMixLoss(objective="focal"), "`objective` must be one of"),  # type: ignore[arg-type]
+        (lambda: GuidedMixLoss(objective="hinge"), "`objective` must be one of"),  # type: ignore[arg-type]
         (lambda: GuidedMixLoss(threshold=1.5), "`threshold` must be in [0, 1], got 1.5"),
         (lambda: GuidedMixLoss(certainty=-1.0), "`certainty` must be at least 0, got -1.0"),
         (lambda: GuidedMixLoss(unsupervised=-1.0), "must be at least 0"),

@@ -100,7 +100,9 @@ def test_every_method_of_the_folder_is_in_the_table_and_told_as_it_is() -> None:
     for file in folder.glob("*.py"):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             kind = getattr(import_module(f"gmix.methods.{file.stem}"), getattr(node, "name", ""), 0)
-            if isinstance(node, ast.ClassDef) and issubclass(kind, Method) and kind is not Method:
+            # A base of methods has no losses.
+            method = isinstance(node, ast.ClassDef) and issubclass(kind, Method)
+            if method and kind.losses is not Method.losses:
                 found.add(f"gmix.methods.{file.stem}:{node.name}")
     assert {entry.path for entry in METHODS.values()} == found
     for entry in METHODS.values():

@@ -159,7 +159,7 @@ def test_files_written_by_many_threads_are_all_known(tmp_path: Path) -> None:
 
 def test_nothing_is_lost_with_empty_files_and_pipes(tmp_path: Path) -> None:
     (tmp_path / "made-by-mktemp").touch()
-    check_own([tmp_path / "made-by-mktemp", tmp_path / "none", tmp_path, Path("/dev/null")])
+    check_own([tmp_path / "made-by-mktemp", tmp_path / "none", Path("/dev/null")])
     mine = tmp_path / "mine"
     mine.write_text("mine")
     (tmp_path / "link").symlink_to(mine)
@@ -168,3 +168,8 @@ def test_nothing_is_lost_with_empty_files_and_pipes(tmp_path: Path) -> None:
     write_own(tmp_path / "link", "new")  # asked to all the same: still nobody's but its owner's
     with pytest.raises(ValueError, match=f"mine {FOREIGN}"):
         check_own([mine])
+
+
+def test_a_folder_where_a_file_belongs_is_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a folder, expected a file to write to"):
+        check_own([tmp_path])

@@ -16,7 +16,7 @@ from gmix.config.recipes import read_recipe, recipe_names
 from gmix.config.train_config import CompareConfig, TrainConfig
 from gmix.config.yamlfile import read_yaml
 from gmix.errors import UsageError
-from gmix.methods import GuidedMix
+from gmix.methods import METHODS, GuidedMix
 from tests.tiny_data import write_data
 from tests.tiny_nets import tiny_net
 from tests.true_layouts import WRITERS
@@ -75,7 +75,9 @@ def test_a_recipe_of_each_kind_trains_two_steps(name: str, tmp_path: Path) -> No
     assert results["steps"] == 2 and results["method"] == "guidedmix"
     saved = read_yaml(out / "config.yaml")
     given = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
-    for key, value in read_recipe(name).items():  # what was not given is the recipe's
+    settings = read_recipe(name)
+    settings["method_args"] = settings.get("method_args", {}).get("guidedmix", {})
+    for key, value in settings.items():  # what was not given is the recipe's
         assert key in given or saved[key] == value, key
     assert saved["recipe"] == name
 
@@ -97,7 +99,7 @@ def test_counts_are_those_of_the_names() -> None:
             part, whole = int(found[2]), int(found[3])
             assert recipe(name).labels == -(-totals[found[1]] * part // whole), name
             checked += 1
-    assert checked == 17
+    assert checked == 20
 
 
 def test_the_paper_is_what_the_design_says_it_is() -> None:
@@ -128,6 +130,45 @@ def test_flags_win_over_a_file_and_the_file_over_the_recipe(tmp_path: Path) -> N
     assert [found[key] for key in ("steps", "lr", "labels", "optimizer")] == [9, 0.5, 1464, "sgd"]
     config = parse(TrainConfig, "gmix train", "", ["--config", str(file), "--recipe", "cpu"])
     assert (config.recipe, config.encoder_weights, config.lr) == ("cpu", "lite0", 0.5)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_settings_of_a_recipe_build_every_method(name: str) -> None:
+    by_method = read_recipe(name).get("method_args", {})
+    assert by_method.keys() <= METHODS.keys()
+    for method in METHODS if by_method else by_method:
+        words = [] if method == "guidedmix" else ["--method", method, "--variant", "default"]
+        config = recipe(name, *words)
+        assert config.method_args == by_method.get(method, {})
+        build_method(config, tiny_net())
+
+
+def test_published_settings_of_cityscapes_reach_their_method() -> None:
+    for name in ("cityscapes_100_r101", "cityscapes_1-8_deeplab"):
+        words = ["--method=UniMatch", "--variant", "default"]
+        config = recipe(name, *words)
+        assert config.method_args == {"threshold": 0.0}
+        assert build_method(config, tiny_net()).threshold == 0
+        assert recipe(name, *words, "--method-args", "{strong: 1.0}").method_args == {"strong": 1.0}
+        compared = ["--recipe", name, "--methods", "supervised,cps,prevmatch"]
+        found = parse(CompareConfig, "gmix compare", "", compared).method_args
+        assert found == {
+            "cps": {"cross": 6.0},
+            "prevmatch": {"threshold": 0.0, "previous_threshold": 0.0},
+        }
+    assert recipe("cityscapes_1-8_deeplab").loss == "ohem"
+
+
+def test_the_method_of_a_file_takes_its_settings_from_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("recipe: cityscapes_100_r101\nmethod: s4gan\n")
+    config = parse(TrainConfig, "gmix train", "", ["--config", str(file)])
+    assert config.method_args == {"threshold": 0.7}
+    config = parse(TrainConfig, "gmix train", "", ["--config", str(file), "--method", "cps"])
+    assert config.method_args == {"cross": 6.0}
+    file.write_text(file.read_text() + "method_args: {matching: 0.5}\n")
+    config = parse(TrainConfig, "gmix train", "", ["--config", str(file)])
+    assert config.method_args == {"matching": 0.5}
 
 
 def test_comparisons_take_recipes() -> None:

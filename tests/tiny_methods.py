@@ -2,24 +2,53 @@
 
 import inspect
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
+from typing import Any
 
-from gmix.methods import METHODS, S4GAN, VAT, FixMatch, GuidedMix, Method, PrevMatch, UniMatch
+import torch
+
+from gmix.methods import (
+    CPS,
+    GCT,
+    METHODS,
+    S4GAN,
+    VAT,
+    FixMatch,
+    GuidedMix,
+    Method,
+    PrevMatch,
+    UniMatch,
+)
 from gmix.methods.cct import DECODERS
 
 ONE_OF_EACH = dict.fromkeys(DECODERS, 1)
+
+
+@wraps(GCT)
+def loud_gct(*args: Any, **options: Any) -> Method:
+    """A GCT whose detector finds flaws everywhere; a new one hardly finds any."""
+    method = GCT(*args, **options)
+    with torch.no_grad():
+        for p in method.detector.layers[-1].parameters():
+            p.mul_(20)
+        method.detector.layers[-1].bias.add_(20)
+    return method
+
 
 # Called with a network, and options.
 BUILDERS: dict[str, Callable[..., Method]] = {
     **{name: entry.load() for name, entry in METHODS.items()},
     "cct": partial(METHODS["cct"].load(), decoders=ONE_OF_EACH),
     "u2pl": partial(METHODS["u2pl"].load(), bank=40),
+    "gct": loud_gct,
+    "cps, cutmix": partial(CPS, cutmix={}),
     "fixmatch, taught": partial(FixMatch, teacher={}),
     "unimatch, taught": partial(UniMatch, teacher={}),
     "prevmatch, taught": partial(PrevMatch, teacher={}),
     "vat, features": partial(VAT, at="features"),
     "s4gan, mlmt": partial(S4GAN, mlmt=True),
     "paper": partial(GuidedMix, variant="paper"),
+    "official": partial(GuidedMix, variant="official"),
 }
 
 

@@ -47,7 +47,7 @@ def parse(kind: type[C], prog: str, about: str, words: Sequence[str], epilog: st
     parser = build_parser(kind, prog, about, epilog)
     spelled = spelled_values(words, hints)
     given = read(parser.parse_args, words)
-    settings = settings_of_files(given, hints, refused)
+    settings = settings_of_files(given, hints, refused, words)
     if settings:
         checked = read(parser.parse_object, deepcopy(settings))  # which it modifies
         parser.set_defaults({name: checked[name] for name in settings})
@@ -154,7 +154,10 @@ def spelled_values(words: Sequence[str], hints: dict[str, Any]) -> dict[str, Any
 
 
 def settings_of_files(
-    given: dict[str, Any], hints: dict[str, Any], refused: dict[str, Field[Any]]
+    given: dict[str, Any],
+    hints: dict[str, Any],
+    refused: dict[str, Field[Any]],
+    words: Sequence[str],
 ) -> dict[str, Any]:
     """Read the settings of `--config FILE` and of the recipe; the file overrides the recipe.
 
@@ -162,6 +165,7 @@ def settings_of_files(
         given: Options given on the command line.
         hints: Type of each option.
         refused: Options that the command does not offer.
+        words: The command line.
 
     Raises:
         UsageError: If a key is unknown, or a value does not have its type.
@@ -169,7 +173,13 @@ def settings_of_files(
     settings = {} if given["config"] is None else read_yaml(given["config"])
     recipe = given.get("recipe") or settings.get("recipe")
     if recipe is not None:
-        settings = {**read_recipe(str(recipe)), **settings}
+        own = read_recipe(str(recipe))
+        if "method_args" in own:
+            option = "method" if "method" in hints else "methods"
+            said = any(word.split("=")[0] == flag(option) for word in words)
+            name = given[option] if said else {**own, **settings}.get(option, given[option])
+            own["method_args"] = arguments_of(own["method_args"], str(name), option)
+        settings = {**own, **settings}
     source = given["config"] or f"the recipe {recipe}"
     for name, item in refused.items():  # files of other commands may give the default
         if name in settings and settings.pop(name) != item.default:
@@ -185,6 +195,29 @@ def settings_of_files(
         if isinstance(value, str):
             read_value(flag(name), value, hints)
     return settings
+
+
+def arguments_of(by_method: dict[str, Any], names: str, option: str) -> dict[str, Any]:
+    """Return the `method_args` of a recipe, which has a mapping for each method, as the command takes them.
+
+    Args:
+        by_method: Arguments of each method that the recipe has any for.
+        names: Value of `--method` or `--methods`.
+        option: `method` returns the arguments of this method, `methods` those of each of them.
+
+    Examples:
+        >>> by_method = {"unimatch": {"threshold": 0.0}, "cps": {"cross": 6.0}}
+        >>> arguments_of(by_method, "cps", "method"), arguments_of(by_method, "cct", "method")
+        ({'cross': 6.0}, {})
+        >>> arguments_of(by_method, "supervised,cps", "methods")
+        {'cps': {'cross': 6.0}}
+    """
+    known = [name.strip().lower() for name in names.split(",")]
+    chosen = {name: by_method[name] for name in known if name in by_method}
+    if option == "methods":
+        return chosen
+    arguments: dict[str, Any] = chosen.get(known[0], {})
+    return arguments
 
 
 def read_value(name: str, text: str, hints: dict[str, Any]) -> dict[str, Any]:

@@ -114,7 +114,7 @@ class TrainConfig:
         "NAME",
         f"or {', '.join(name for name in METHODS if name != 'guidedmix')}",
     )
-    variant: str = option("default", METHOD, "NAME", "guidedmix: default or paper")
+    variant: str = option("default", METHOD, "NAME", "guidedmix: default, paper or official")
     method_args: dict[str, Any] = option(
         dict,
         METHOD,

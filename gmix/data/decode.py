@@ -118,12 +118,12 @@ def load_ids(file: BinaryIO) -> tuple[Pixels, str]:
     """
     depth, _ = _png_header(file)
     if _starts_with(file, b"\x93NUMPY"):
-        return _described(load_npy(file))
+        return described(load_npy(file))
     if is_tiff(file):
         with open_tiff(file, 1) as tiff:
             if tiff.lossy:
                 raise ValueError("it is compressed as JPEG, which changes ids")
-            return _described(upright(tiff.samples(), tiff.orientation))
+            return described(upright(tiff.samples(), tiff.orientation))
     with open_picture(file, LOSSLESS) as picture:
         _expect_one_picture(picture)
         turned = ImageOps.exif_transpose(picture)
@@ -215,7 +215,10 @@ def _channels_last(array: Pixels, channels: int) -> Pixels:
     return array
 
 
-def _described(ids: Pixels) -> tuple[Pixels, str]:
+def described(ids: Pixels) -> tuple[Pixels, str]:
+    """Return the samples with a description of them for error messages."""
+    if not ids.ndim:
+        return ids, f"a single value ({ids.dtype})"
     return ids, f"an array of {'x'.join(map(str, ids.shape))} {ids.dtype} numbers"
 
 

@@ -14,7 +14,7 @@ import torch
 from torchvision import tv_tensors
 
 from gmix.data.classes import IGNORE, Classes
-from gmix.data.decode import LOSSLESS, Pixels, load_ids, open_file, open_picture, upright
+from gmix.data.decode import LOSSLESS, Pixels, described, load_ids, open_file, open_picture, upright
 from gmix.data.matfile import load_mat
 
 Ids = npt.NDArray[np.int64]
@@ -215,7 +215,4 @@ def _whole_ids(path: str | Path) -> Ids:
 
 def _load(path: Path) -> tuple[Pixels, str]:
     with open_file(path) as file:
-        if path.suffix.lower() != ".mat":
-            return load_ids(file)
-        ids = load_mat(file)
-    return ids, f"an array of {'x'.join(map(str, ids.shape))} {ids.dtype} numbers"
+        return described(load_mat(file)) if path.suffix.lower() == ".mat" else load_ids(file)

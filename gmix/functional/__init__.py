@@ -5,7 +5,13 @@ one channel, the foreground. `probs` are probabilities, `logits` raw scores.
 """
 
 from gmix.functional.decision import expected_iou, miou_biases
-from gmix.functional.losses import cross_entropy, ramp_up, soft_cross_entropy, squared_error
+from gmix.functional.losses import (
+    cross_entropy,
+    ramp_up,
+    sigmoid_focal_loss,
+    soft_cross_entropy,
+    squared_error,
+)
 from gmix.functional.masks import (
     certainty,
     fill_in,
@@ -45,6 +51,7 @@ __all__ = [
     "ramp_up",
     "reweigh",
     "sample_lambda",
+    "sigmoid_focal_loss",
     "soft_cross_entropy",
     "squared_error",
 ]

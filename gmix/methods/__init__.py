@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # for type checkers: gmix.methods.NAME
     from gmix.methods.cps import CPS as CPS
     from gmix.methods.cutmix import CutMixSeg as CutMixSeg
     from gmix.methods.fixmatch import FixMatch as FixMatch
+    from gmix.methods.gct import GCT as GCT
     from gmix.methods.guidedmix import Guidance as Guidance
     from gmix.methods.guidedmix import GuidedMix as GuidedMix
     from gmix.methods.guidedmix import GuidedMixParts as GuidedMixParts
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # for type checkers: gmix.methods.NAME
     from gmix.methods.method import Step as Step
     from gmix.methods.prevmatch import PrevMatch as PrevMatch
     from gmix.methods.s4gan import S4GAN as S4GAN
+    from gmix.methods.s4l import S4L as S4L
     from gmix.methods.supervised import Supervised as Supervised
     from gmix.methods.u2pl import U2PL as U2PL
     from gmix.methods.unimatch import UniMatch as UniMatch
@@ -72,6 +74,7 @@ METHODS = {
     "s4gan": Entry(
         "gmix.methods.s4gan:S4GAN", "s4GAN", "its own labels of images that a critic trusts"
     ),
+    "s4l": Entry("gmix.methods.s4l:S4L", "S4L", "how images are rotated"),
     "cct": Entry("gmix.methods.cct:CCT", "CCT", "the main decoder, in 30 auxiliary ones"),
     "cutmix": Entry(
         "gmix.methods.cutmix:CutMixSeg", "CutMix-Seg", "a teacher's probabilities, pasted"
@@ -80,6 +83,9 @@ METHODS = {
         "gmix.methods.classmix:ClassMix", "ClassMix", "a teacher's labels, pasted by class"
     ),
     "cps": Entry("gmix.methods.cps:CPS", "CPS", "another student's labels"),
+    "gct": Entry(
+        "gmix.methods.gct:GCT", "GCT", "another student, where a detector finds it better"
+    ),
     "u2pl": Entry(
         "gmix.methods.u2pl:U2PL", "U2PL", "a teacher's reliable labels; the others as negatives"
     ),

@@ -26,6 +26,7 @@ from gmix.methods.method import Method, Step
 from gmix.nn.ema import EMATeacher
 from gmix.nn.given import Options
 from gmix.nn.losses import check_unit_interval
+from gmix.nn.mixed_head import MixedHead
 from gmix.nn.modes import eval_mode
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.reference import LabeledReference
@@ -77,6 +78,12 @@ class GuidedMix(Method):
     8. **loss**: train the network on these, and on the labeled images.
 
     Before the first step, [`remember`][gmix.methods.GuidedMix.remember] shows the labeled images to the reference.
+
+    `variant="official"` is what the authors released, another algorithm: labeled and unlabeled images are encoded and
+    decoded together; the decoder's maps are mixed, with random partners; a second head, which is not deployed
+    ([`MixedHead`][gmix.nn.mixed_head.MixedHead]), predicts the mix; $\lambda$ times the labeled logits are subtracted
+    from its logits, and what is left learns the most probable class of the direct prediction. Nothing but $L_{sup}$
+    and this loss trains the network. `docs/differences-from-the-paper.md` has all three side by side.
 
     | step | `variant="default"` | `variant="paper"` |
     |---|---|---|
@@ -172,6 +179,11 @@ class GuidedMix(Method):
         self.decoupler: protocols.Decoupler = chosen["decoupler"]
         self.adjustment: protocols.LogitAdjuster | None = chosen["adjustment"]
         self.criterion: protocols.Criterion = chosen["criterion"]
+        self.mixed_head: MixedHead | None = chosen["mixed_head"]
+        if self.mixed_head is not None and self.criterion.decoupling > 0:
+            raise ValueError(
+                "with a `mixed_head` there is no L_dec: the weight `decoupling` must be 0"
+            )
         self.teacher: protocols.Teacher | None = chosen["teacher"]
         self.reference: protocols.Reference | None = chosen["reference"]
         # A reference that the caller built may have another encoder on purpose.
@@ -205,6 +217,8 @@ class GuidedMix(Method):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Compute the terms of the criterion, see [`GuidedMixLoss`][gmix.GuidedMixLoss]."""
+        if self.mixed_head is not None:
+            return self._learn_mixed_maps(step, self.mixed_head)
         x_labeled, y_labeled, _, progress, _, generator = step
         x_student, pseudo, valid = self._student_views(step)
         n, size = len(x_labeled), (x_labeled.shape[2], x_labeled.shape[3])
@@ -231,6 +245,36 @@ class GuidedMix(Method):
             supervised=self.supervised(labeled, y_labeled),
             logits_unlabeled=unlabeled,
             pseudo=pseudo,
+            valid=valid,
+            progress=progress,
+            **further,
+        )
+        return losses
+
+    def _learn_mixed_maps(self, step: Step, head: MixedHead) -> dict[str, Tensor]:
+        """Compute the losses of the released code: what is left of mixed features learns the direct prediction."""
+        x_labeled, y_labeled, x_unlabeled, progress, valid, generator = step
+        n, size = len(x_labeled), (x_labeled.shape[2], x_labeled.shape[3])
+        features = self.net.encode(torch.cat([x_labeled, x_unlabeled]))
+        embedding, maps = self.net.pool(features), self.net.decoder_map(features)
+        logits = self.net.crop(self.net.model.segmentation_head(maps), size)
+        labeled, direct = torch.split(logits, [n, len(x_unlabeled)])
+        chosen = self.selector(embedding[n:], embedding[:n], generator=generator)
+        mixed = self.mixer(maps[:n][chosen], maps[n:], generator=generator)
+        predicted = self.net.crop(head(mixed.image, generator), size)
+        # As in their code, the labeled logits get a gradient from this, too.
+        left = self.decoupler(predicted, labeled[chosen], mixed.lam)
+        further = {}
+        if self.classifier is not None:
+            further["class_logits"] = self.classifier(embedding[:n])
+        if self.adjustment is not None:
+            labeled = self.adjustment(labeled)
+        losses: dict[str, Tensor] = self.criterion(
+            labeled,
+            y_labeled,
+            supervised=self.supervised(labeled, y_labeled),
+            logits_unlabeled=left,
+            pseudo=G.probabilities(direct).detach(),
             valid=valid,
             progress=progress,
             **further,

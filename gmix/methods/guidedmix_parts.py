@@ -14,6 +14,7 @@ from gmix.nn.decoupler import SoftDecoupler
 from gmix.nn.ema import EMATeacher
 from gmix.nn.given import Options, make_part
 from gmix.nn.losses import GuidedMixLoss
+from gmix.nn.mixed_head import MixedHead
 from gmix.nn.mixer import LabeledUnlabeledMixer
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.pairing import RandomPairSelector, SimilarPairSelector
@@ -23,14 +24,14 @@ from gmix.nn.views import CutMix, GaussianBlur, StrongColor
 
 __all__ = ["REQUIRED", "VARIANTS", "GuidedMixParts", "Variant", "check_criterion", "make_parts"]
 
-Variant = Literal["default", "paper"]
+Variant = Literal["default", "paper", "official"]
 
 
 class GuidedMixParts(TypedDict, total=False):
     """The exchangeable parts of `GuidedMix`: each a part, a mapping of its options, or None to leave it out.
 
     Options that are not given keep the variant's values, whether the others come in a mapping or in a part. A
-    selector may be given by name.
+    selector may be given by name. `variant="official"` has the first six only, the others have no `mixed_head`.
     """
 
     selector: protocols.PairSelector | Literal["similar", "random"] | Options
@@ -38,6 +39,7 @@ class GuidedMixParts(TypedDict, total=False):
     decoupler: protocols.Decoupler | Options
     adjustment: protocols.LogitAdjuster | Options | None
     criterion: protocols.Criterion | Options
+    mixed_head: MixedHead | Options
     teacher: protocols.Teacher | Options | None
     reference: protocols.Reference | Options | None
     color: protocols.Augmentation | Options | None
@@ -97,6 +99,31 @@ VARIANTS: dict[Variant, dict[str, Any]] = {
         "views": 1,
         "drop": 0.0,
     },
+    # The authors' released code: features are mixed, a second head predicts them, raw logits are subtracted.
+    "official": {
+        "selector": "random",
+        "mixer": {},
+        "decoupler": {"normalize": "none"},
+        "adjustment": None,
+        "criterion": {
+            "objective": "focal",
+            "unsupervised": 10.0,
+            "classification": 0.0,
+            "decoupling": 0.0,
+            "ramp_length": 0.0,
+        },
+        "mixed_head": {},
+    },
+}
+
+# What a variant has that does not name these parts.
+ABSENT: dict[str, Any] = {
+    **dict.fromkeys(("mixed_head", "teacher", "reference", "color", "blur", "paste", "cutmix")),
+    "direct": 1.0,
+    "true_masks": False,
+    "pair_across": False,
+    "views": 1,
+    "drop": 0.0,
 }
 
 
@@ -111,6 +138,7 @@ def part_makers(net: GuidedMixNet) -> dict[str, Callable[..., Any]]:
         "decoupler": SoftDecoupler,
         "adjustment": partial(LogitAdjustment, net.classes),
         "criterion": GuidedMixLoss,
+        "mixed_head": partial(MixedHead, net),
         "teacher": partial(EMATeacher, net),
         "reference": partial(LabeledReference, net.model.encoder, net.classes),
         "color": StrongColor,
@@ -126,20 +154,21 @@ def make_parts(
     given: GuidedMixParts,
     further: Mapping[str, Options],
 ) -> dict[str, Any]:
-    """Make every part of a variant, except the given ones; `further` options apply to both variants."""
-    parts = {**VARIANTS[variant], **given}
+    """Make every part of a variant, except the given ones; `further` options apply to all variants."""
+    parts = {**ABSENT, **VARIANTS[variant], **given}
     if isinstance(name := parts["selector"], str):
         if name.lower() not in SELECTORS:
             raise ValueError(f"selector {name} is unknown: choose one of {', '.join(SELECTORS)}")
         parts["selector"] = SELECTORS[name.lower()]()
     for name, make in part_makers(net).items():
         if parts[name] is not None:
-            options = {**(VARIANTS[variant][name] or {}), **further.get(name, {})}
+            usual = VARIANTS[variant][name]
+            options = {**(usual if isinstance(usual, Mapping) else {}), **further.get(name, {})}
             parts[name] = make_part(name, make, options, parts[name])
     return parts
 
 
-REQUIRED = ("selector", "mixer", "decoupler", "criterion")
+REQUIRED = ("selector", "mixer", "decoupler", "criterion", "mixed_head")
 
 
 def check_criterion(criterion: Any, ignore_index: int | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ RATE = 0.1
 
 
 class SlowConv2d(nn.Conv2d):
-    """A 4x4 convolution of stride 2 that learns at a tenth of the optimizer's rate.
+    """A convolution, 4x4 of stride 2 or 3x3 of stride 1, that learns at a tenth of the optimizer's rate.
 
     Its parameters are ten times the weights that it applies, so a step of AdamW, whose length does not depend on the
     gradient's, changes the weights by a tenth (a step of SGD: by a hundredth). One optimizer with one rate then trains
@@ -32,8 +33,8 @@ class SlowConv2d(nn.Conv2d):
 
     __call__: Callable[..., Tensor]
 
-    def __init__(self, channels: int, out_channels: int) -> None:
-        super().__init__(channels, out_channels, 4, stride=2, padding=1)
+    def __init__(self, channels: int, out_channels: int, stride: Literal[1, 2] = 2) -> None:
+        super().__init__(channels, out_channels, 2 + stride, stride=stride, padding=1)
         _enlarge(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,8 @@ from gmix.nn.given import remember_given
 
 __all__ = ["GuidedMixLoss", "check_unit_interval", "check_weight"]
 
-OBJECTIVES = ("squared_error", "soft_cross_entropy", "cross_entropy")
-Objective = Literal["squared_error", "soft_cross_entropy", "cross_entropy"]
+OBJECTIVES = ("squared_error", "soft_cross_entropy", "cross_entropy", "focal")
+Objective = Literal["squared_error", "soft_cross_entropy", "cross_entropy", "focal"]
 
 
 class GuidedMixLoss(nn.Module):
@@ -35,17 +35,19 @@ class GuidedMixLoss(nn.Module):
     ([`ramp_up`][gmix.functional.ramp_up]). A term whose inputs are missing is not in the result. The terms are
     returned unweighted; `total` is the weighted sum.
 
-    The unsupervised term is one of three: `"squared_error"` against the pseudo mask's distribution (the paper),
-    `"soft_cross_entropy"` against the same distribution, or `"cross_entropy"` against its most probable class
-    (FixMatch). The two cross-entropies use only pixels whose most probable class has a probability of at least
+    The unsupervised term is one of four: `"squared_error"` against the pseudo mask's distribution (the paper),
+    `"soft_cross_entropy"` against the same distribution, `"cross_entropy"` against its most probable class
+    (FixMatch), or `"focal"` against that class
+    ([`sigmoid_focal_loss`][gmix.functional.sigmoid_focal_loss] with $\gamma = 0.5$, as in the paper's released code).
+    All but the first use only pixels whose most probable class has a probability of at least
     `threshold`, and weight them by their [`certainty`][gmix.functional.certainty] to the power of `certainty`. Their
     mean is over all pixels, so unsure pseudo masks give a small loss. Padding is never learned. The mean excludes it,
     except with `"soft_cross_entropy"`, where it counts as unsure pixels.
 
     Args:
-        objective: Form of the unsupervised term, one of the three above.
-        threshold: Least confidence of a pixel that counts, in [0, 1]; for the cross-entropies.
-        certainty: Exponent of the certainty, at least 0; 0 gives all pixels the same weight. For the cross-entropies.
+        objective: Form of the unsupervised term, one of the four above.
+        threshold: Least confidence of a pixel that counts, in [0, 1]; not for the squared error.
+        certainty: Exponent of the certainty, at least 0; 0 gives all pixels the same weight. Not for the squared error.
         classification: Weight $w_{cla}$.
         unsupervised: Weight $w_{usup}$.
         decoupling: Weight $w_{dec}$.
@@ -179,7 +181,10 @@ class GuidedMixLoss(nn.Module):
         _, labels = G.most_probable(pseudo)
         if valid is not None:
             labels = labels.masked_fill(~valid, self.ignore_index)
-        return G.cross_entropy(logits, labels, weight=weight, ignore_index=self.ignore_index)
+        options: dict[str, Any] = {"weight": weight, "ignore_index": self.ignore_index}
+        if self.objective == "focal":
+            return G.sigmoid_focal_loss(logits, labels, gamma=0.5, **options)
+        return G.cross_entropy(logits, labels, **options)
 
     def extra_repr(self) -> str:
         """Return the options that `repr` shows."""

@@ -152,6 +152,10 @@ class GuidedMixNet(ChecksState):
             ValueError: If the model's logits do not have the (padded) images' size, or if a batch
                 of 1 is too small to train the model's BatchNorm.
         """
+        return self.crop(self.model.segmentation_head(self.decoder_map(features)), size)
+
+    def decoder_map(self, features: list[Tensor]) -> Tensor:
+        """Run MITrans (if enabled) and SMP's decoder: the map `(N, D', h, w)` that the head classifies."""
         maps: list[Tensor] = features
         extra: tuple[Any, ...] = ()
         if isinstance(self.model, smp.DPT):
@@ -159,7 +163,15 @@ class GuidedMixNet(ChecksState):
             maps, extra = features[-depth:], (features[:-depth] or [None] * depth,)
         if self.mitrans is not None:
             maps = [*maps[:-1], self.mitrans(maps[-1])]
-        logits: Tensor = self.model.segmentation_head(self._run(self.model.decoder, maps, *extra))
+        decoded: Tensor = self._run(self.model.decoder, maps, *extra)
+        return decoded
+
+    def crop(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Crop the logits of padded images to those of the images, `size`.
+
+        Raises:
+            ValueError: If the logits do not have the padded images' size.
+        """
         if logits.shape[-2:] != self.padded(*size):
             raise ValueError(
                 f"the model's logits must have the size of its input, {self.padded(*size)}, got "
@@ -180,15 +192,20 @@ class GuidedMixNet(ChecksState):
 
         Attention starts without effect and PixelShuffle as nearest upsampling, as in new blocks.
         """
-        for part in (self.model.decoder, self.model.segmentation_head):
-            for module in part.modules():  # which SMP leaves as torch initialised them
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
+        _reset(self.model.decoder)
+        _reset(self.model.segmentation_head)
         initialize_decoder(self.model.decoder)
         initialize_head(self.model.segmentation_head)
         for module in self.model.decoder.modules():  # SMP does not know how these start
             if isinstance(module, NonLocalBlock | PixelShuffleBlock):
                 module.reset_parameters()
+
+    def new_head(self) -> nn.Module:
+        """Copy the head, and initialise the copy again, as SMP does."""
+        head: nn.Module = copy.deepcopy(self.model.segmentation_head)
+        _reset(head)
+        initialize_head(head)
+        return head
 
     def export(self) -> nn.Module:
         """Copy the deployable model, in eval mode, without the gmix wrapper.
@@ -235,6 +252,12 @@ class GuidedMixNet(ChecksState):
                 f"{type(self.model).__name__} cannot train on a batch of 1, because it has a "
                 "BatchNorm on maps pooled to 1 x 1: use at least 2 images, or call .eval()"
             ) from error
+
+
+def _reset(part: Any) -> None:
+    for module in part.modules():  # some of which SMP leaves as torch initialised them
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
 
 
 class _AttentiveDecoder(nn.Module):

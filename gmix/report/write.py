@@ -42,9 +42,9 @@ def write_report(folders: Sequence[str | Path], config: ReportConfig) -> Path:
     Raises:
         ValueError: If a folder holds no run, or if the file exists and is not gmix's, or it cannot be written.
     """
-    groups = group_runs([read_run(folder) for folder in find_runs(folders)])
     out = Path(config.out) if config.out is not None else common_folder(folders) / "report.html"
     check_own([out])
+    groups = group_runs([read_run(folder) for folder in find_runs(folders)])
     make_folder(out.parent)
     write_own(out, render(build_page(groups, config)))
     return out

@@ -24,7 +24,7 @@ def check_own(paths: Iterable[Path], home: Path | None = None) -> None:
         home: Folder that holds the record; None for the folder of each file.
 
     Raises:
-        ValueError: If a file would be lost; the message names the first.
+        ValueError: If a file would be lost, or a folder is in its place; the message names the first.
 
     Examples:
         >>> import tempfile
@@ -39,6 +39,8 @@ def check_own(paths: Iterable[Path], home: Path | None = None) -> None:
     """
     records: dict[Path, set[str]] = {}
     for path in paths:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder, expected a file to write to: name a file in it")
         if not path.is_file() or path.stat().st_size == 0:
             continue
         folder = home or path.parent

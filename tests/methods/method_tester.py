@@ -188,7 +188,7 @@ class MethodTester:
 
     @property
     def colored(self) -> bool:
-        return self.name in takers("mean") and self.name != "paper"  # which has no colours
+        return self.name in takers("mean") and self.name not in ("paper", "official")
 
     # --- one step ---------------------------------------------------------------------------------
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from method_tester import MethodTester, batch_of
-from naive import Batch, Losses, best, entropy, full, labeled_entropy
+from naive import Batch, Losses, best, entropy, full, labeled_entropy, paste
 from tiny_nets import seeded, tiny_net
 from torch import Generator, nn
 
-from gmix import GuidedMixNet, GuidedMixUnet
+from gmix import CutMix, GuidedMixNet, GuidedMixUnet
 from gmix.methods import CPS
 from gmix.nn.mitrans import NonLocalBlock, PixelShuffleBlock
 
@@ -38,6 +38,29 @@ class TestCPS(MethodTester):
         supervised = labeled_entropy(one[:3], y) + labeled_entropy(other[:3], y)
         cross = entropy(one, second, inside, inside) + entropy(other, first, inside, inside)
         return {"supervised": supervised, "cross": cross, "total": supervised + 0.7 * cross}
+
+
+class TestCPSWithCutMix(TestCPS):
+    name = "cps, cutmix"
+    draws = True
+    labeled_too = set()
+
+    def step(self, method: Any, batch: Batch, g: Generator) -> Losses:
+        x_l, y, x_u, valid = batch
+        pasted, losses = method.cutmix(x_u, g), {}
+        assert 0.2 < pasted.box.float().mean() < 0.55 and pasted.box.flatten(1).any(1).all()
+        students = method.net, method.other
+        with torch.no_grad():
+            labels = [paste(best(full(student(x_u)))[0], pasted) for student in students]
+        assert 0.1 < (labels[0] == labels[1]).float().mean() < 0.9
+        inside = paste(valid, pasted)
+        outputs = [student(torch.cat([x_l, paste(x_u, pasted)])) for student in students]
+        losses["supervised"] = sum(labeled_entropy(logits[:3], y) for logits in outputs)
+        losses["cross"] = sum(
+            entropy(logits[3:], told, inside, inside)
+            for logits, told in zip(outputs, labels[::-1], strict=True)
+        )
+        return {**losses, "total": losses["supervised"] + 0.7 * losses["cross"]}
 
 
 def test_the_second_student_starts_elsewhere_from_the_same_encoder() -> None:
@@ -136,3 +159,18 @@ def test_a_second_student_keeps_its_own_weights() -> None:
         method.on_step_start(*batch_of()[:2])
         after = method.other.state_dict()
         assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_the_weight_is_the_authors_for_voc_unless_it_is_given() -> None:
+    found: Any = [CPS(tiny_net(), **options).weight for options in ({}, {"cutmix": {}})]
+    assert found == [1.5, 1.0]
+    assert CPS(tiny_net(), cross=5, cutmix={}).weight == 5
+    with pytest.raises(ValueError, match="`cross` must be at least 0, got -1"):
+        CPS(tiny_net(), cross=-1)
+
+
+def test_the_boxes_are_a_part() -> None:
+    for given in ({"p": 0.0}, CutMix(p=0.0)):
+        method: Any = CPS(tiny_net(), cutmix=given)
+        assert (method.cutmix.p, method.cutmix.area) == (0.0, (0.25, 0.5))
+        assert not method.cutmix(batch_of().x_unlabeled, seeded(0)).box.any()

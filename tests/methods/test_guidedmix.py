@@ -439,7 +439,7 @@ def test_the_paper_with_a_teacher_is_one_argument() -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: GuidedMix(tiny_net(), variant="official"), "['default', 'paper'], got 'official'"),  # type: ignore[arg-type]
+        (lambda: GuidedMix(tiny_net(), variant="printed"), "['default', 'paper', 'official'], got 'printed'"),  # type: ignore[arg-type]
         (lambda: default(direct=1.2), "`direct` is a weight in [0, 1], got 1.2"),
         (lambda: default(views=0, drop=0.0), "`views` must be at least 1"),
         (lambda: default(drop=1.5), "`drop` must be in [0, 1], got 1.5"),
