@@ -74,8 +74,10 @@ def passes_table() -> Iterator[str]:
 
 def passes(name: str) -> int:
     """Of a step, for each labeled image and as many unlabeled ones: counted while steps are made."""
-    narrow = {"decoder_channels": [16, 16, 8, 8, 8]}
-    config = TrainConfig(method=name, encoder="resnet18", encoder_weights="none", model_args=narrow)
+    small = {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}
+    config = TrainConfig(
+        method=name, encoder="tu-test_resnet", encoder_weights="none", model_args=small
+    )
     torch.manual_seed(0)
     method = build_method(config, build_net(config, CLASSES)).train()
     found: list[int] = []

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from tiny_data import write_data
 
 settings.register_profile("gmix", deadline=None, derandomize=True, max_examples=30)
 settings.register_profile("gmix-long", deadline=None, max_examples=5000)
@@ -27,6 +28,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Tests run side by side, one process a core: more threads would only wait for each other.
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four tiny scenes with masks, four without, three to validate on: no test changes them."""
+    return write_data(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")

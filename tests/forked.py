@@ -4,8 +4,6 @@ A new interpreter spends five seconds on imports. Only tests of the interpreter 
 the imports start one.
 """
 
-from __future__ import annotations
-
 import os
 import runpy
 import sys

@@ -6,8 +6,6 @@
 What stands behind the target goes to libFuzzer. `pip install atheris` fails where there is no build of it.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 from collections.abc import Callable

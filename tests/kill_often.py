@@ -3,8 +3,6 @@
 In a process of its own, because every training is a fork of it, and changes what it forks.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random

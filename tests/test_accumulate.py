@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_data_stream import same
-from tiny_data import tiny_config, words, write_data
+from tiny_data import tiny_config, words
 from tiny_methods import BUILDERS
 from tiny_nets import tiny_batch, tiny_net
 from torch import Tensor, nn
@@ -172,11 +172,6 @@ def test_one_part_is_the_whole_batch() -> None:
 
 
 # --- the flag --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.mark.parametrize(

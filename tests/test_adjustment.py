@@ -50,13 +50,6 @@ def test_it_is_the_loop_over_channels(seed: int, k: int, strength: float, floor:
     assert torch.equal(adjust.eval()(logits, first), ours)
 
 
-def test_binary_is_the_case_of_two_classes() -> None:
-    y, z = masks(2, 0), torch.randn(2, 1, 6, 7, generator=seeded(0))
-    one = LogitAdjustment(1)(z, y)
-    two = LogitAdjustment(2)(torch.cat([torch.zeros_like(z), z], 1), y)
-    torch.testing.assert_close(G.probabilities(one)[:, 0], two.softmax(1)[:, 1])
-
-
 def test_without_masks_nothing_is_added() -> None:
     logits = torch.randn(1, 3, 4, 4)
     assert torch.equal(LogitAdjustment(3)(logits, torch.full((1, 4, 4), 255)), logits)
@@ -92,17 +85,6 @@ def test_more_than_255_classes_are_all_counted_or_refused() -> None:
     assert adjust.pixels[[0, 255, 299]].tolist() == [1, 2, 1] and adjust.pixels.sum() == 4
 
 
-def test_who_knows_nothing_calls_all_classes_equally_likely() -> None:
-    """Without a hint in the image, plain training ends at how frequent classes are; this at 1/K."""
-    y = torch.zeros(1, 10, 10, dtype=torch.int64)
-    y[:, :2], y[:, 2:, 0] = 1, 2  # 72, 20 and 8 pixels
-    adjust = LogitAdjustment(3, strength=1.0)
-    z = torch.zeros(1, 3, 1, 1, requires_grad=True)
-    G.cross_entropy(adjust(z.expand(-1, -1, 10, 10), y), y).backward()
-    assert z.grad is not None
-    torch.testing.assert_close(z.grad, torch.zeros_like(z.grad), atol=1e-6, rtol=0)
-
-
 @pytest.mark.parametrize("classes", [1, 3])
 def test_supervised_takes_the_loss_of_adjusted_logits(classes: int) -> None:
     x, y, _ = tiny_batch(classes=classes)
@@ -110,34 +92,6 @@ def test_supervised_takes_the_loss_of_adjusted_logits(classes: int) -> None:
     losses = Supervised(net, adjustment=LogitAdjustment(classes))(x, y)
     adjusted = torch.from_numpy(naive(net(x).detach(), [y], 0.5, 1e-3))
     torch.testing.assert_close(losses["supervised"], G.cross_entropy(adjusted, y))
-
-
-def test_guidedmix_adjusts_labeled_logits_only() -> None:
-    x_l, y, x_u = tiny_batch()
-    seen: dict[str, Any] = {}
-
-    def remember(_: object, args: tuple[Tensor, ...], given: dict[str, Tensor]) -> None:
-        seen.update(given, labeled=args[0])
-
-    def step(adjustment: LogitAdjustment | None) -> tuple[Tensor, Tensor, Tensor]:
-        method = GuidedMix(tiny_net(), adjustment=adjustment)
-        method.criterion.register_forward_pre_hook(remember, with_kwargs=True)
-        method(x_l, y, x_u, progress=1.0, generator=seeded(0))
-        return seen["labeled"], seen["logits_unlabeled"], seen["pseudo"]
-
-    (plain, *others), (adjusted, *same) = step(None), step(LogitAdjustment(3))
-    np.testing.assert_allclose(adjusted.detach(), naive(plain.detach(), [y], 0.5, 1e-3), atol=1e-5)
-    assert all(torch.equal(a, b) for a, b in zip(others, same, strict=True))
-
-
-def test_what_was_counted_is_saved_and_resumed() -> None:
-    x, y, _ = tiny_batch()
-    first = Supervised(tiny_net(), adjustment=LogitAdjustment(3))
-    first(x, y)
-    second = Supervised(tiny_net(), adjustment=LogitAdjustment(3))
-    second.load_state_dict(first.state_dict())
-    assert second.adjustment is not None
-    assert second.adjustment.pixels.sum() == (y < 3).sum()
 
 
 def test_the_command_line_makes_it() -> None:

@@ -211,13 +211,22 @@ def test_the_bench_trains_scores_both_halves_and_goes_on(
     assert capsys.readouterr().out == bench.table(lines, "report") + "\n"
 
 
-def test_the_probe_scores_every_way_to_make_a_pseudo_mask(run_dir: Path) -> None:
+def test_the_probe_scores_every_way_to_make_a_pseudo_mask(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import pseudo_masks
+
     from gmix.data import SegmentationDataset, eval_transform, find_images
     from gmix.evaluation import evaluate
     from gmix.runs.saved import SavedModel
 
     root = run_dir.parent
-    table = rows(run("pseudo_masks.py", run_dir, "--truth", root / "truth", "--images", 4))
+    monkeypatch.setattr(pseudo_masks, "ROUNDS", 2)
+    monkeypatch.setattr(pseudo_masks, "CHANGES", {"": {}, ", all remembered": {"capacity": 2**14}})
+    words = ["pseudo_masks.py", run_dir, "--truth", root / "truth", "--images", 4]
+    monkeypatch.setattr(sys, "argv", [*map(str, words)])
+    pseudo_masks.main()
+    table = rows(capsys.readouterr().out)
     scores = {name: float(cells[0]) for name, cells in table.items() if name != "pseudo mask"}
     assert all(0 <= score <= 100 for score in scores.values())
     for share in (float(cells[2]) for name, cells in table.items() if name != "pseudo mask"):
@@ -292,7 +301,7 @@ def test_the_cost_of_a_step_beside_the_plain_model(
 ) -> None:
     import step_cost
 
-    words = "--methods guidedmix --encoder resnet18 --size 64x64 --batch 2 --repeats 1"
+    words = "--methods guidedmix --encoder tu-test_resnet --size 64x64 --batch 2 --repeats 1"
     monkeypatch.setattr(sys, "argv", ["step_cost.py", *words.split()])
     monkeypatch.setattr(subprocess, "check_output", forked.check_output)
     step_cost.main()

@@ -2,17 +2,13 @@
 
 import itertools
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -38,11 +34,6 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run."""
     out = tmp_path_factory.mktemp("run")
@@ -63,24 +54,15 @@ def complaint(capsys: Capture, argv: list[str], code: int = 1) -> str:
 # --- help ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["--help"],
-        ["train", "--help"],
-        ["predict", "--help"],
-        ["splits", "--help"],
-        ["splits", "make", "--help"],
-    ],
-)
-def test_help_does_not_wait_for_torch(argv: list[str]) -> None:
-    code = f"""
+def test_help_does_not_wait_for_torch() -> None:
+    code = """
 import sys
 from gmix.cli.main import main
-try:
-    main({argv!r})
-except SystemExit as stop:
-    assert stop.code == 0
+for words in ("", "train", "predict", "splits", "splits make"):
+    try:
+        main([*words.split(), "--help"])
+    except SystemExit as stop:
+        assert stop.code == 0
 for slow in ("torch", "segmentation_models_pytorch"):
     assert slow not in sys.modules, "help imported " + slow
 """
@@ -257,33 +239,11 @@ def test_words_mean_what_the_configuration_says(data: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("step: 3", "unknown key step, did you mean steps?"),
-        ("steps:", "--steps expects a whole number, got nothing"),
-        ("steps: many", "--steps expects a whole number, got many"),
-        ("val_part: some", "--val-part expects all or odd or even, got some"),
-        ("ema: [1]", r"--ema expects a number"),
-        ("a: b: c", "is not valid YAML"),
-        ("- 1", "must hold lines like"),
-    ],
-)
-def test_bad_yaml_is_one_line(capsys: Capture, tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "c.yaml").write_text(text)
-    argv = ["train", "--config", str(tmp_path / "c.yaml")]
-    capsys.readouterr()
-    assert main(argv) in (1, 2)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert message in line
-
-
-@pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["trian"], "unknown command trian, did you mean train?"),
-        (["train", "--stps", "3"], "unknown flag --stps, did you mean --steps?"),
         (["train", "--step", "3"], "unknown flag --step, did you mean --steps?"),
-        (["train", "--steps", "many"], "--steps expects a whole number, got many"),
+        (["train", "--val-part", "some"], "--val-part expects all or odd or even, got some"),
         (["train", "--optimizer", "adam"], "--optimizer expects adamw or sgd, got adam"),
         (["train", "--steps"], "--steps"),
         (["train", "--images", "x"], "--out DIR is missing: where everything is written (see "),
@@ -305,70 +265,9 @@ def test_debug_raises() -> None:
 # --- bad input -------------------------------------------------------------------------------
 
 
-def wrong_size(data: Path) -> None:
-    Image.new("L", (64, 60)).save(data / "masks" / "01.png")
-
-
-def wrong_class(data: Path) -> None:
-    mask = np.zeros((64, 64), dtype=np.uint8)
-    mask[3, 4] = 77
-    Image.fromarray(mask).save(data / "masks" / "02.png")
-
-
-def wrong_class_in_validation(data: Path) -> None:
-    Image.new("L", (64, 64), 9).save(data / "val_masks" / "v1.png")
-
-
-def broken_image(data: Path) -> None:
-    (data / "images" / "03.png").write_bytes(b"no picture")
-
-
 def broken_unlabeled_image(data: Path) -> None:
     for i in range(4, 8):
         (data / "images" / f"{i:02d}.png").write_bytes(b"no picture")
-
-
-def no_masks(data: Path) -> None:
-    for path in (data / "masks").iterdir():
-        path.unlink()
-
-
-def strange_names(data: Path) -> None:
-    for path in (data / "masks").iterdir():
-        path.rename(path.with_name("x" + path.name))
-
-
-def colour_mask(data: Path) -> None:
-    Image.new("RGB", (64, 64)).save(data / "masks" / "00.png")
-
-
-def missing_validation_mask(data: Path) -> None:
-    (data / "val_masks" / "v2.png").unlink()
-
-
-@pytest.mark.parametrize("cache", [False, True], ids=["", "cache"])
-@pytest.mark.parametrize(
-    ("spoil", "parts"),
-    [
-        (wrong_size, ["01.png", "64x64", "60x64", "same size"]),
-        (wrong_class, ["02.png", "77"]),
-        (wrong_class_in_validation, ["v1.png", "9"]),
-        (broken_image, ["cannot read image", "03.png"]),
-        (no_masks, ["holds no mask"]),
-        (strange_names, ["no mask", "is named like an image"]),
-        (colour_mask, ["00.png", "colour image"]),
-        (missing_validation_mask, ["v2.png", "has no mask"]),
-    ],
-)
-def test_bad_data_ends_in_one_line(
-    capsys: Capture, tmp_path: Path, spoil: Callable[[Path], None], parts: list[str], cache: bool
-) -> None:
-    data = write_data(tmp_path / "data")
-    spoil(data)
-    config = tiny_config(data, tmp_path / "out", method="supervised", cache=cache)
-    line = complaint(capsys, ["train", *words(config)])
-    assert all(part in line for part in parts), line
-    assert not (tmp_path / "out").exists()  # the next try needs no other --out
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -387,9 +286,6 @@ def test_a_broken_unlabeled_image_is_named_even_by_a_loader_process(
     ("changes", "message"),
     [
         ({"images": None}, "--images DIR and --masks DIR are missing"),
-        ({"images": "nowhere"}, "the image folder nowhere does not exist"),
-        ({"masks": "nowhere"}, "the mask folder nowhere does not exist"),
-        ({"unlabeled": "nowhere"}, "the image folder nowhere does not exist"),
         ({"val_masks": None}, "--val-images needs --val-masks DIR"),
         ({"val_images": None}, "--val-masks needs --val-images DIR"),
         ({"voc": "nowhere"}, "either --data ROOT (--voc ROOT) or --images and --masks"),
@@ -402,14 +298,9 @@ def test_a_broken_unlabeled_image_is_named_even_by_a_loader_process(
         ({"val_list": "v.txt", "dataset": "voc"}, "--val-list v.txt needs --data ROOT, the folder"),
         ({"channels": 4}, "it is an array of 64x64x3, expected 4 channels"),
         ({"channels": 0}, "--channels must be at least 1, got 0"),
-        ({"value_range": "9-0"}, "--value-range must be written LOW-HIGH, e.g. 0-4095"),
         ({"classes": None}, "--classes is missing"),
-        ({"classes": "nowhere.txt"}, "cannot read the class names file nowhere.txt"),
-        ({"label_map": "0:9"}, "label map entry 0:9 is out of range"),
-        ({"labels": 5}, "cannot keep 5 of 4 labeled images"),
         ({"arch": "Unot"}, "--arch Unot is unknown: choose one of"),
         ({"encoder": "resnet35"}, "cannot build Unet with the encoder resnet35"),
-        ({"encoder_weights": "nowhere.pth"}, "cannot read weights nowhere.pth"),
         ({"model_args": {"decoder_channels": [8]}}, "cannot build Unet"),
         ({"method": "magic"}, "--method magic is unknown: choose one of advssl, cct, classmix"),
         ({"method": "guidedmix", "method_args": {"magic": 3}}, "GuidedMix has no part 'magic'"),
@@ -420,7 +311,6 @@ def test_a_broken_unlabeled_image_is_named_even_by_a_loader_process(
         ({"variant": "best", "method": "guidedmix"}, "`variant` must be one of"),
         ({"device": "cuda:77"}, "--device cuda:77 cannot be used here"),
         ({"device": "abacus"}, "--device abacus cannot be used here"),
-        ({"crop": "8"}, "--crop must be written HxW"),
     ],
 )
 def test_bad_settings_end_in_one_line(
@@ -477,35 +367,9 @@ def test_predict_writes_every_image_it_can(
     assert [p.name for p in (tmp_path / "some").rglob("*.png")] == ["good.png"]
 
 
-@pytest.mark.parametrize("command", ["evaluate", "predict"])
-def test_a_missing_model_is_named(capsys: Capture, tmp_path: Path, command: str) -> None:
-    argv = [command, "--model", str(tmp_path), "--device", "cpu"]
-    if command == "predict":
-        Image.new("L", (9, 9)).save(tmp_path / "a.png")
-        argv += ["--images", str(tmp_path), "--out", str(tmp_path)]
-    assert "no trained model in" in complaint(capsys, argv)
-
-
 def test_guidedmix_from_the_command_line(data: Path, tmp_path: Path) -> None:
     config = tiny_config(data, tmp_path / "out", steps=2, ema=0.9, checkpoint_every=0)
     assert main(["train", *words(config)]) == 0
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert found["method"] == "guidedmix"
     assert found["images"]["unlabeled"] == 4
-
-
-def test_a_stopped_training_is_no_failure(
-    data: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    signals = [signal.SIGTERM]  # one only: the second one would end the process
-
-    def due(step: int, every: int) -> bool:
-        if signals:
-            os.kill(os.getpid(), signals.pop())
-        return False
-
-    monkeypatch.setattr("gmix.training.train.due", due)
-    config = tiny_config(data, tmp_path / "out", method="supervised")
-    assert main(["train", *words(config)]) == 0
-    # It came after step 1 was found to be of no interest, so step 2 is the last.
-    assert "stopped after step 2 of 6" in capsys.readouterr().out

@@ -1,7 +1,5 @@
 """`gmix compare`: what it trains, how it survives, what its tables say; what `gmix train` adds for it."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -49,7 +47,7 @@ from gmix.config.options import flag
 from gmix.config.train_config import CompareConfig, TrainConfig
 from gmix.config.yamlfile import write_yaml
 from gmix.data import eval_transform
-from gmix.methods import CPS, METHODS, ClassMix, FixMatch, GuidedMix, Method, Supervised, UniMatch
+from gmix.methods import CPS, METHODS, FixMatch, GuidedMix, Method, Supervised
 from gmix.nn.passes import count_first_step, encoders
 from gmix.runtime.device import peak_memory
 from gmix.runtime.interrupts import Interrupts
@@ -808,13 +806,9 @@ N, M = 4, 3
 @pytest.mark.parametrize(
     ("build", "passes"),
     [
-        (Supervised, N),
-        (FixMatch, N + M + M),  # labeled, weak, strong
-        (UniMatch, N + M + 2 * M),
         (CPS, 2 * (N + M)),  # two students
         (lambda net: CPS(net, cutmix={}), 2 * (N + M + M)),  # labeled, unlabeled, pasted
         (lambda net: GuidedMix(net, variant="official"), N + M),
-        (ClassMix, M + N + M),  # the teacher's, then the student's
         (GuidedMix, M + M + (N + 2 * M)),  # the teacher's, the reference's, the student's
         (lambda net: GuidedMix(net, direct=0.5), (N + M) + M + M + (N + 2 * M)),  # the mixed, too
         (lambda net: GuidedMix(net, views=1, drop=0.0), M + M + (N + M)),

@@ -1,7 +1,5 @@
 """Completion by TAB, in real shells."""
 
-from __future__ import annotations
-
 import shlex
 import shutil
 import subprocess

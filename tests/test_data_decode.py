@@ -1,7 +1,5 @@
 """Every bit, channel and page of a file is read as stored, or the file is refused."""
 
-from __future__ import annotations
-
 import io
 import struct
 import tarfile

@@ -2,7 +2,6 @@
 
 import random
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +13,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from gmix.data import (
-    LAYOUTS,
     Batch,
-    Cached,
-    Classes,
-    ImageDataset,
     Sample,
-    SegmentationDataset,
     TwoStream,
-    images_of,
-    masks_of,
     train_transform,
 )
 
@@ -229,35 +221,3 @@ def test_empty_streams_are_refused(kwargs: dict[str, int], message: str) -> None
         build(**kwargs)
     with pytest.raises(IndexError):
         build()[-1]
-
-
-def test_real_voc_folder_whose_unlabeled_images_have_no_masks(
-    shared_data: Path, tmp_path: Path
-) -> None:
-    """The mask files of the unlabeled images do not exist here, so nothing can open one."""
-    source = shared_data / "voc_animals"
-    names = [path.stem for path in images_of(LAYOUTS["voc"], source, "train")[:6]]
-    root = tmp_path / "voc"
-    for folder in ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"):
-        (root / folder).mkdir(parents=True)
-    for name in names:
-        (root / "JPEGImages" / f"{name}.jpg").symlink_to(source / "JPEGImages" / f"{name}.jpg")
-    for name in names[:2]:
-        mask = Path("SegmentationClassAug") / f"{name}.png"
-        (root / mask).symlink_to(source / mask)
-    lists = root / "ImageSets" / "Segmentation"
-    (lists / "few.txt").write_text("\n".join(names[:2]))
-    (lists / "rest.txt").write_text("\n".join(names[2:]))
-    classes = Classes.of(7, "0:0,8:1,10:2,12:3,13:4,15:5,17:6")
-    labeled = SegmentationDataset(
-        images_of(LAYOUTS["voc"], root, "few"), masks_of(LAYOUTS["voc"], root, "few"), classes
-    )
-    unlabeled = ImageDataset(images_of(LAYOUTS["voc"], root, "rest"))
-    transform = train_transform(crop=(64, 80))
-    plain = TwoStream(labeled, unlabeled, 2, 4, transform, transform, 0)
-    cached = TwoStream(Cached(labeled), Cached(unlabeled), 2, 4, transform, transform, 0)
-    batches = load(plain, range(3), workers=2)
-    for first, second in zip(batches, load(cached, range(3), workers=2), strict=True):
-        assert same(first, second)
-    assert set(torch.cat([b.y_labeled for b in batches]).unique().tolist()) <= {*range(7), 255}
-    assert all(batch.x_unlabeled.isfinite().all() for batch in batches)  # type: ignore[union-attr]

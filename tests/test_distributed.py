@@ -1,7 +1,5 @@
 """Loops of one's own in several processes: what is wrapped wrongly, or not at all, is said and not silent."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from pathlib import Path

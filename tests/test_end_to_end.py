@@ -28,9 +28,8 @@ def lists(shared_data: Path, tmp_path: Path) -> dict[str, Path]:
     return found
 
 
-@pytest.mark.parametrize("method", ["supervised", "guidedmix"])
 def test_real_photos_in_voc_layout(
-    method: str, shared_data: Path, lists: dict[str, Path], tmp_path: Path
+    shared_data: Path, lists: dict[str, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     words = [
@@ -41,7 +40,7 @@ def test_real_photos_in_voc_layout(
         str(lists["train"]),
     ]
     words += ["--unlabeled-list", str(lists["trainaug"]), "--val-list", str(lists["val"])]
-    words += [*VOC, *NETWORK, *SMALL, "--method", method, "--steps", "30", "--log-every", "5"]
+    words += [*VOC, *NETWORK, *SMALL, "--steps", "30", "--log-every", "5"]
     assert main([*words, "--out", str(out)]) == 0
 
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -23,7 +23,6 @@ from gmix.evaluation import (
     class_map,
     eval_mode,
     evaluate,
-    predict_multiscale,
     predict_sliding,
 )
 from gmix.functional import probabilities
@@ -85,14 +84,6 @@ def test_rows_are_true_columns_predicted_and_any_value_may_be_ignored() -> None:
     matrix = ConfusionMatrix(3, ignore_index=7)
     matrix.update(torch.tensor([[[1, 2, 0]]]), torch.tensor([[[0, 0, 7]]]))
     assert matrix.counts.tolist() == [[0, 1, 1], [0, 0, 0], [0, 0, 0]]
-
-
-def test_it_is_the_data_sets_iou_not_the_mean_of_images() -> None:
-    matrix = ConfusionMatrix(2)
-    matrix.update(torch.zeros(1, 1, 9, dtype=torch.int64), torch.zeros(1, 1, 9, dtype=torch.int64))
-    matrix.update(torch.tensor([[[0]]]), torch.tensor([[[1]]]))
-    assert matrix.scores().iou == [0.9, 0.0]
-    assert matrix.scores().miou == pytest.approx(0.45)
 
 
 def test_nothing_but_ignored_pixels_gives_nan_not_an_error() -> None:
@@ -295,79 +286,8 @@ def test_binary_scores_background_and_foreground() -> None:
     assert again == scores
 
 
-def test_evaluate_with_another_predictor_gives_the_same_for_a_pointwise_net(net: Spy) -> None:
-    items = data([(6, 8), (9, 5)])
-    whole = evaluate(net, items, Classes.of(4), transform=eval_transform())
-    sliding = partial(predict_sliding, crop=(4, 4), stride=(3, 3))
-    assert evaluate(net, items, Classes.of(4), transform=eval_transform(), predict=sliding) == whole
-
-
 def test_evaluate_refuses(net: Spy) -> None:
     with pytest.raises(ValueError, match="at least one image"):
         evaluate(net, [], Classes.of(4), transform=eval_transform())
     with pytest.raises(ValueError, match="the network gives 4 channels, but the data set needs 5"):
         evaluate(net, data([(4, 4)]), Classes.of(5), transform=eval_transform())
-
-
-@given(
-    size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
-    crop=st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    data=st.data(),
-)
-def test_sliding_is_the_whole_image_for_a_pointwise_net(
-    size: tuple[int, int], crop: tuple[int, int], data: st.DataObject
-) -> None:
-    stride = tuple(data.draw(st.integers(1, length)) for length in crop)
-    torch.manual_seed(0)
-    net = nn.Conv2d(3, 4, 1)
-    x = torch.randn(2, 3, *size)
-    probs = predict_sliding(net, x, crop, (stride[0], stride[1]))
-    torch.testing.assert_close(probs, net(x).softmax(1).detach(), atol=1e-5, rtol=1e-5)
-
-
-def test_sliding_windows_have_the_crops_size_and_average(net: Spy) -> None:
-    net.eval()
-    x = torch.randn(1, 3, 10, 7)
-    predict_sliding(net, x, (4, 9), (3, 9))
-    assert net.shapes == [(1, 3, 4, 7)] * 3
-    # A net that tells its window's first row: overlapping windows are averaged.
-    rows = torch.arange(6.0)[None, None, :, None].expand(1, 1, 6, 2)
-
-    class First(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x[..., :1, :].expand_as(x)
-
-    probs = predict_sliding(First(), rows, (4, 2), (2, 2))
-    low, high = torch.tensor(0.0).sigmoid(), torch.tensor(2.0).sigmoid()
-    expected = torch.stack([low, low, (low + high) / 2, (low + high) / 2, high, high])
-    torch.testing.assert_close(probs[0, 0, :, 0], expected)
-    for stride in ((5, 2), (0, 2)):
-        with pytest.raises(ValueError, match="`stride` must be"):
-            predict_sliding(First(), rows, (4, 2), stride)
-
-
-@pytest.mark.parametrize("channels", [1, 4])
-def test_multiscale_of_scale_one_is_the_forward_pass(channels: int) -> None:
-    torch.manual_seed(0)
-    net = nn.Conv2d(3, channels, 3, padding=1)
-    x = torch.randn(2, 3, 9, 7)
-    logits = net(x).detach()
-    expected = logits.softmax(1) if channels > 1 else logits.sigmoid()
-    torch.testing.assert_close(predict_multiscale(net, x, [1.0], flip=False), expected)
-
-
-def test_multiscale_averages_scales_and_flips(net: Spy) -> None:
-    net.eval()
-    x = torch.randn(1, 3, 8, 12)
-    torch.manual_seed(0)
-    conv = nn.Conv2d(3, 4, 3, padding=1)
-    flipped = conv(x.flip(-1)).softmax(1).flip(-1)
-    expected = (conv(x).softmax(1) + flipped).detach() / 2
-    torch.testing.assert_close(predict_multiscale(conv, x, [1.0]), expected)
-    probs = predict_multiscale(net, x, [0.5, 1.5])
-    assert net.shapes == [(1, 3, 4, 6)] * 2 + [(1, 3, 12, 18)] * 2
-    assert probs.shape == (1, 4, 8, 12) and not probs.requires_grad
-    torch.testing.assert_close(probs.sum(1), torch.ones(1, 8, 12))
-    for scales in ([], [1.0, 0.0]):
-        with pytest.raises(ValueError, match="`scales` must be"):
-            predict_multiscale(net, x, scales)

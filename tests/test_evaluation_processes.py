@@ -1,7 +1,5 @@
 """Two processes count what one counts; a file of its own, as each process imports it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import forked

@@ -1,7 +1,5 @@
 """Exported files give the network's logits, for any batch and size, without gmix."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

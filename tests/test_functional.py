@@ -33,20 +33,12 @@ def test_mix_is_the_equation(seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     a, b = torch.randn(2, 3, 2, 4, 5, generator=g)
     lam = torch.rand(3, generator=g)
+    before = a.clone(), b.clone()
     out = G.mix(a, b, lam)
+    assert torch.equal(a, before[0]) and torch.equal(b, before[1])
     for i in range(3):
         expected = lam[i].item() * a[i].numpy() + (1 - lam[i].item()) * b[i].numpy()
         np.testing.assert_allclose(out[i].numpy(), expected, atol=1e-6)
-
-
-@given(seeds)
-def test_mix_with_lambda_0_is_the_unlabeled_image_bit_for_bit(seed: int) -> None:
-    g = torch.Generator().manual_seed(seed)
-    a, b = torch.randn(2, 3, 2, 4, 5, generator=g)
-    copies = a.clone(), b.clone()
-    assert torch.equal(G.mix(a, b, torch.zeros(3)), b)
-    assert torch.equal(G.mix(a, b, torch.ones(3)), a)
-    assert torch.equal(a, copies[0]) and torch.equal(b, copies[1])  # never in place
 
 
 def test_lambda_at_alpha_1_has_the_distribution_of_redrawing_until_below_the_cap() -> None:
@@ -77,17 +69,6 @@ def test_lambda_stays_under_its_cap_and_follows_its_generator(
     assert torch.equal(lam, draw())
 
 
-def test_lambda_for_other_alpha_is_a_folded_beta() -> None:
-    lam = G.sample_lambda(20000, alpha=0.4, generator=torch.Generator().manual_seed(0))
-    b = np.random.default_rng(0).beta(0.4, 0.4, 20000)
-    quantiles = np.linspace(0.1, 0.9, 9)
-    np.testing.assert_allclose(
-        np.quantile(lam.numpy(), quantiles),
-        np.quantile(np.minimum(b, 1 - b), quantiles),
-        atol=0.012,
-    )
-
-
 # --- Eq. 3: pairs -----------------------------------------------------------------------------
 
 
@@ -103,16 +84,6 @@ def test_nearest_is_the_double_loop(seed: int, metric: str, exclude_self: bool) 
             d = (q - k).norm() if metric == "euclidean" else 1 - F.cosine_similarity(q, k, dim=0)
             distances.append(math.inf if exclude_self and i == j else d.item())
         assert index[i] == int(np.argmin(distances))
-
-
-@given(seeds)
-def test_nearest_is_permutation_equivariant(seed: int) -> None:
-    g = torch.Generator().manual_seed(seed)
-    query, key = torch.randn(5, 4, generator=g), torch.randn(7, 4, generator=g)
-    p, q = torch.randperm(5, generator=g), torch.randperm(7, generator=g)
-    index = G.nearest(query, key)
-    assert torch.equal(G.nearest(query[p], key), index[p])  # queries reordered
-    assert torch.equal(q[G.nearest(query, key[q])], index)  # keys reordered, with replacement
 
 
 def test_nearest_tells_neighbours_apart_far_from_the_origin() -> None:
@@ -183,29 +154,6 @@ def test_literal_hard_decoupling_sums_to_0_and_equal_images_leave_a_uniform_targ
     torch.testing.assert_close(same, torch.full_like(same, 0.25))
 
 
-@given(seeds)
-def test_literal_target_acts_as_label_smoothing_with_epsilon_lambda(seed: int) -> None:
-    """The gradient of the squared error towards (1-lam) q and towards (1-lam) q + lam/K is one."""
-    q, lam = random_probs(seed), 0.37
-    g = torch.Generator().manual_seed(seed)
-    gradients = []
-    for target in ((1 - lam) * q, (1 - lam) * q + lam / 4):
-        logits = torch.randn(
-            2, 4, 3, 5, generator=g.manual_seed(seed), dtype=torch.float64, requires_grad=True
-        )
-        (logits.softmax(1) - target).square().sum().backward()
-        gradients.append(logits.grad)
-    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-12, rtol=1e-9)
-
-
-def test_subtracting_in_probability_space_does_not_invent_a_class_as_logits_do() -> None:
-    p_mix = torch.tensor([0.90, 0.0999, 1e-4]).view(1, 3, 1, 1)
-    p_l = torch.tensor([0.9, 0.1, 1e-8]).view(1, 3, 1, 1)
-    ours = G.decouple(p_mix, p_l, torch.tensor([0.5])).flatten()
-    in_logits = (p_mix.log() - 0.5 * p_l.log()).softmax(1).flatten()
-    assert ours[2] < 0.001 < 0.4 < in_logits[2]
-
-
 # --- losses -----------------------------------------------------------------------------------
 
 
@@ -262,11 +210,6 @@ def test_soft_cross_entropy_is_torchs_own_for_distributions(seed: int, k: int) -
     torch.testing.assert_close(weighted, (pixels * weight).mean())
 
 
-def test_squared_error_sums_over_classes_and_is_k_times_mse_loss() -> None:
-    a, b = random_probs(0), random_probs(1)
-    assert G.squared_error(a, b).item() == pytest.approx(4 * F.mse_loss(a, b).item(), rel=1e-5)
-
-
 @given(seeds)
 def test_squared_error_skips_padding_and_treats_binary_as_two_classes(seed: int) -> None:
     a, b = random_probs(seed, k=2), random_probs(seed + 1, k=2)
@@ -280,30 +223,6 @@ def test_squared_error_skips_padding_and_treats_binary_as_two_classes(seed: int)
     assert G.squared_error(a, b, valid=valid).item() == pytest.approx(expected, rel=1e-5)
     one = G.squared_error(a[:, 1:], b[:, 1:], valid=valid)
     assert one.item() == pytest.approx(expected, rel=1e-5)
-
-
-@given(seeds)
-def test_soft_cross_entropy_is_the_naive_loop_and_hard_targets_are_cross_entropy(seed: int) -> None:
-    g = torch.Generator().manual_seed(seed)
-    logits = torch.randn(2, 4, 3, 5, generator=g)
-    q, weight = random_probs(seed), torch.rand(2, 3, 5, generator=g)
-    total = 0.0
-    for n, y, x in np.ndindex(2, 3, 5):
-        log_p = logits[n, :, y, x].double().log_softmax(0)
-        total -= weight[n, y, x].item() * (q[n, :, y, x] * log_p).sum().item()
-    out = G.soft_cross_entropy(logits, q, weight=weight)
-    assert out.item() == pytest.approx(total / 30, rel=1e-4)
-    labels = torch.randint(4, (2, 3, 5), generator=g)
-    hard = F.one_hot(labels, 4).permute(0, 3, 1, 2).float()
-    torch.testing.assert_close(G.soft_cross_entropy(logits, hard), G.cross_entropy(logits, labels))
-
-
-@given(seeds)
-def test_binary_soft_cross_entropy_is_the_two_class_case(seed: int) -> None:
-    logit = torch.randn(2, 1, 3, 5, generator=torch.Generator().manual_seed(seed))
-    two = torch.cat([torch.zeros_like(logit), logit], 1)
-    q = random_probs(seed, k=2)
-    torch.testing.assert_close(G.soft_cross_entropy(logit, q[:, 1:]), G.soft_cross_entropy(two, q))
 
 
 @given(seeds)
@@ -378,27 +297,6 @@ def test_fill_in_and_most_probable() -> None:
 
 
 # --- all of them ------------------------------------------------------------------------------
-
-
-def test_gradients_are_right_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The functions compute in float32 on purpose; gradcheck needs more, so here float() keeps float64.
-    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
-    logits = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
-    q, lam = random_probs(3, k=3, h=2, w=2), torch.tensor([0.2, 0.4], dtype=torch.float64)
-    target = torch.tensor([0, 255])[torch.randint(2, (2, 2, 2))]
-    weights = torch.rand(2, 3, 2, 2, dtype=torch.float64) + 0.5
-
-    check = torch.autograd.gradcheck
-    assert check(lambda z: G.cross_entropy(z, target), (logits,))
-    assert check(lambda z: G.soft_cross_entropy(z, q), (logits,))
-    assert check(lambda z: G.squared_error(z.softmax(1), q), (logits,))
-    assert check(lambda z: G.reweigh(z.softmax(1), weights), (logits,))
-    assert check(lambda z: G.mix(z, q, lam), (logits,))
-    for normalize in ("none", "rescale"):
-        assert check(
-            lambda z, n=normalize: G.decouple(z.softmax(1), q, lam, normalize=n), (logits,)
-        )
-    assert check(lambda z: G.decouple(G.mix(q, z.softmax(1), lam), q, lam), (logits,))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

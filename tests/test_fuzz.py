@@ -1,7 +1,5 @@
 """Any split file, configuration, label map, image or shard is read, or refused in one sentence."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Whether unlabeled images helped: the interval against a loop, and what the command says of known predictions."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path
@@ -12,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_data import tiny_config, words, write_data
+from tiny_data import tiny_config, words
 from torch import Tensor
 
 from gmix.cli.main import main
@@ -89,11 +87,6 @@ def test_other_images_are_refused() -> None:
     for other in (one[1:], one[:, :, 1:], one[:0]):
         with pytest.raises(ValueError, match="of the same n images"):
             paired_gain(other, one)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("guard"))
 
 
 def test_a_guarded_training_says_what_the_unlabeled_images_did(

@@ -1,7 +1,5 @@
 """The report: what it shows is what the runs came to, and a browser opens it without a word."""
 
-from __future__ import annotations
-
 import base64
 import io
 import itertools

@@ -1,7 +1,5 @@
 """Whatever ends a training, at whatever moment, `--resume` ends where nothing had happened."""
 
-from __future__ import annotations
-
 import errno
 import json
 import math
@@ -59,11 +57,6 @@ from gmix.training.train import train
 Capture = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("tiny"))
-
-
 # Something to write nearly all the time.
 QUICK: dict[str, Any] = {
     "steps": 8,
@@ -103,12 +96,12 @@ def everything(out: Path) -> dict[str, Any]:
     ("kills", "changes", "holds"),
     [
         (
-            18,
+            8,
             {"method": "guidedmix", "method_args": {"adjustment": {}}},
             ["teacher.net", "reference.keys", "reference.trust", "adjustment.pixels"],
         ),
-        (16, {"method": "cps", "optimizer": "sgd"}, ["other.model"]),
-        (16, {"method": "mean_teacher", "ema": 0.9, "accumulate": 2}, ["teacher.net"]),
+        (6, {"method": "cps", "optimizer": "sgd"}, ["other.model"]),
+        (6, {"method": "mean_teacher", "ema": 0.9, "accumulate": 2}, ["teacher.net"]),
     ],
     ids=["guidedmix", "cps", "ema"],
 )

@@ -1,7 +1,5 @@
 """Trainings on known data sets, and on images of other channels and depths, from the command line."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -158,8 +156,9 @@ def five_bands(root: Path) -> dict[str, Any]:
     return {"channels": 5}
 
 
-@pytest.mark.parametrize("method", ["guidedmix", "unimatch", "cct"])
-@pytest.mark.parametrize("kind", ["png", "npy", "bands"])
+@pytest.mark.parametrize(
+    ("method", "kind"), [("guidedmix", "bands"), ("unimatch", "png"), ("cct", "npy")]
+)
 def test_grey_binary_and_many_channels_from_training_to_prediction(
     method: str, kind: str, tmp_path: Path
 ) -> None:

@@ -1,7 +1,5 @@
 """Known data sets: small files in the true layout of each, by split, by list and with their ids."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

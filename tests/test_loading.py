@@ -1,7 +1,5 @@
 """Batches on their way from loader processes, and what becomes of a training when one does not come."""
 
-from __future__ import annotations
-
 import json
 import math
 import multiprocessing

@@ -1,7 +1,5 @@
 """One training at a time in a folder; a killed one keeps nobody out."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,10 +1,9 @@
 """One table drives everything that names methods: adding one is its file and its entry."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tiny_data import tiny_config, words, write_data
+from tiny_methods import BUILDERS
 
 import gmix
 from gmix.methods import METHODS, Method
@@ -110,6 +110,12 @@ def test_every_method_of_the_folder_is_in_the_table_and_told_as_it_is() -> None:
         assert entry.unlabeled == kind.needs_unlabeled
         assert getattr(gmix.methods, kind.__name__) is kind
     assert len({entry.label for entry in METHODS.values()}) == len(METHODS)
+
+
+def test_every_method_has_its_tester() -> None:
+    files = (Path(__file__).parent / "methods").glob("test_*.py")
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    assert sorted(re.findall(r'^    name = "(.*)"$', text, re.MULTILINE)) == sorted(BUILDERS)
 
 
 def test_type_checkers_see_what_is_there() -> None:

@@ -17,11 +17,6 @@ from gmix.training.norm import renew_statistics, unlabeled_views
 from gmix.training.train import train
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("norm"))
-
-
 def statistics(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in tensors.items() if "running_" in name}
 

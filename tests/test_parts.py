@@ -50,12 +50,6 @@ def test_similar_selector_is_nearest(seed: int, metric: Any, exclude_self: bool)
     assert torch.equal(out, G.nearest(query, key, metric=metric, exclude_self=exclude_self))
 
 
-def test_the_metrics_differ() -> None:
-    query, key = torch.tensor([[1.0, 0.0]]), torch.tensor([[9.0, 0.0], [0.9, 0.5]])
-    assert SimilarPairSelector()(query, key).item() == 1
-    assert SimilarPairSelector("cosine")(query, key).item() == 0
-
-
 @pytest.mark.parametrize("exclude_self", [False, True])
 def test_random_selector_is_uniform(exclude_self: bool) -> None:
     n, rounds = 5, 4000

@@ -18,11 +18,6 @@ from gmix.training.plan import describe, human, plan
 from gmix.training.train import train
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("tiny"))
-
-
 def files(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
 

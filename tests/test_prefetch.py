@@ -1,7 +1,5 @@
 """Results made ahead, against `map`: the same, in order, few at a time, and no thread left behind."""
 
-from __future__ import annotations
-
 import threading
 import weakref
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Pseudo labels: masks, confidence and COCO regions against loops and pycocotools."""
 
-from __future__ import annotations
-
 import json
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a training writes is written by the first of its processes, and by nobody before it is asked to."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from time import perf_counter

@@ -98,15 +98,6 @@ def test_no_entry_of_the_legend_is_cut_off(
         assert len(lines) < len(names)
 
 
-def test_equal_input_gives_an_equal_picture(tmp_path: Path) -> None:
-    cells = [row(np.random.default_rng(0))]
-    pictures = [
-        np.asarray(Image.open(picture_sheet(cells, ["a", "b"], NAMES, PALETTE, tmp_path / name)))
-        for name in ("1.png", "2.png")
-    ]
-    assert np.array_equal(*pictures)
-
-
 @pytest.mark.parametrize(
     ("rows", "titles", "names", "message"),
     [

@@ -1,7 +1,5 @@
 """Rooms import one way: each only from those below it, and none in a circle."""
 
-from __future__ import annotations
-
 import ast
 from graphlib import CycleError, TopologicalSorter
 

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,17 @@ from gmix.runs.saved import SavedModel
 TIMM = "tu-test_efficientnet"  # timm's own for tests
 
 
-def write_model(folder: Path, **changes: Any) -> Path:
-    """A small model, with other words in its files."""
+@cache
+def small() -> SavedModel:
     torch.manual_seed(0)
     model = smp.Unet(TIMM, encoder_weights=None, decoder_channels=[8] * 5, classes=3)
     classes = Classes.of(["background", "red", "blue"])
-    SavedModel(GuidedMixNet(model).eval(), classes, None, (0.5,) * 3, (0.5,) * 3).save_pretrained(
-        folder
-    )
+    return SavedModel(GuidedMixNet(model).eval(), classes, None, (0.5,) * 3, (0.5,) * 3)
+
+
+def write_model(folder: Path, **changes: Any) -> Path:
+    """A small model, with other words in its files."""
+    small().save_pretrained(folder)
     for name, entries in changes.items():
         path = folder / f"{name}.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | entries))

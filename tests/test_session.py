@@ -1,14 +1,12 @@
 """A session is the training that `gmix train` does, put together but not begun."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_data import tiny_config, write_data
+from tiny_data import tiny_config
 
 from gmix.builders.data import find_data
 from gmix.runs.checkpoint import list_checkpoints
@@ -25,11 +23,6 @@ SMALL = {
     "steps": 3,
     "checkpoint_every": 2,
 }
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Earlier weights of a network: when they are kept, and how they predict together."""
 
 import copy
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -45,27 +44,6 @@ def test_progress_may_be_a_tensor() -> None:
     for i in range(5):
         snapshots.take(Told(), torch.tensor(i / 4))
     assert snapshots.taken == 2
-
-
-def test_a_prediction_is_a_mean_of_some_with_flat_random_weights() -> None:
-    """Number, choice and weights: the share of each network is as likely as the definition says."""
-    snapshots = taken_at(0.1, 0.2, 0.3, 0.4, kept=4, models=2, every=0.1)
-    snapshots.weights.copy_(torch.tensor([1.0, 10.0, 100.0, 1000.0])[:, None])
-    g, x, count = seeded(0), torch.ones(1), Counter[str]()
-    shares = []
-    for _ in range(3000):
-        value = float(snapshots(Told(), x, g))
-        single = [w for w in (1.0, 10.0, 100.0, 1000.0) if abs(value - w) < 1e-3]
-        if single:
-            count[f"{single[0]:g}"] += 1
-        else:
-            count["two"] += 1
-            shares.append(value)
-    assert abs(count["two"] / 3000 - 0.5) < 0.05
-    assert all(abs(count[w] / 3000 - 0.125) < 0.03 for w in ("1", "10", "100", "1000"))
-    assert min(shares) >= 1 and max(shares) <= 1000
-    # Of two networks with weights uniform on the simplex the mean is halfway, over all pairs.
-    assert abs(sum(shares) / len(shares) - 1111 / 4) < 30
 
 
 def test_with_one_or_none_it_is_that_one_or_0() -> None:

@@ -1,7 +1,5 @@
 """Making splits and looking through them: `gmix splits make` and `gmix splits audit`."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -119,14 +117,6 @@ def test_the_order_is_of_seed_and_names_alone(names: set[str], seed: int, rng: A
     assert [some[i] for i in seeded_order(some, seed)] == [n for n in expected if n in some]
 
 
-def test_seeds_differ_and_no_place_is_preferred() -> None:
-    names = [f"{i:03d}" for i in range(100)]
-    first = [seeded_order(names, seed)[:10] for seed in range(300)]
-    assert len(set(map(tuple, first))) == 300
-    hits = np.bincount(np.array(first).ravel(), minlength=100)
-    assert hits.min() >= 10 and hits.max() <= 55  # 30 expected, standard deviation 5.2
-
-
 def slow_order(present: npt.NDArray[np.bool_], order: list[int]) -> list[int]:
     """The rule of `stratified_order`, from the words of its docstring."""
     chosen: list[int] = []
@@ -154,25 +144,6 @@ def test_stratified_order(count: int, classes: int, seed: int) -> None:
     occurring = present.any(axis=0)
     beginning = found[: occurring.sum()]  # as many images as classes show all of them
     assert (present[beginning].any(axis=0) == occurring).all()
-
-
-def test_stratified_beginnings_hold_rare_classes_that_plain_ones_miss() -> None:
-    present = np.zeros((200, 6), dtype=bool)
-    present[:, 0] = True
-    for k, images_of in enumerate((100, 50, 12, 4, 2), 1):
-        present[np.random.default_rng(k).choice(200, images_of, replace=False), k] = True
-    names = [f"{i:03d}" for i in range(200)]
-    shares = {"plain": [], "stratified": []}
-    for seed in range(20):
-        plain = seeded_order(names, seed)
-        orders = {"plain": plain, "stratified": stratified_order(present, plain)}
-        for kind, order in orders.items():
-            shares[kind].append(present[order[:20]].any(axis=0).mean())
-    assert min(shares["stratified"]) == 1
-    assert np.mean(shares["plain"]) < 0.8
-    # Rare classes in front leave the frequent ones about as frequent as they are.
-    half = present[stratified_order(present, seeded_order(names, 0))[:100]].sum(axis=0)
-    assert np.abs(half - present.sum(axis=0) / 2).max() <= 2  # images
 
 
 def test_class_pixels_against_counting_by_hand(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_data import tiny_config, words, write_data
+from tiny_data import tiny_config, words
 from tiny_nets import seeded, tiny_batch, tiny_net
 from torch import Tensor
 
@@ -163,40 +163,11 @@ def test_what_is_ignored_says_nothing_and_gets_no_gradient(seed: int, name: str,
     assert not gradient.masked_select(ignored).any() and gradient.isfinite().all()
     if loss > 0:
         assert gradient.any()
-    moved = torch.where(ignored, 50 * torch.randn(logits.shape, generator=seeded(seed)), logits)
-    torch.testing.assert_close(ALL[name](moved, y), loss)
     # More padding changes nothing, a share of the pixels that are kept included.
     padded = ALL[name](F.pad(logits, (0, 3, 0, 2)), F.pad(y, (0, 3, 0, 2), value=255))
     torch.testing.assert_close(padded, loss)
     other = ALL[name](logits, torch.where(y == 255, -1, y), ignore_index=-1)
     torch.testing.assert_close(other, loss)
-
-
-@quick
-@given(seeds, st.sampled_from([1, 4]))
-def test_what_the_settings_make_cross_entropy_is_cross_entropy(seed: int, k: int) -> None:
-    logits, y = scene(seed, k)
-    w = torch.tensor(WEIGHTS[: max(k, 2)])
-    for weights in (None, w):
-        expected = G.cross_entropy(logits, y, class_weights=weights)
-        for loss in (
-            G.focal_loss(logits, y, gamma=0.0, class_weights=weights),
-            G.ohem_cross_entropy(logits, y, threshold=1.0, class_weights=weights),
-            G.ohem_cross_entropy(logits, y, min_kept=10**6, class_weights=weights),
-        ):
-            torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(
-        G.cross_entropy(logits, y, class_weights=7 * w), G.cross_entropy(logits, y, class_weights=w)
-    )
-
-
-@quick
-@given(seeds)
-def test_one_channel_is_two_classes(seed: int) -> None:
-    logits, y = scene(seed, 1)
-    two = torch.cat([torch.zeros_like(logits), logits], 1)
-    for name in ("ce", "ohem", "focal", "lovasz"):
-        torch.testing.assert_close(ALL[name](two, y), ALL[name](logits, y))
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
@@ -412,11 +383,6 @@ def test_the_card_lists_the_loss() -> None:
     config = TrainConfig(voc="VOC2012", loss="ohem", class_weights="1,2")
     facts = training_facts(config, {"labeled": 2}, "1f2e", None)
     assert facts["settings"] == {"loss": "ohem", "class_weights": "1.0,2.0"}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data") / "data")
 
 
 def test_a_training_with_dice_and_weights_is_resumed_and_no_other_loss_goes_on(

@@ -1,7 +1,5 @@
 """The recipe as one plain loop gives the very weights of `gmix train`."""
 
-from __future__ import annotations
-
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_examples import assert_shown
 
 from gmix.demo.run import demo_config
 from gmix.demo.scenes import Folders, write_scenes
@@ -32,7 +31,7 @@ def test_it_is_short() -> None:
 
 
 def test_it_trains_as_the_trainer_does(
-    thin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    thin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = Folders.inside(tmp_path / "scenes")
     write_scenes(folders, labeled=5, unlabeled=6, val=2, size=96, seed=0)
@@ -44,7 +43,9 @@ def test_it_trains_as_the_trainer_does(
     monkeypatch.setattr(thin, "NORM_BATCHES", 2)
     config = demo_config(tmp_path, folders, "guidedmix", 3, seed=0)
     train(replace(config, norm_batches=2, trackers="none", report="none"))
+    capsys.readouterr()
     net, _ = thin.train(folders, 3)
+    assert_shown(EXAMPLE, capsys.readouterr().out)
     trained = load_file(tmp_path / "guidedmix" / "model" / "model.safetensors")
     state = net.model.state_dict()
     assert state.keys() == trained.keys()

@@ -1,7 +1,5 @@
 """What `metrics.jsonl` says, trackers show; checked with TensorBoard's own reader."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

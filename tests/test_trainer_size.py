@@ -1,7 +1,5 @@
 """The trainer is read by people: its two functions stay on a screen each."""
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 

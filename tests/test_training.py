@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from tiny_data import NAMES, tiny_config, write_data, write_scene
+from tiny_data import NAMES, tiny_config, write_data
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -33,11 +33,6 @@ from gmix.training.state import build_state
 from gmix.training.train import train
 
 HALF = (0.5, 0.5, 0.5)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("tiny"))
 
 
 # --- configuration ---------------------------------------------------------------------------
@@ -123,19 +118,9 @@ def test_auto_is_a_gpu_if_there_is_one(
     assert threads == [3]
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"steps": 0}, "--steps must be at least 1, got 0"),
-        ({"batch_labeled": -1}, "--batch-labeled must be at least 1"),
-        ({"ema": 1.5}, "--ema must lie between 0 and 1"),
-        ({"scale": "2-0.5"}, "--scale must be written LOW-HIGH"),
-        ({"crop": "12"}, "--crop must be written HxW"),
-    ],
-)
-def test_values_that_cannot_work_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TrainConfig(**changes)
+def test_a_decay_is_below_1() -> None:
+    with pytest.raises(ValueError, match="--ema must lie between 0 and 1"):
+        TrainConfig(ema=1.5)
 
 
 def test_a_method_has_one_name_whatever_its_case(data: Path, tmp_path: Path) -> None:
@@ -171,28 +156,6 @@ def test_unlabeled_images_never_need_a_mask(tmp_path: Path) -> None:
 def test_validation_images_are_never_trained_on(data: Path, tmp_path: Path) -> None:
     config = tiny_config(data, tmp_path, unlabeled=str(data / "val_images"))
     assert build_data(config).counts["unlabeled"] == 4
-
-
-def test_voc_layout_and_lists(tmp_path: Path) -> None:
-    root = tmp_path / "voc"
-    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (root / name).mkdir(parents=True)
-    for i in range(6):
-        mask = root / "SegmentationClass" / f"{i}.png" if i < 4 else None
-        write_scene(root / "JPEGImages" / f"{i}.png", mask, seed=i)
-    lists = root / "ImageSets" / "Segmentation"
-    (lists / "train.txt").write_text("0\n1\n")
-    (lists / "all.txt").write_text("0\r\n1\r\n4\r\n\r\n5")
-    (lists / "val.txt").write_text("2\n3")
-    folders = dict.fromkeys(("images", "masks", "val_images", "val_masks"))
-    config = tiny_config(tmp_path, tmp_path, **folders, classes=3)
-    config.voc, config.unlabeled_list, config.val_part = str(root), "all", "even"
-    (images, masks), rest = training_files(config)
-    assert [p.stem for p in images] == [p.stem for p in masks] == ["0", "1"]
-    assert [p.stem for p in rest] == ["4", "5"]
-    found = validation_files(config)
-    assert found is not None
-    assert [p.stem for p in found[0]] == [p.stem for p in found[1]] == ["3"]
 
 
 def test_odd_and_even_part_make_up_the_whole(data: Path, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """What type checkers tell users: their parts fit, their mistakes are errors, and no public name is `Any`."""
 
-from __future__ import annotations
-
 import inspect
 import os
 import re

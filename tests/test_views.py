@@ -12,7 +12,7 @@ from tiny_nets import seeded
 from torch import Tensor
 
 from gmix import CutMix, StrongColor
-from gmix.nn.views import GaussianBlur, StrongView, _turn_hue, drop_channels, drop_complements
+from gmix.nn.views import GaussianBlur, StrongView, drop_channels, drop_complements
 
 seeds = st.integers(0, 2**31 - 1)
 
@@ -56,10 +56,12 @@ def naive_color(view: StrongColor, x: Tensor, u: Tensor, turn: Tensor | None = N
 @given(seeds, st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
 def test_color_is_the_loop_over_images(seed: int, strength: float, p: float, grey: float) -> None:
     view = StrongColor(strength, p, grey)
-    x = torch.randn(6, 3, 4, 5, generator=seeded(seed))
-    u = torch.rand(5, 6, 1, 1, 1, generator=seeded(seed)).view(5, 6)
-    out = view(x, generator=seeded(seed))
+    x, g, told = torch.randn(6, 3, 4, 5, generator=seeded(seed)), seeded(seed), seeded(seed)
+    before, u = x.clone(), torch.rand(5, 6, 1, 1, 1, generator=g).view(5, 6)
+    out = view(x, generator=told)
     torch.testing.assert_close(out, naive_color(view, x, u), atol=1e-4, rtol=1e-4)
+    assert torch.equal(x, before)
+    assert torch.equal(told.get_state(), g.get_state())  # nothing more is drawn
 
 
 @pytest.mark.parametrize(
@@ -73,43 +75,6 @@ def test_color_works_for_any_number_of_channels(channels: int, mean: Any, std: A
     out = view(x, seeded(1))
     assert not torch.equal(out, x)
     torch.testing.assert_close(out, naive_color(view, x, u), atol=1e-4, rtol=1e-4)
-
-
-@given(seeds)
-def test_color_stays_in_the_range_of_an_image_and_never_works_in_place(seed: int) -> None:
-    view = StrongColor(strength=1.0, p=1.0)
-    raw = torch.rand(4, 3, 5, 5, generator=seeded(seed))
-    x = (raw - view.mean) / view.std
-    before = x.clone()
-    out = view(x, seeded(seed)) * view.std + view.mean
-    assert torch.equal(x, before)
-    assert out.min() > -1e-5 and out.max() < 1 + 1e-5
-
-
-def test_color_with_p_0_and_with_strength_0_changes_nothing() -> None:
-    x = (torch.rand(4, 3, 5, 5) - 0.45) / 0.25
-    assert torch.equal(StrongColor(p=0.0)(x), x)
-    view = StrongColor(strength=0.0, p=1.0, grey=0.0)
-    inside = (torch.rand(4, 3, 5, 5) - view.mean) / view.std
-    torch.testing.assert_close(view(inside), inside, atol=1e-5, rtol=1e-5)
-
-
-def test_grey_images_have_equal_channels_and_p_is_a_share() -> None:
-    view = StrongColor(p=1.0, grey=1.0)
-    x = torch.randn(4, 3, 5, 5)
-    raw = view(x) * view.std + view.mean
-    torch.testing.assert_close(raw, raw[:, :1].expand_as(raw))
-    x = torch.rand(2000, 3, 2, 2)
-    changed = (StrongColor(p=0.8)(x, seeded(0)) != x).flatten(1).any(1)
-    assert changed.float().mean().item() == pytest.approx(0.8, abs=0.04)
-
-
-def test_views_follow_their_generator() -> None:
-    x = torch.rand(8, 3, 16, 16)
-    for view in (StrongColor(), StrongColor(hue=0.2), GaussianBlur(), CutMix(), StrongView()):
-        once, again, other = view(x, seeded(1)), view(x, seeded(1)), view(x, seeded(2))
-        first, second, third = (v[0] if isinstance(v, tuple) else v for v in (once, again, other))
-        assert torch.equal(first, second) and not torch.equal(first, third)
 
 
 # --- hue --------------------------------------------------------------------------------------
@@ -126,53 +91,6 @@ def test_color_with_hue_is_the_loop_over_images(
     turn = torch.rand(6, 1, 1, 1, generator=g).flatten()
     out = view(x, generator=seeded(seed))
     torch.testing.assert_close(out, naive_color(view, x, u, turn), atol=1e-4, rtol=1e-4)
-
-
-@given(seeds, st.floats(-7, 7))
-def test_turning_the_hue_keeps_the_mean_and_the_distance_from_grey(seed: int, angle: float) -> None:
-    x = torch.rand(2, 3, 3, 4, generator=seeded(seed))
-    before = x.clone()
-    angles = torch.tensor([angle, 0.0]).view(2, 1, 1, 1)
-    out = _turn_hue(x, angles)
-    assert torch.equal(x, before)
-    torch.testing.assert_close(out[1], x[1])  # each image has its own angle
-    torch.testing.assert_close(out.mean(1), x.mean(1))
-    distance = (x - x.mean(1, keepdim=True)).norm(dim=1)
-    torch.testing.assert_close((out - out.mean(1, keepdim=True)).norm(dim=1), distance)
-    expected = torch.from_numpy(turned(x[0].double().numpy(), angle)).float()
-    torch.testing.assert_close(out[0], expected, atol=1e-5, rtol=1e-5)
-
-
-def test_a_third_of_a_turn_makes_red_green() -> None:
-    red, third = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1), torch.tensor(2 * math.pi / 3)
-    green, blue = red.roll(1, 1), red.roll(2, 1)
-    torch.testing.assert_close(_turn_hue(red, third), green, atol=1e-6, rtol=0)
-    torch.testing.assert_close(_turn_hue(red, -third), blue, atol=1e-6, rtol=0)
-
-
-def test_hues_turn_either_way_and_no_further_than_told() -> None:
-    view = StrongColor(strength=0.0, p=1.0, grey=0.0, hue=0.1, mean=0.0, std=1.0)
-    colour = torch.tensor([0.6, 0.5, 0.45]).view(1, 3, 1, 1)  # so near grey that nothing is cut
-    out = view(colour.expand(4000, 3, 1, 1), seeded(0)).flatten(1)
-    a, b = colour.flatten() - colour.mean(), out - out.mean(1, keepdim=True)
-    across = torch.linalg.cross(a.expand_as(b), b).sum(1) / math.sqrt(3)
-    turns = torch.atan2(across, b @ a) / (2 * math.pi)
-    levels = np.linspace(0.05, 0.95, 10)
-    found = np.quantile(turns.numpy(), levels)
-    np.testing.assert_allclose(found, 0.1 * (2 * levels - 1), atol=0.01)
-    assert turns.abs().max() < 0.1 + 1e-4
-
-
-def test_without_hue_nothing_more_is_drawn() -> None:
-    """So that what a seed gave before there were hues it gives still."""
-    x = torch.rand(4, 3, 5, 5, generator=seeded(0))
-    plain, with_hue, five = seeded(1), seeded(1), seeded(1)
-    out = StrongColor(hue=0.0)(x, plain)
-    assert torch.equal(out, StrongColor()(x, seeded(1)))
-    torch.rand(5, 4, 1, 1, 1, generator=five)
-    assert torch.equal(plain.get_state(), five.get_state())
-    assert not torch.equal(StrongColor(hue=0.2)(x, with_hue), out)
-    assert not torch.equal(with_hue.get_state(), five.get_state())
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
@@ -217,29 +135,6 @@ def test_blur_is_the_loop_over_pixels(n: int, channels: int, h: int, w: int) -> 
             expected = naive_blur(expected, 0.3 + 1.7 * width)
         np.testing.assert_allclose(result.numpy(), expected, atol=1e-5)
     assert torch.equal(x, before) and out.shape == x.shape and out.dtype == x.dtype
-
-
-def test_some_images_of_a_batch_are_blurred_and_others_are_not() -> None:
-    x = torch.randn(2000, 1, 2, 2, generator=seeded(0))
-    changed = ((GaussianBlur(p=0.3, sigma=(0.5, 1.0))(x, seeded(1)) - x).abs() > 1e-4).flatten(1)
-    assert changed.any(1).float().mean().item() == pytest.approx(0.3, abs=0.04)
-
-
-def test_every_image_has_a_width_of_its_own() -> None:
-    point = torch.zeros(2000, 2, 1, 15)
-    point[..., 7] = 1
-    out = GaussianBlur(p=1.0, sigma=(0.5, 1.5))(point, seeded(0))
-    assert torch.equal(out[:, 0], out[:, 1])  # one width for an image's channels
-    width = (out[:, 0, 0] * (torch.arange(15) - 7.0) ** 2).sum(1).sqrt().numpy()
-    levels = np.linspace(0.1, 0.9, 9)
-    np.testing.assert_allclose(np.quantile(width, levels), 0.5 + levels, atol=0.05)
-
-
-def test_blur_with_p_0_changes_nothing_and_a_blurred_constant_is_the_constant() -> None:
-    x = torch.randn(3, 3, 6, 7, generator=seeded(0))
-    torch.testing.assert_close(GaussianBlur(p=0.0)(x, seeded(0)), x, atol=1e-6, rtol=0)
-    flat = torch.randn(3, 3, 1, 1).expand(3, 3, 6, 7)
-    torch.testing.assert_close(GaussianBlur(p=1.0)(flat, seeded(0)), flat, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("view", [GaussianBlur(p=0.0), GaussianBlur(p=1.0), StrongView()])
@@ -301,7 +196,7 @@ def test_a_strong_view_knows_how_images_were_normalised() -> None:
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 5), (4, 6, 3, 2)])
-@pytest.mark.parametrize("p", [0.0, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.5, 1.0])
 def test_channels_are_dropped_whole_and_the_others_grow(p: float, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, generator=seeded(0))
     before = x.clone()
@@ -311,17 +206,6 @@ def test_channels_are_dropped_whole_and_the_others_grow(p: float, shape: tuple[i
         expected = torch.zeros_like(x[i, c]) if draw[i, c] < p else x[i, c] / (1 - p)
         torch.testing.assert_close(out[i, c], expected)
     assert torch.equal(x, before)
-
-
-def test_dropping_channels_is_torchs_dropout_in_distribution() -> None:
-    x = torch.ones(400, 50, 2, 2)
-    torch.manual_seed(0)
-    for p in (0.2, 0.5, 1.0):
-        for out in (drop_channels(x, p, seeded(0)), torch.nn.functional.dropout2d(x, p)):
-            assert torch.equal(out, out[..., :1, :1].expand_as(out))
-            kept = {round(value, 4) for value in out.unique().tolist()}
-            assert kept == ({0.0} if p == 1 else {0.0, round(1 / (1 - p), 4)})
-            assert out.mean().item() == pytest.approx(float(p < 1), abs=0.03)
 
 
 def test_dropping_channels_keeps_the_type_and_the_gradient() -> None:
@@ -335,63 +219,20 @@ def test_dropping_channels_keeps_the_type_and_the_gradient() -> None:
 # --- CutMix -----------------------------------------------------------------------------------
 
 
-@given(seeds, st.integers(1, 5), st.integers(4, 24), st.integers(4, 24))
-def test_every_box_is_one_rectangle(seed: int, n: int, h: int, w: int) -> None:
-    box, source = CutMix(p=1.0)(torch.zeros(n, 3, h, w), seeded(seed))
-    assert box.shape == (n, h, w) and box.dtype == torch.bool
-    assert sorted(source.tolist()) == list(range(n))
-    assert n == 1 or all(source[i] != i for i in range(n))
-    for one in box:
-        rows, cols = one.any(1), one.any(0)
-        assert torch.equal(one, rows[:, None] & cols[None])
-        for line in (rows, cols):  # without a gap
-            inside = line.nonzero().flatten()
-            assert not len(inside) or len(inside) == inside[-1] - inside[0] + 1
-
-
-def test_boxes_have_the_announced_areas_ratios_and_places() -> None:
-    n, size = 4000, 64
-    cutmix = CutMix(p=1.0, area=(0.05, 0.25), aspect=3.0)  # no side can reach the image's
-    box = cutmix(torch.zeros(n, 1, size, size), seeded(0)).box
-    heights, widths = box.any(2).sum(1) / size, box.any(1).sum(1) / size
-    levels = np.linspace(0.05, 0.95, 10)
-    area = np.quantile((heights * widths).numpy(), levels)
-    np.testing.assert_allclose(area, 0.05 + 0.2 * levels, atol=0.01)
-    ratio = np.quantile((heights / widths).log().numpy(), levels)
-    np.testing.assert_allclose(ratio, math.log(3) * (2 * levels - 1), atol=0.1)
-    for line, side in ((box.any(2), heights), (box.any(1), widths)):
-        start = line.float().argmax(1) / size
-        place = np.quantile((start / (1 - side)).numpy(), levels)
-        np.testing.assert_allclose(place, levels, atol=0.04)
-
-
 def test_boxes_are_the_loop_over_pixels() -> None:
     """Each of the five numbers drawn for an image decides one thing, whatever the others are."""
     n, h, w = 24, 7, 9
-    box = CutMix(p=0.6, area=(0.1, 0.9), aspect=3.0)(torch.zeros(n, 1, h, w), seeded(0)).box
+    box, source = CutMix(p=0.6, area=(0.1, 1.0), aspect=3.0)(torch.zeros(n, 1, h, w), seeded(0))
+    assert sorted(source.tolist()) == [*range(n)] and all(source[i] != i for i in range(n))
     draws = torch.rand(5, n, 1, 1, generator=seeded(0)).view(5, n).T.tolist()
     expected = np.zeros((n, h, w), dtype=bool)
     for i, r, c in np.ndindex(n, h, w):
-        area, ratio = 0.1 + 0.8 * draws[i][0], 3 ** (2 * draws[i][1] - 1)
+        area, ratio = 0.1 + 0.9 * draws[i][0], 3 ** (2 * draws[i][1] - 1)
         height, width = min(math.sqrt(area * ratio), 1), min(math.sqrt(area / ratio), 1)
         down = (r + 0.5) / h - (1 - height) * draws[i][2]
         right = (c + 0.5) / w - (1 - width) * draws[i][3]
         expected[i, r, c] = 0 <= down < height and 0 <= right < width and draws[i][4] < 0.6
     np.testing.assert_array_equal(box.numpy(), expected)
-
-
-def test_a_box_larger_than_the_image_is_cut_to_it() -> None:
-    whole = CutMix(p=1.0, area=(1.0, 1.0), aspect=1.0)(torch.zeros(3, 1, 8, 8))
-    assert whole.box.all()
-    tall = CutMix(p=1.0, area=(0.9, 0.9), aspect=4.0)(torch.zeros(64, 1, 8, 8), seeded(0)).box
-    assert tall.flatten(1).any(1).all() and not tall.all()
-
-
-def test_p_is_the_share_of_images_with_a_box() -> None:
-    x = torch.zeros(4000, 1, 8, 8)
-    has_box = CutMix(p=0.3, area=(0.2, 0.4))(x, seeded(0)).box.flatten(1).any(1)
-    assert has_box.float().mean().item() == pytest.approx(0.3, abs=0.03)
-    assert not CutMix(p=0.0)(x).box.any()
 
 
 @given(seeds)

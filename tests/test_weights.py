@@ -87,18 +87,6 @@ def test_lukemelas_names() -> None:
         assert lite_name(old, stages) == new
 
 
-def test_lite0_is_a_trained_encoder(lite0: Path) -> None:
-    """The stem's filters of a trained net are smooth; random ones are not."""
-
-    def roughness(model: nn.Module) -> float:
-        stem = model.encoder.state_dict()["model.conv_stem.weight"]
-        return ((stem[..., 1:] - stem[..., :-1]).square().mean() / stem.square().mean()).item()
-
-    random, trained = build(LITE0), build(LITE0)
-    load_encoder_weights(trained, lite0)
-    assert roughness(trained) < 0.9 * roughness(random)
-
-
 def test_lite0_does_not_fit_another_encoder(lite0: Path) -> None:
     with pytest.raises(ValueError, match=r"do not fit the encoder: .*first: conv1\.weight"):
         load_encoder_weights(build(), "lite0")
@@ -161,6 +149,8 @@ CONTAINERS = {
     "teacher": lambda state: {"student": random_state(2), "teacher": prefixed("backbone.", state)},
     "deep": lambda state: {"checkpoint": {"weights": {"encoder": state}}, "step": torch.tensor(3)},
     "mixed": lambda state: {**state, "epoch": 3},
+    "whole": lambda state: {**prefixed("encoder.", state), "decoder.weight": torch.zeros(9, 3)},
+    "classifier": lambda state: {**state, "fc.weight": torch.zeros(10, 512)},
     "same twice": lambda state: {"a": state, "b": dict(state)},
     "MoCo": lambda state: {
         "state_dict": {
@@ -195,6 +185,14 @@ def test_weights_are_found_in_a_checkpoint(tmp_path: Path, kind: str) -> None:
     assert_loaded(tmp_path / "checkpoint.pth", state)
 
 
+def test_counters_of_batches_may_be_missing(tmp_path: Path) -> None:
+    state = {name: tensor for name, tensor in random_state().items() if tensor.dim()}
+    torch.save(state, tmp_path / "few.pth")
+    model = drawn(0)
+    load_encoder_weights(model, tmp_path / "few.pth")
+    assert all(torch.equal(model.encoder.state_dict()[name], t) for name, t in state.items())
+
+
 def test_a_checkpoint_of_gmix_holds_an_encoder(tmp_path: Path) -> None:
     """That of the network, though a method may have a teacher and a frozen copy as well."""
     torch.manual_seed(3)
@@ -209,16 +207,12 @@ def test_a_checkpoint_of_gmix_holds_an_encoder(tmp_path: Path) -> None:
     )
 
 
-def test_of_two_encoders_none_is_guessed(tmp_path: Path) -> None:
-    path = tmp_path / "two.pth"
-    torch.save({"net1": random_state(1), "net2": random_state(2)}, path)
-    with pytest.raises(ValueError, match=r"two\.pth hold several encoders, at 'net1/' and 'net2/'"):
-        load_encoder_weights(build(), path)
-
-
 @pytest.mark.parametrize(
     "name",
-    ["convnext_atto", "pvt_v2_b0", "mobilenetv3_small_050", "regnetx_002", "resnet18"],
+    [
+        *("convnext_atto", "pvt_v2_b0", "mobilenetv3_small_050", "regnetx_002", "resnet18"),
+        "tf_efficientnet_lite0",
+    ],
 )
 def test_files_of_timm_fit_its_encoders(tmp_path: Path, name: str) -> None:
     """As timm itself loads them into an encoder, before it renames what is in it."""
@@ -253,34 +247,6 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
     with pytest.raises(ValueError, match=f"cannot read weights .*: {name} is no file"):
         load_encoder_weights(build(), tmp_path / name)
-
-
-def test_a_whole_model_a_nested_dict_and_a_classifier_head(tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    source = build()
-    state = source.encoder.state_dict()
-    for index, saved in enumerate(
-        (
-            source.state_dict(),
-            {"state_dict": {"module." + n: t for n, t in source.state_dict().items()}, "step": 3},
-            {**state, "fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)},
-            {n: t for n, t in state.items() if not n.endswith("num_batches_tracked")},
-            {"model_state_dict": state},
-        )
-    ):
-        torch.save(saved, tmp_path / f"{index}.pth")
-        assert_loaded(tmp_path / f"{index}.pth", state)
-
-
-def test_a_plain_timm_classifier_fits_a_timm_encoder(tmp_path: Path) -> None:
-    torch.manual_seed(3)
-    source = timm.create_model("tf_efficientnet_lite0", num_classes=5)
-    torch.save(source.state_dict(), tmp_path / "timm.pth")
-    model = build(LITE0)
-    load_encoder_weights(model, tmp_path / "timm.pth")
-    expected = source.state_dict()
-    for name, tensor in model.encoder.state_dict().items():
-        assert torch.equal(tensor, expected[name.removeprefix("model.")])
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 7])

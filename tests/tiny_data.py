@@ -1,7 +1,5 @@
 """A data set small enough to train on in a test: coloured squares, two object classes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

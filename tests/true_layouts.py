@@ -1,7 +1,5 @@
 """Small data sets in the true layout of each known one: two images a split, one column an id."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

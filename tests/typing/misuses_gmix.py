@@ -1,7 +1,5 @@
 """What a user may get wrong: each marked line is an error under mypy, of the kind in brackets; nothing here is run."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 import gmix

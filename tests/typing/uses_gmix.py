@@ -1,7 +1,5 @@
 """What a user writes: `mypy --strict` and pyright accept it, and it runs."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

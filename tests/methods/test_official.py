@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
-from step_check import check_step
-from test_methods import batch_of, best, full, labeled_entropy, make, moved
-from tiny_nets import seeded, tiny_batch, tiny_net
-from torch import Tensor
+from method_tester import MethodTester
+from naive import Batch, Losses, best, full, labeled_entropy
+from tiny_nets import Labeled, seeded, tiny_batch, tiny_net
+from torch import Generator, Tensor
 
 from gmix import GuidedMixLoss, GuidedMixNet, RandomPairSelector
 from gmix import functional as G
@@ -31,31 +31,35 @@ def focal(logits: Tensor, labels: Tensor, counted: Tensor, gamma: float = 0.5) -
     return total / counted.sum() / classes
 
 
-def plain_official(
-    method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
-) -> dict[str, Any]:
-    model, head = method.net.model, method.mixed_head
-    maps = model.decoder(model.encoder(torch.cat([x_l, x_u])))
-    logits = model.segmentation_head(maps)
-    partner = torch.randint(3, (4,), generator=g).tolist()
-    draw = torch.rand(4, generator=g)
-    lam = torch.minimum(draw, 1 - draw).tolist()
-    mixed = torch.stack(
-        [lam[i] * maps[j] + (1 - lam[i]) * maps[3 + i] for i, j in enumerate(partner)]
-    )
-    joined = head.join(mixed)
-    kept = (torch.rand(joined.shape[:2], generator=g) >= 0.1) / 0.9
-    predicted = head.head(joined * kept[:, :, None, None])
-    left = torch.stack([predicted[i] - lam[i] * logits[j] for i, j in enumerate(partner)])
-    supervised = labeled_entropy(logits[:3], y)
-    unsupervised = focal(left, best(full(logits[3:]))[0], valid)
-    total = supervised + 10 * unsupervised
-    return {"supervised": supervised, "unsupervised": unsupervised, "total": total}
+class TestOfficial(MethodTester):
+    name = "official"
+    weights = ()
+    needs_progress = True
+    brings = "mixed_head."
+    learners = {"unsupervised": ("",)}  # all
 
+    def step(self, method: Any, batch: Batch, g: Generator) -> Losses:
+        x_l, y, x_u, valid = batch
+        model, head = method.net.model, method.mixed_head
+        maps = model.decoder(model.encoder(torch.cat([x_l, x_u])))
+        logits = model.segmentation_head(maps)
+        partner = torch.randint(3, (4,), generator=g).tolist()
+        draw = torch.rand(4, generator=g)
+        lam = torch.minimum(draw, 1 - draw).tolist()
+        mixed = torch.stack(
+            [lam[i] * maps[j] + (1 - lam[i]) * maps[3 + i] for i, j in enumerate(partner)]
+        )
+        joined = head.join(mixed)
+        kept = (torch.rand(joined.shape[:2], generator=g) >= 0.1) / 0.9
+        predicted = head.head(joined * kept[:, :, None, None])
+        left = torch.stack([predicted[i] - lam[i] * logits[j] for i, j in enumerate(partner)])
+        supervised = labeled_entropy(logits[:3], y)
+        unsupervised = focal(left, best(full(logits[3:]))[0], valid)
+        total = supervised + 10 * unsupervised
+        return {"supervised": supervised, "unsupervised": unsupervised, "total": total}
 
-@pytest.mark.parametrize(("classes", "padded"), [(3, False), (3, True), (1, True)])
-def test_an_official_step_is_this_plain_code(classes: int, padded: bool) -> None:
-    check_step(moved(make("official", classes)), plain_official, classes, padded)
+    def pseudo_masks(self, method: GuidedMix, batch: Labeled) -> Tensor:
+        return method.guide(*batch, seeded(0)).pseudo
 
 
 @pytest.mark.parametrize("classes", [1, 3])
@@ -129,20 +133,6 @@ def test_what_official_does_not_have_is_refused() -> None:
         options: Any = given
         with pytest.raises(ValueError, match=words):
             GuidedMix(tiny_net(), **options)
-
-
-def test_raw_logits_are_what_is_subtracted() -> None:
-    """With the network's own head on the mix, equal images leave (1 - lambda) of the labeled logits."""
-    method: Any = GuidedMix(tiny_net(), variant="official").eval()
-    seen: list[Tensor] = []
-    method.decoupler.register_forward_hook(lambda part, inputs, left: seen.extend([*inputs, left]))
-    head = method.net.model.segmentation_head
-    method.mixed_head.forward = lambda maps, generator=None: head(maps)
-    x_l, y, _ = batch_of()
-    method(x_l[:1], y[:1], x_l[:1], progress=0.5, generator=seeded(0))
-    predicted, labeled, lam, left = seen
-    torch.testing.assert_close(predicted, method.net(x_l[:1]))
-    torch.testing.assert_close(left, (1 - lam[0]) * labeled)
 
 
 @pytest.mark.parametrize("architecture", ["DeepLabV3", "FPN", "PSPNet", "GuidedMixUnet"])

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_nets import seeded, tiny_batch, tiny_net
+from method_tester import MethodTester
+from tiny_nets import Labeled, seeded, tiny_batch, tiny_net
 from torch import Tensor, nn
 
 import gmix
@@ -48,12 +49,43 @@ def paper(classes: int = 3, **parts: Any) -> GuidedMix:
 VARIANTS = pytest.mark.parametrize("make", [default, mixing, paper])
 
 
-class Recorder(GuidedMixLoss):
-    """Keeps what the method hands to its loss."""
+class TestGuidedMix(MethodTester):
+    name = "guidedmix"
+    needs_progress = True
+    weights = ()
+    brings = "reference."
 
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        self.logits_labeled, self.given = args[0], kwargs
-        return super().forward(*args, **kwargs)
+    def make(self, classes: int = 3, **options: Any) -> GuidedMix:
+        return default(classes, **options)
+
+    midway = make  # the reference belongs to the weights that it was made with
+
+    def pseudo_masks(self, method: GuidedMix, batch: Labeled) -> Tensor:
+        return method.guide(*batch, seeded(0)).pseudo
+
+    test_a_step_is_this_plain_code = None  # below: it sees each part
+    test_every_trained_parameter_gets_a_gradient = None
+
+
+class TestDecouplingGuidedMix(TestGuidedMix):
+    test_a_few_steps_lower_the_total = None  # that it learns at all, its parent has shown
+
+    def make(self, classes: int = 3, **options: Any) -> GuidedMix:
+        return mixing(classes, **options)
+
+    midway = make
+
+
+class TestPaper(TestGuidedMix):
+    name = "paper"
+    brings = "classifier."
+    labeled_too = {"classification", "decoupling"}
+    sizes = [(2, 5, 3), (4, 1, 1), (3, 2, 7)]  # two labeled images or more
+
+    def make(self, classes: int = 3, **options: Any) -> GuidedMix:
+        return paper(classes, **options)
+
+    midway = make
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor | None]:
@@ -216,19 +248,6 @@ def test_a_paper_step_is_this_plain_code() -> None:
     assert_gradients_equal(method, plain)
 
 
-def test_supervised_is_cross_entropy_and_nothing_else() -> None:
-    x, y, x_u = tiny_batch()
-    method = Supervised(tiny_net())
-    plain = copy.deepcopy(method.net)
-    losses = method(x, y, x_u, progress=0.5, generator=seeded(0))
-    expected = F.cross_entropy(plain(x), y, ignore_index=255)
-    assert losses.keys() == {"supervised", "total"}
-    torch.testing.assert_close(losses["total"], expected)
-    assert losses["total"] == losses["supervised"] == Supervised(tiny_net())(x, y)["total"]
-    losses["total"].backward()
-    assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
-
-
 def test_the_classifier_belongs_to_the_method_whatever_else_is_made_of_the_network() -> None:
     net = tiny_net()
     before = {name: p.requires_grad for name, p in net.named_parameters()}
@@ -293,27 +312,6 @@ def test_direct_1_is_plain_self_training_and_0_only_the_decoupled() -> None:
     assert not torch.allclose(alone.pseudo, guided.pseudo, atol=1e-4)
 
 
-@VARIANTS
-def test_the_method_draws_from_its_generator_only_and_leaves_its_inputs_alone(make: Any) -> None:
-    batch = tiny_batch()
-    before = [value.clone() for value in batch]
-
-    def step(seed: int | None) -> Tensor:
-        generator = None if seed is None else seeded(seed)
-        losses: dict[str, Tensor] = make()(*batch, progress=0.5, generator=generator)
-        return torch.stack(list(losses.values()))
-
-    state = torch.get_rng_state()
-    method = make()
-    torch.set_rng_state(state)
-    method(*batch, progress=1.0, generator=seeded(0))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(step(1), step(1)) and not torch.equal(step(1), step(2))
-    # without one, torch's own is used (each `make` seeds it alike)
-    assert torch.equal(step(None), step(None))
-    assert all(torch.equal(a, b) for a, b in zip(before, batch, strict=True))
-
-
 # --- gradients --------------------------------------------------------------------------------
 
 
@@ -347,37 +345,6 @@ def test_every_trained_parameter_gets_a_gradient(make: Any, mitrans: bool, autoc
         assert p.dim() == 1 or p.grad.any(), name
 
 
-@VARIANTS
-def test_pseudo_masks_and_the_labeled_side_are_constants(make: Any) -> None:
-    options = {} if make is paper else {"objective": "cross_entropy", "certainty": 0.0}
-    criterion = Recorder(
-        **options, decoupling=1.0, ramp_length=0.0
-    )  # with `decoupling` in both variants
-    losses = make(criterion=criterion)(*tiny_batch(), progress=1.0, generator=seeded(0))
-    labeled, given = criterion.logits_labeled, criterion.given
-    assert not given["pseudo"].requires_grad and not given["decoupled_target"].requires_grad
-    for name in ("unsupervised", "decoupling"):
-        (gradient,) = torch.autograd.grad(
-            losses[name], [labeled], retain_graph=True, allow_unused=True
-        )
-        assert gradient is None, f"{name} pushes the labeled logits"
-    through = torch.autograd.grad(
-        losses["decoupling"], [given["probs_decoupled"]], retain_graph=True
-    )
-    assert through[0].any()  # L_dec learns, through the mixed prediction
-    (gradient,) = torch.autograd.grad(losses["supervised"], [labeled], retain_graph=True)
-    assert gradient.any()
-
-
-def test_the_unlabeled_term_is_ramped_up() -> None:
-    method = default(criterion={**UNSURE, "ramp_length": 0.3})
-    done, begun = (
-        copy.deepcopy(method)(*tiny_batch(), progress=told, generator=seeded(0))["total"]
-        for told in (1.0, 0.0)
-    )
-    assert done > begun
-
-
 # --- state ------------------------------------------------------------------------------------
 
 
@@ -398,61 +365,7 @@ def test_mixed_images_never_touch_the_students_batch_norm() -> None:
         torch.testing.assert_close(value, expected[name])
 
 
-def test_looking_at_the_pseudo_masks_changes_nothing() -> None:
-    method = default()
-    before = {name: value.clone() for name, value in method.state_dict().items()}
-    method.guide(*tiny_batch())
-    assert all(torch.equal(before[name], value) for name, value in method.state_dict().items())
-    assert method.net.training
-
-
-def test_the_teacher_follows_in_training_only() -> None:
-    method = default()
-    method.eval()(*tiny_batch(), progress=1.0)
-    assert method.teacher.step == 0
-    method.train()(*tiny_batch(), progress=1.0)
-    assert method.teacher.step == 1
-    assert not method.teacher.net.training and not method.reference.encoder.training
-
-
-@VARIANTS
-def test_state_dict_brings_everything_back(make: Any) -> None:
-    method = make()
-    optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
-    for seed in range(2):
-        optimizer.zero_grad()
-        method(*tiny_batch(seed=seed), progress=1.0, generator=seeded(seed))["total"].backward()
-        optimizer.step()
-    other = make()
-    with torch.no_grad():
-        for name, p in other.named_parameters():
-            if not name.startswith("reference."):  # which is rebuilt, not loaded
-                p.add_(1.0)
-    other.load_state_dict(method.state_dict())
-    if make is default:
-        assert other.teacher.step == 2
-    expected, again = (
-        m(*tiny_batch(seed=5), progress=1.0, generator=seeded(5)) for m in (method, other)
-    )
-    for name, value in expected.items():
-        assert torch.equal(value, again[name])
-    assert all(
-        torch.equal(value, other.state_dict()[name]) for name, value in method.state_dict().items()
-    )
-
-
 # --- inputs of many kinds ---------------------------------------------------------------------
-
-
-@VARIANTS
-@pytest.mark.parametrize("classes", [1, 3])
-@pytest.mark.parametrize(("labeled", "unlabeled"), [(2, 5), (4, 1), (2, 2)])
-def test_batches_of_any_sizes(make: Any, classes: int, labeled: int, unlabeled: int) -> None:
-    method = make(classes)
-    losses = method(*tiny_batch(labeled, unlabeled, classes), progress=1.0, generator=seeded(0))
-    losses["total"].backward()
-    assert all(value.isfinite() for value in losses.values())
-    assert method.net.model.segmentation_head[0].weight.grad.any()
 
 
 def test_one_labeled_image_is_enough_for_the_default() -> None:
@@ -463,13 +376,6 @@ def test_one_labeled_image_is_enough_for_the_default() -> None:
     assert method.teacher is not None and method.teacher.step == 0
     method.criterion.decoupling = 0.0
     assert method(*tiny_batch(1, 2), progress=1.0)["total"].isfinite()
-
-
-@VARIANTS
-def test_images_that_no_stride_divides(make: Any) -> None:
-    x_l, y, x_u = tiny_batch(size=40)
-    losses = make()(x_l[..., :37], y[..., :37], x_u[..., :37], progress=1.0, generator=seeded(0))
-    assert all(value.isfinite() for value in losses.values())
 
 
 @VARIANTS
@@ -503,21 +409,6 @@ def test_without_remember_the_reference_is_silent() -> None:
     default(reference=None).remember([])  # and a method without one has nothing to remember
 
 
-@VARIANTS
-def test_padding_of_unlabeled_images_is_not_learnt_from(make: Any) -> None:
-    nothing = torch.zeros(4, 32, 32, dtype=torch.bool)
-    losses = make()(*tiny_batch(), valid_unlabeled=nothing, progress=1.0, generator=seeded(0))
-    assert losses["unsupervised"] == 0 and losses["supervised"] > 0
-
-
-def test_a_batch_without_any_label_still_gives_a_finite_step() -> None:
-    x_l, y, x_u = tiny_batch()
-    for make in (default, paper):
-        losses = make()(x_l, torch.full_like(y, 255), x_u, progress=1.0, generator=seeded(0))
-        losses["total"].backward()
-        assert losses["supervised"] == 0 and losses["total"].isfinite()
-
-
 @pytest.mark.parametrize(
     "parts",
     [
@@ -545,22 +436,9 @@ def test_the_paper_with_a_teacher_is_one_argument() -> None:
     assert method(*tiny_batch(), progress=1.0)["decoupling"] > 0
 
 
-images, y, _ = tiny_batch(2, 2)
-
-
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: default()(images, y), "GuidedMix needs `x_unlabeled`"),
-        (lambda: default()(images, y, images[:0]), "GuidedMix needs `x_unlabeled`"),
-        (lambda: default()(images, y, images[..., :16]), "(2, 3, 32, 32) and (2, 3, 32, 16)"),
-        (lambda: paper()(images, y, images[:, :2]), "(2, 3, 32, 32) and (2, 2, 32, 32)"),
-        (lambda: paper()(images, y[:, :16], images), "(2, 16, 32)"),
-        (lambda: default()(images, y[:, :16], images), "(2, 16, 32)"),
-        (
-            lambda: paper()(images, y, images, valid_unlabeled=y[:1] > 0),
-            "`valid_unlabeled` must have shape (2, 32, 32)",
-        ),
         (lambda: GuidedMix(tiny_net(), variant="printed"), "['default', 'paper', 'official'], got 'printed'"),  # type: ignore[arg-type]
         (lambda: default(direct=1.2), "`direct` is a weight in [0, 1], got 1.2"),
         (lambda: default(views=0, drop=0.0), "`views` must be at least 1"),
@@ -625,41 +503,3 @@ def test_what_led_to_the_pseudo_masks_is_free_before_the_student_looks(
     method.color.register_forward_pre_hook(lambda *_: alive.extend(r() is not None for r in seen))
     method(*tiny_batch(), progress=1.0, generator=seeded(0))
     assert alive == [False] * 5
-
-
-# --- it learns --------------------------------------------------------------------------------
-
-
-def sure_pixels() -> GuidedMix:
-    """Labels from the first step on."""
-    return GuidedMix(tiny_net(), criterion=UNSURE, reference={"shorter_side": 1})
-
-
-MAKERS = [sure_pixels, lambda: GuidedMix(tiny_net()), paper, lambda: Supervised(tiny_net())]
-
-
-@pytest.mark.parametrize("make", MAKERS, ids=["sure pixels", "default", "paper", "supervised"])
-def test_a_few_steps_lower_the_loss(make: Any) -> None:
-    """Left half or right half bright: the classes are where the light is."""
-    g = seeded(0)
-
-    def scenes(n: int) -> tuple[Tensor, Tensor]:
-        bright = torch.randint(2, (n, 1, 1, 2), generator=g).repeat_interleave(16, 3)
-        y = bright[:, 0].expand(n, 32, 32)
-        noise = 0.3 * torch.randn(n, 3, 32, 32, generator=g)
-        return 2 * y[:, None].float() - 1 + noise, y
-
-    (x_l, y_l), (x_u, y_u) = scenes(4), scenes(4)
-    method = make()
-    method.remember([*zip(x_l, y_l, strict=True)])
-    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-2)
-    supervised = []
-    for step in range(15):
-        optimizer.zero_grad()
-        losses = method(x_l, y_l, x_u, progress=step / 15, generator=seeded(step))
-        losses["total"].backward()
-        optimizer.step()
-        supervised.append(losses["supervised"].item())
-    assert sum(supervised[-3:]) < 0.4 * sum(supervised[:3])
-    guess = method.net(x_u).argmax(1)  # in train mode: statistics of 15 steps are too young
-    assert (guess == y_u).float().mean() > 0.8

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from step_check import check_step
-from test_methods import batch_of, full, labeled_entropy, make, moved
+from method_tester import MethodTester, batch_of
+from naive import Batch, Losses, full, labeled_entropy
 from tiny_nets import seeded, tiny_net
-from torch import Tensor
+from torch import Generator, Tensor
 
 from gmix.methods import GCT
 from gmix.methods.gct import FlawDetector, HalfNorm, blur, decidable, flaws
@@ -112,71 +112,64 @@ def test_a_detector_looks_at_images_of_any_size(size: tuple[int, int]) -> None:
     assert next(m for m in detector.modules() if isinstance(m, HalfNorm)).image.num_features == 1
 
 
-def plain_gct(
-    method: Any, x_l: Tensor, y: Tensor, x_u: Tensor, valid: Tensor, g: torch.Generator
-) -> dict[str, Any]:
-    detector, classes = method.detector, method.net.classes
-    x, counted = torch.cat([x_l, x_u]), torch.cat([torch.ones_like(valid[:3]), valid])
-    logits = [net(x) for net in (method.net, method.other)]
-    probs = [full(z) for z in logits]
-    maps = [torch.cat([x, p[:, -classes:].float()], 1) for p in probs]
-    detector.requires_grad_(False)
-    seen = [detector(m)[:, 0].double() for m in maps]
-    detector.requires_grad_(True)
-    again = [detector(m.detach())[:3, 0].double() for m in maps]
-    handled = []
-    for found in seen:
-        smooth = plain_blur((found.detach() * counted).clamp(min=0), 24 // 16)
-        assert (smooth.amax((1, 2)) > 0.1).all()  # `loud_gct` sees to it
-        handled.append(plain_stretch(smooth))
-    wrong: dict[str, Any] = {"consistency": 0, "correction": 0, "detector": 0}
-    seldom = [0, 0, 0]
-    for i, r, c in np.ndindex(*counted.shape):
-        if not counted[i, r, c]:
-            continue
-        a, b = (float(h[i, r, c]) for h in handled)
-        if a > method.flawed and b > method.flawed:
-            wrong["correction"] += seen[0][i, r, c] ** 2 + seen[1][i, r, c] ** 2
-            seldom[2] += 1
-        elif a != b:
-            worse = 0 if a > b else 1
-            own, better = probs[worse][i, :, r, c], probs[1 - worse][i, :, r, c].detach()
-            wrong["consistency"] += ((own - better) ** 2).sum() / len(own)
-            seldom[worse] += 1
-    assert min(seldom) > 20, seldom
-    losses = {name: wrong[name] / counted.sum() for name in ("consistency", "correction")}
-    for p, found in zip(probs, again, strict=True):
-        truth = plain_flaws(p[:3].detach(), y)
-        wrong["detector"] += ((found - truth) ** 2)[y != 255].mean() / 2
-    losses["detector"] = wrong["detector"]
-    losses["supervised"] = sum(labeled_entropy(z[:3], y) for z in logits)
-    omega = math.exp(-5 * (1 - 0.05 / 0.15) ** 2)
-    total = losses["supervised"] + 0.7 * omega * losses["consistency"]
-    losses["total"] = total + 0.3 * losses["correction"] + 0.2 * losses["detector"]
-    return losses
+class TestGCT(MethodTester):
+    name = "gct"
+    options = {"correction": 0.3, "consistency": 0.7, "detector": 0.2, "flawed": 0.3}
+    weights = ("correction", "consistency", "detector")
+    needs_progress = True
+    draws = False
+    students = 2
+    brings = "detector."
+    learners = {
+        **dict.fromkeys(("supervised", "consistency", "correction"), ("net.model", "other.model")),
+        "detector": ("detector.",),
+    }
+    labeled_too = {"consistency", "correction", "detector"}
 
+    def move(self, method: Any, g: Generator) -> None:
+        next(method.other.model.encoder.parameters()).mul_(0.9)
 
-@pytest.mark.parametrize(("classes", "padded"), [(3, False), (3, True), (1, True)])
-def test_a_step_is_this_plain_code(classes: int, padded: bool) -> None:
-    weights = {"correction": 0.3, "consistency": 0.7, "detector": 0.2, "flawed": 0.3}
-    check_step(moved(make("gct", classes, **weights)), plain_gct, classes, padded)
-
-
-def test_each_learns_from_its_own_losses_alone() -> None:
-    method: Any = moved(make("gct", flawed=0.3))
-    losses = method(*batch_of(), progress=1.0)
-    judge = list(method.detector.parameters())
-    students = [*method.net.parameters(), *method.other.parameters()]
-
-    def gradients(loss: Tensor, of: Any) -> Any:
-        return torch.autograd.grad(loss, of, retain_graph=True, allow_unused=True)
-
-    assert all(found is None for found in gradients(losses["detector"], students))
-    for term in ("supervised", "consistency", "correction"):
-        assert all(found is None for found in gradients(losses[term], judge)), term
-    total = gradients(losses["total"], judge)
-    for found, expected in zip(total, gradients(losses["detector"], judge), strict=True):
-        torch.testing.assert_close(found, 10 * expected, atol=1e-3, rtol=1e-2)
+    def step(self, method: Any, batch: Batch, g: Generator) -> Losses:
+        x_l, y, x_u, valid = batch
+        detector, classes = method.detector, method.net.classes
+        x, counted = torch.cat([x_l, x_u]), torch.cat([torch.ones_like(valid[:3]), valid])
+        logits = [net(x) for net in (method.net, method.other)]
+        probs = [full(z) for z in logits]
+        maps = [torch.cat([x, p[:, -classes:].float()], 1) for p in probs]
+        detector.requires_grad_(False)
+        seen = [detector(m)[:, 0].double() for m in maps]
+        detector.requires_grad_(True)
+        again = [detector(m.detach())[:3, 0].double() for m in maps]
+        handled = []
+        for found in seen:
+            smooth = plain_blur((found.detach() * counted).clamp(min=0), 24 // 16)
+            assert (smooth.amax((1, 2)) > 0.1).all()  # `loud_gct` sees to it
+            handled.append(plain_stretch(smooth))
+        wrong: dict[str, Any] = {"consistency": 0, "correction": 0, "detector": 0}
+        seldom = [0, 0, 0]
+        for i, r, c in np.ndindex(*counted.shape):
+            if not counted[i, r, c]:
+                continue
+            a, b = (float(h[i, r, c]) for h in handled)
+            if a > method.flawed and b > method.flawed:
+                wrong["correction"] += seen[0][i, r, c] ** 2 + seen[1][i, r, c] ** 2
+                seldom[2] += 1
+            elif a != b:
+                worse = 0 if a > b else 1
+                own, better = probs[worse][i, :, r, c], probs[1 - worse][i, :, r, c].detach()
+                wrong["consistency"] += ((own - better) ** 2).sum() / len(own)
+                seldom[worse] += 1
+        assert min(seldom) > 20, seldom
+        losses = {name: wrong[name] / counted.sum() for name in ("consistency", "correction")}
+        for p, found in zip(probs, again, strict=True):
+            truth = plain_flaws(p[:3].detach(), y)
+            wrong["detector"] += ((found - truth) ** 2)[y != 255].mean() / 2
+        losses["detector"] = wrong["detector"]
+        losses["supervised"] = sum(labeled_entropy(z[:3], y) for z in logits)
+        omega = math.exp(-5 * (1 - 0.05 / 0.15) ** 2)
+        total = losses["supervised"] + 0.7 * omega * losses["consistency"]
+        losses["total"] = total + 0.3 * losses["correction"] + 0.2 * losses["detector"]
+        return losses
 
 
 @pytest.mark.parametrize(
@@ -189,7 +182,7 @@ def test_the_worse_student_learns_the_better_one(
 
     told = iter(flaw)
     monkeypatch.setattr(gct, "decidable", lambda found: torch.full_like(found, next(told)))
-    method: Any = moved(make("gct"))
+    method: Any = TestGCT().midway()
     losses = method(*batch_of(), progress=1.0)
     assert losses["correction"] == 0
     assert (losses["consistency"] > 0) == bool(learns)
@@ -199,11 +192,7 @@ def test_the_worse_student_learns_the_better_one(
         assert bool(found.any()) == (name == learns), name
 
 
-def test_what_it_brings_along_is_saved_and_never_deployed() -> None:
-    method = GCT(tiny_net())
-    own = {key.split(".")[0] for key in method.state_dict()}
-    assert own == {"net", "other", "detector"}
-    assert {*method.net.export().state_dict()} == {*tiny_net().export().state_dict()}
+def test_weights_and_shares_out_of_range_are_refused() -> None:
     for name in ("flawed", "ramp_length"):
         options: Any = {name: 1.5}
         with pytest.raises(ValueError, match=rf"`{name}` must be in \[0, 1\], got 1.5"):
