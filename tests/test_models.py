@@ -380,8 +380,10 @@ def test_a_network_of_ones_own_needs_four_methods(name: str) -> None:
         **dict.fromkeys(("cct", "corrmatch", "u2pl"), "`embedding_dim`, `padded`"),
         **dict.fromkeys(("paper", "s4l"), "`embedding_dim`"),
         **dict.fromkeys(("cps", "cps, cutmix", "gct"), "`encoder`.* pass a second"),
-        **{"s4gan": "`in_channels`", "s4gan, mlmt": "`in_channels`, `adapter`"},
-        **{"guidedmix": "`encoder` .* reference=None", "official": "`decoder_map`, `crop`"},
+        "s4gan": "`in_channels`",
+        "s4gan, mlmt": "`in_channels`, `adapter`",
+        "guidedmix": "`encoder` .* reference=None",
+        "official": "`decoder_map`, `crop`",
     }
     if name in needs:
         with pytest.raises(TypeError, match=f"needs {needs[name]}"):
