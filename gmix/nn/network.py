@@ -33,9 +33,8 @@ class GuidedMixNet(ChecksState):
     `net.model` stays the plain model: without MITrans its weights load into SMP without gmix.
 
     **Models that are not SMP's**: torchvision, `transformers`, MONAI, or any module that returns logits
-    ([which, and how](../models.md)). One trial forward in eval mode finds the classes, the size that
-    images must be padded to, and the layer with the deepest map, where `encode` ends and `decode` begins.
-    Coarse logits are upsampled bilinearly to the images.
+    (`docs/models.md`). A trial in eval mode finds the classes, the size that images must be padded to, and the layer
+    with the deepest map, where `encode` ends and `decode` begins. Coarse logits are upsampled bilinearly to the images.
 
     Args:
         model: An SMP model of any architecture and encoder, built without `aux_params` and with
