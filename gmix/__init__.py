@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gmix.nn.adjustment import LogitAdjustment
     from gmix.nn.decoupler import SoftDecoupler
     from gmix.nn.ema import EMATeacher
+    from gmix.nn.fixed import FixedTeacher
     from gmix.nn.losses import GuidedMixLoss
     from gmix.nn.mitrans import MITransBlock, NonLocalBlock
     from gmix.nn.mixer import LabeledUnlabeledMixer, Mixed
@@ -40,6 +41,7 @@ __all__ = [
     "CutMix",
     "DiceLoss",
     "EMATeacher",
+    "FixedTeacher",
     "FocalLoss",
     "GaussianBlur",
     "GuidedMixLoss",
@@ -74,6 +76,7 @@ _HOMES = {
     "CutMix": "nn.views",
     "DiceLoss": "nn.supervised",
     "EMATeacher": "nn.ema",
+    "FixedTeacher": "nn.fixed",
     "FocalLoss": "nn.supervised",
     "GaussianBlur": "nn.views",
     "GuidedMixLoss": "nn.losses",

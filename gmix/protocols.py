@@ -25,6 +25,7 @@ __all__ = [
     "LogitAdjuster",
     "MapDataset",
     "Mixer",
+    "Network",
     "PairSelector",
     "Reference",
     "RegionSampler",
@@ -33,6 +34,35 @@ __all__ = [
 ]
 
 Item = TypeVar("Item", covariant=True)
+
+
+class Network(Protocol):
+    """A network that methods train, an `nn.Module`; `gmix.GuidedMixNet` makes one of a model.
+
+    Some methods need more of `GuidedMixNet`, and say so: `embedding_dim` and `padded` (CCT, CorrMatch, U2PL),
+    `in_channels` (S4GAN), `encoder` (the reference of GuidedMix), a second network (CPS).
+    """
+
+    @property
+    def classes(self) -> int:
+        """Return K, the channels of the logits; 1 is binary."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return logits `(N, K, H, W)` of images `(N, C, H, W)`: `decode(encode(x), (H, W))`."""
+        ...
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Return features of images, each with N rows; the last is the deepest map, `(N, D, h, w)`."""
+        ...
+
+    def decode(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """Return logits `(N, K, *size)` of features of N images of this size; features may be changed or chosen."""
+        ...
+
+    def pool(self, features: list[Tensor]) -> Tensor:
+        """Return one embedding of each image, `(N, D)`."""
+        ...
 
 
 class PairSelector(Protocol):

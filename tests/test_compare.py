@@ -47,7 +47,7 @@ from gmix.config.options import flag
 from gmix.config.train_config import CompareConfig, TrainConfig
 from gmix.config.yamlfile import write_yaml
 from gmix.data import eval_transform
-from gmix.methods import CPS, FixMatch, GuidedMix, Method, Supervised
+from gmix.methods import CPS, METHODS, FixMatch, GuidedMix, Method, Supervised
 from gmix.nn.passes import count_first_step, encoders
 from gmix.runtime.device import peak_memory
 from gmix.runtime.interrupts import Interrupts
@@ -239,6 +239,12 @@ def test_the_configuration_of_a_run_is_one_of_a_comparison(tmp_path: Path) -> No
 
 
 # --- what is trained -------------------------------------------------------------------------
+
+
+def test_all_methods_may_be_named_at_once() -> None:
+    config = CompareConfig(methods="guidedmix, all", val_images="v", out="o", seeds=1)
+    names = [run.config.method for run in plan(config)]
+    assert names[0] == "guidedmix" and sorted(names) == sorted(METHODS)
 
 
 def test_every_run_has_the_same_flags_but_its_own(tmp_path: Path) -> None:

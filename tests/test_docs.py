@@ -106,6 +106,10 @@ def test_python_blocks_run_in_order(
     torch.manual_seed(0)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for line, text in blocks(page, "python"):
+        for package in re.findall(r"^from (transformers|monai)\b", text, re.MULTILINE):
+            pytest.importorskip(
+                package, reason=f"the blocks before ran; {package} is not installed"
+            )
         exec(compile("\n" * line + offline(text), str(page), "exec"), namespace)
 
 

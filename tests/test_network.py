@@ -296,7 +296,9 @@ def test_a_fixed_size_transformer_names_what_to_do() -> None:
 
 
 def test_models_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(TypeError, match="must be a segmentation_models_pytorch model, got Linear"):
+    with pytest.raises(TypeError, match=r"must be an nn\.Module that returns logits, got type"):
+        GuidedMixNet(nn.Linear)
+    with pytest.raises(ValueError, match=r"Linear fails on images .* pass images that it takes"):
         GuidedMixNet(nn.Linear(1, 1))
     with pytest.raises(ValueError, match="without `aux_params`"):
         GuidedMixNet(smp_model(aux_params={"classes": 2}))

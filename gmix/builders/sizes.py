@@ -21,7 +21,7 @@ def check_sizes(net: GuidedMixNet, config: TrainConfig, tested: Iterable[tuple[i
     Raises:
         ValueError: If a size does not fit; the message names the flag.
     """
-    if not fixed_size(net.model.encoder)[1]:
+    if not fixed_size(net.encoder)[1]:
         return
     whole = tested if config.size is None else [parse_size(config.size)]
     sizes = [

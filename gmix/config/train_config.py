@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 from gmix.config.options import (
@@ -320,7 +321,9 @@ class CompareConfig(TrainConfig):
         (['supervised', 'unimatch'], [5, 6])
     """
 
-    methods: str = option("supervised,guidedmix", COMPARE, "NAME,NAME,..", "what to compare")
+    methods: str = option(
+        "supervised,guidedmix", COMPARE, "NAME,NAME,..", "what to compare, or all"
+    )
     seeds: int = option(3, COMPARE, "N", "runs of each method: --seed, --seed + 1, ...")
     full: bool = option(False, COMPARE, "", "also train supervised with all masks: an upper bound")
     jobs: int = option(1, COMPARE, "N", "runs at a time")
@@ -343,9 +346,10 @@ class CompareConfig(TrainConfig):
             raise ValueError("--full needs --labels N: without it every run has all masks already")
 
     def method_names(self) -> list[str]:
-        """Return the methods to compare, without duplicates, in the order given."""
-        names = (name.strip().lower() for name in self.methods.split(","))
-        return list(dict.fromkeys(filter(None, names)))
+        """Return the methods to compare, without duplicates, in the order given; `all` names every method."""
+        names = [name.strip().lower() for name in self.methods.split(",")]
+        listed = (METHODS if name == "all" else [name] for name in filter(None, names))
+        return list(dict.fromkeys(chain.from_iterable(listed)))
 
     def all_seeds(self) -> list[int]:
         """Return the seed of each run of a method."""

@@ -88,6 +88,7 @@ class CCT(Method):
         ignore_index: int = 255,
     ) -> None:
         super().__init__(net, supervised=supervised, ignore_index=ignore_index)
+        self.require("embedding_dim", "padded")
         if unknown := sorted(decoders.keys() - DECODERS.keys()):
             raise ValueError(f"CCT has no decoder {unknown[0]!r}: choose from {sorted(DECODERS)}")
         if not all(within(number, 0, kind=Integral) for number in decoders.values()):

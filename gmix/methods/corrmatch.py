@@ -89,6 +89,7 @@ class CorrMatch(Method):
         ignore_index: int = 255,
     ) -> None:
         super().__init__(net, supervised=supervised, ignore_index=ignore_index, threshold=threshold)
+        self.require("embedding_dim", "padded")
         self.correlation = Correlation(net.embedding_dim, max(net.classes, 2))
         self.moving = MovingThreshold(threshold, momentum)
         self.strong = StrongView(mean=mean, std=std)

@@ -34,13 +34,15 @@ class CPS(TwoStudents):
 
     The second student is a copy whose decoder and head are initialised again. The first is deployed.
     The first step copies the encoder again: weights that were loaded after the method was built reach both. A
-    second student that was given its own weights keeps them.
+    second student that was given its own weights keeps them, as one that is passed as `other` does.
 
     Args:
         net: The network to train.
         cross: $w$. By default that of the authors' code for VOC: 1.5, with `cutmix` 1. On Cityscapes: 6, with `cutmix`
             5.
         cutmix: Draws the boxes, a part or a mapping of its options, `{}` for those above; None pastes nothing.
+        other: The second student, a network of other weights; None makes it. A model whose decoder cannot be
+            initialised again needs it, and so does a network of your own.
         supervised: Loss of the labeled images instead of cross-entropy, as in every [`Method`][gmix.methods.Method].
         ignore_index: Mask value without a class.
 
@@ -67,10 +69,11 @@ class CPS(TwoStudents):
         *,
         cross: float | None = None,
         cutmix: BoxSampler | Options | None = None,
+        other: GuidedMixNet | None = None,
         supervised: SupervisedLoss | None = None,
         ignore_index: int = 255,
     ) -> None:
-        super().__init__(net, supervised=supervised, ignore_index=ignore_index)
+        super().__init__(net, other=other, supervised=supervised, ignore_index=ignore_index)
         self.cutmix: BoxSampler | None = None
         if cutmix is not None:
             self.cutmix = make_part("cutmix", CutMix, CUTMIX, cutmix)

@@ -56,6 +56,8 @@ class GCT(TwoStudents):
         detector: $w_F$.
         flawed: $\xi$, in [0, 1].
         ramp_length: Share of the training during which $\omega$ rises to 1: 3 of 20 epochs.
+        other: The second student, a network of other weights; None makes it. A model whose decoder cannot be
+            initialised again needs it, and so does a network of your own.
         supervised: Loss of the labeled images instead of cross-entropy, as in every [`Method`][gmix.methods.Method].
         ignore_index: Mask value without a class.
 
@@ -86,10 +88,12 @@ class GCT(TwoStudents):
         detector: float = 10.0,
         flawed: float = 0.6,
         ramp_length: float = 0.15,
+        other: GuidedMixNet | None = None,
         supervised: SupervisedLoss | None = None,
         ignore_index: int = 255,
     ) -> None:
-        super().__init__(net, supervised=supervised, ignore_index=ignore_index)
+        super().__init__(net, other=other, supervised=supervised, ignore_index=ignore_index)
+        self.require("in_channels")
         check_weight("correction", correction)
         check_weight("consistency", consistency)
         check_weight("detector", detector)
@@ -97,7 +101,7 @@ class GCT(TwoStudents):
         check_unit_interval("ramp_length", ramp_length)
         self.weights = (correction, consistency, detector)
         self.flawed, self.ramp_length = flawed, ramp_length
-        channels = net.classes + int(net.model.config["in_channels"])
+        channels = net.classes + net.in_channels
         self.detector = FlawDetector(channels)
 
     def losses(self, step: Step) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import NamedTuple
 
@@ -159,6 +159,11 @@ class GuidedMix(Method):
             "criterion": {} if ignore_index is None else {"ignore_index": ignore_index},
         }
         super().__init__(net, supervised=supervised)
+        asked = {**VARIANTS[variant], **parts}
+        if isinstance(asked.get("reference"), Mapping):
+            self.require("encoder", otherwise="wrap the model, or pass reference=None")
+        if asked.get("mixed_head") is not None:
+            self.require("head", "decoder_map", "crop")
         chosen = make_parts(net, variant, parts, further)
         if not within(chosen["direct"], 0, 1):
             raise ValueError(f"`direct` is a weight in [0, 1], got {chosen['direct']!r}")
@@ -172,7 +177,8 @@ class GuidedMix(Method):
         # Only with its loss: the optimizer must not get a parameter without a gradient.
         self.classifier: nn.Linear | None = None
         if chosen["criterion"].classification > 0:
-            device = net.last_layer.weight.device
+            self.require("embedding_dim")
+            device = next(net.parameters()).device
             self.classifier = nn.Linear(net.embedding_dim, net.classes, device=device)
         self.selector: protocols.PairSelector = chosen["selector"]
         self.mixer: protocols.Mixer = chosen["mixer"]
@@ -207,7 +213,7 @@ class GuidedMix(Method):
         """Show the labeled images to the reference, which has no effect without them."""
         if self.reference is not None:
             if self.warn_if_stale and isinstance(self.reference, LabeledReference):
-                warn_of_other_weights(self.reference, self.net.model.encoder)
+                warn_of_other_weights(self.reference, self.net.encoder)
             self.reference.remember(labeled, ignore_index=self.ignore_index)
 
     def observe(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
@@ -257,7 +263,7 @@ class GuidedMix(Method):
         n, size = len(x_labeled), (x_labeled.shape[2], x_labeled.shape[3])
         features = self.net.encode(torch.cat([x_labeled, x_unlabeled]))
         embedding, maps = self.net.pool(features), self.net.decoder_map(features)
-        logits = self.net.crop(self.net.model.segmentation_head(maps), size)
+        logits = self.net.crop(self.net.head(maps), size)
         labeled, direct = torch.split(logits, [n, len(x_unlabeled)])
         chosen = self.selector(embedding[n:], embedding[:n], generator=generator)
         mixed = self.mixer(maps[:n][chosen], maps[n:], generator=generator)

@@ -132,6 +132,7 @@ SELECTORS = {"random": RandomPairSelector, "similar": SimilarPairSelector}
 
 def part_makers(net: GuidedMixNet) -> dict[str, Callable[..., Any]]:
     """Return the function that makes each part from its options."""
+    encoder: Any = getattr(net, "encoder", None)  # which only the reference needs
     return {
         "selector": SimilarPairSelector,
         "mixer": LabeledUnlabeledMixer,
@@ -140,7 +141,7 @@ def part_makers(net: GuidedMixNet) -> dict[str, Callable[..., Any]]:
         "criterion": GuidedMixLoss,
         "mixed_head": partial(MixedHead, net),
         "teacher": partial(EMATeacher, net),
-        "reference": partial(LabeledReference, net.model.encoder, net.classes),
+        "reference": partial(LabeledReference, encoder, net.classes),
         "color": StrongColor,
         "blur": GaussianBlur,
         "paste": partial(ClassPaste, net.classes),

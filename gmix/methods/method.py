@@ -26,13 +26,12 @@ from gmix.nn.ema import EMATeacher
 from gmix.nn.losses import check_unit_interval
 from gmix.nn.modes import eval_mode, freeze_statistics
 from gmix.nn.network import GuidedMixNet
-from gmix.nn.sizes import check_channels
 from gmix.nn.states import ChecksState
 from gmix.nn.views import StrongColor
 from gmix.protocols import LabeledDataset, SupervisedLoss
 from gmix.runtime.collectives import check_unwrapped, warn_if_alone
 
-NEEDED = ("encode", "decode", "classes")
+NEEDED = ("encode", "decode", "pool", "classes")
 
 __all__ = ["Method", "Step"]
 
@@ -64,7 +63,7 @@ class Method(ChecksState):
     method: it is saved and resumed with it, and is not part of `net.model`, the model that is deployed.
 
     Args:
-        net: The network to train.
+        net: The network to train: a GuidedMixNet, or your own with the interface of `gmix.protocols.Network`.
         supervised: Loss of the labeled images instead of cross-entropy, for instance
             `smp.losses.DiceLoss("multiclass", ignore_index=255)`: called with float32 logits `(N, K, H, W)` and
             masks `(N, H, W)`, returns a scalar. It handles ignored pixels itself.
@@ -130,6 +129,19 @@ class Method(ChecksState):
             self.threshold = threshold
         self.masks_seen = self.images_seen = False
         self.step_started_at: tuple[int, int] | None = None
+
+    def require(self, *names: str, otherwise: str = "wrap the model, GuidedMixNet(model)") -> None:
+        """Refuse a network that lacks what this method needs besides `gmix.protocols.Network`.
+
+        Raises:
+            TypeError: If an attribute of `net` is missing.
+        """
+        missing = [f"`{name}`" for name in names if not hasattr(self.net, name)]
+        if missing:
+            raise TypeError(
+                f"{type(self).__name__} needs {', '.join(missing)} of the network, as GuidedMixNet has, which "
+                f"{type(self.net).__name__} lacks: {otherwise}"
+            )
 
     def forward(
         self,
@@ -231,7 +243,8 @@ class Method(ChecksState):
         if self.supervised_loss is None:
             return G.cross_entropy(logits, y, ignore_index=self.ignore_index)
         with torch.autocast(logits.device.type, enabled=False):
-            loss = self.supervised_loss(logits.float(), y)
+            # Contiguous, because losses of other libraries use `view`: SMP's Dice of 0.5 does.
+            loss = self.supervised_loss(logits.float().contiguous(), y.contiguous())
         if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
             found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
             raise TypeError(
@@ -252,7 +265,7 @@ class Method(ChecksState):
         check_place(x_labeled=x, y_labeled=y)
         y = check_masks(y, x)
         if isinstance(self.net, GuidedMixNet):
-            check_channels(self.net.model.encoder, x)
+            self.net.check_images(x)
         if not (torch.compiler.is_compiling() or (self.masks_seen and y.device.type != "cpu")):
             self.masks_seen = True
             check_classes(y, max(self.net.classes, 2), self.ignore_index)

@@ -87,7 +87,8 @@ class S4GAN(Method):
         ignore_index: int = 255,
     ) -> None:
         super().__init__(net, supervised=supervised, ignore_index=ignore_index, threshold=threshold)
-        self.discriminator = Critic(net.classes + int(net.model.config["in_channels"]))
+        self.require("in_channels", *(["adapter", "embed", "embedding_dim"] if mlmt else []))
+        self.discriminator = Critic(net.classes + net.in_channels)
         self.color = StrongColor(strength=0.4, p=1.0, grey=0.0, hue=0.1, mean=mean, std=std)
         self.blur = GaussianBlur()
         self.branch = Branch(net) if mlmt else None
@@ -215,7 +216,7 @@ class Branch(nn.Module):
         super().__init__()
         self.net = copy.deepcopy(net)
         self.net.mitrans = None
-        self.net.model.decoder = self.net.model.segmentation_head = nn.Identity()
+        self.net.adapter.drop_decoder()
         self.last = nn.Linear(net.embedding_dim, net.classes)
 
     def forward(self, x: Tensor) -> Tensor:

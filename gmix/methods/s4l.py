@@ -74,7 +74,8 @@ class S4L(Method):
         check_weight("rotation", rotation)
         check_weight("rotated", rotated)
         self.weights = (rotation, rotated)
-        self.head = nn.Linear(net.embedding_dim, ANGLES, device=net.last_layer.weight.device)
+        self.require("embedding_dim")
+        self.head = nn.Linear(net.embedding_dim, ANGLES, device=next(net.parameters()).device)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Compute the supervised loss, that of rotated labeled images, and that of the angles."""

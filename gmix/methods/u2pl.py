@@ -94,6 +94,7 @@ class U2PL(Method):
         ignore_index: int = 255,
     ) -> None:
         super().__init__(net, supervised=supervised, ignore_index=ignore_index)
+        self.require("embedding_dim", "padded")
         check_unit_interval("unreliable", unreliable)
         width, classes = 256, max(net.classes, 2)
         self.projector = nn.Sequential(

@@ -49,7 +49,7 @@ class MixedHead(nn.Module):
     def __init__(self, net: GuidedMixNet, drop: float = 0.1) -> None:
         super().__init__()
         check_unit_interval("drop", drop)
-        layers = (m for m in net.model.segmentation_head.modules() if isinstance(m, nn.Conv2d))
+        layers = (m for m in net.head.modules() if isinstance(m, nn.Conv2d))
         channels, device = next(layers).in_channels, net.last_layer.weight.device
         self.join = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device),

@@ -69,11 +69,11 @@ def count_passes(method: nn.Module, batch: Sequence[Tensor | None]) -> int:
 
 
 def encoders(method: nn.Module) -> list[nn.Module]:
-    """List all encoders of a method."""
+    """List the modules of a method through which images go into an encoder, once each."""
     found: list[nn.Module] = []
     for module in method.modules():
         if isinstance(module, GuidedMixNet):
-            found.append(module.model.encoder)
+            found.append(module.entry)
         elif isinstance(module, LabeledReference):
             found.append(module.encoder)
     return found

@@ -56,9 +56,9 @@ class LabeledReference(HoldsFrozenEncoder):
     another piece of road.
 
     Args:
-        encoder: An SMP encoder (`net.model.encoder`): images to feature maps, deepest last. Deep-copied and frozen.
-            Its last two maps are used, at the resolution of the finer one. Images are resized to a multiple of its
-            stride and, if it has windows (MaxViT), to whole windows.
+        encoder: The encoder of a network (`net.encoder`): images to feature maps, deepest last. Deep-copied and frozen.
+            Its last two maps are used, at the resolution of the finer one, or its only one. Images are resized to a
+            multiple of its stride and, if it has windows (MaxViT), to whole windows.
         classes: Number of logit channels K; 1 is binary.
         capacity: Number of labeled feature positions the memory holds.
         positions: Largest number of positions kept per labeled image.
@@ -120,10 +120,10 @@ class LabeledReference(HoldsFrozenEncoder):
                 f"`strength` must be at least 0, or None to measure it, got {strength}"
             )
         channels = getattr(encoder, "out_channels", None)
-        if not (isinstance(channels, Sequence) and len(channels) > 1):
+        if not (isinstance(channels, Sequence) and len(channels)):
             raise ValueError(
-                "`encoder` must declare the `out_channels` of two maps or more, as SMP's do "
-                f"(`net.model.encoder`), got {type(encoder).__name__} with {channels}"
+                "`encoder` must declare the `out_channels` of its maps, as SMP's do "
+                f"(`net.encoder`), got {type(encoder).__name__} with {channels}"
             )
         copied: Any = copy.deepcopy(encoder).requires_grad_(False)
         self.encoder = copied
@@ -301,12 +301,14 @@ class LabeledReference(HoldsFrozenEncoder):
             ) from error
         if isinstance(maps, tuple):  # a vision transformer also returns its prefix tokens
             maps = maps[0]
-        finer, deepest = maps[-2:]
-        deepest = F.interpolate(deepest, size=finer.shape[-2:], mode="bilinear")
+        finer: Tensor = maps[-len(self._widths)]
+        if len(self._widths) == 1:
+            return finer.float()
+        deepest = F.interpolate(maps[-1], size=finer.shape[-2:], mode="bilinear")
         return torch.cat([finer, deepest], 1).float()
 
     def _normalise(self, features: Tensor, centre: Tensor) -> list[Tensor]:
-        """Centre the features, then normalise each of the two maps, so that both count equally."""
+        """Centre the features, then normalise each of the two maps, so that all count equally."""
         parts: tuple[Tensor, ...] = torch.split(features - centre, self._widths, dim=-1)
         return [F.normalize(part, dim=-1) for part in parts]
 

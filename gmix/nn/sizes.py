@@ -38,8 +38,8 @@ def windows(encoder: nn.Module) -> int:
     )
 
 
-def check_channels(encoder: nn.Module, x: Tensor) -> None:
-    """Refuse what is no batch of images `(N, C, H, W)` of as many channels as an encoder of SMP takes.
+def check_channels(encoder: object, x: Tensor) -> None:
+    """Refuse what is no batch of images `(N, C, H, W)` of as many channels as an encoder, `_in_channels`, takes.
 
     Examples:
         >>> import segmentation_models_pytorch as smp

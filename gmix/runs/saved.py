@@ -56,8 +56,7 @@ class SavedModel:
         """
         net: Any = self.net
         folder = Path(folder)
-        net.model.config["encoder_weights"] = None  # loading must download nothing
-        net.model.save_pretrained(folder)
+        net.adapter.save_pretrained(folder)
         if net.mitrans is not None:
             weights = {k: v.contiguous() for k, v in net.mitrans.state_dict().items()}
             save_file(weights, folder / "gmix.safetensors")
@@ -164,7 +163,7 @@ class Facts:
             ValueError: If they do not.
         """
         logits = 1 if self.binary else len(self.classes)
-        channels = int(net.model.config["in_channels"])
+        channels = net.in_channels
         if (net.classes, channels) != (logits, self.channels):
             raise ValueError(
                 f"gmix.json speaks of {logits} logits and {self.channels} channels, "

@@ -90,7 +90,7 @@ def build_state(
     nets = [module for module in method.modules() if isinstance(module, GuidedMixNet)]
     optimizer = build_optimizer(
         method.parameters(),
-        nn.ModuleList(net.model.encoder for net in nets),
+        nn.ModuleList(net.encoder for net in nets),
         name=config.optimizer,
         lr=config.lr,
         encoder_lr=config.encoder_lr,
