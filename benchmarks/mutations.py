@@ -133,7 +133,7 @@ def mutations(path: Path) -> Iterator[Mutation]:
 
 
 def tests_of(path: str) -> list[str]:
-    """The file itself, for its doctests, then the test files, those first that mention most of its names."""
+    """The file for its doctests, the test file of its name, then those that mention most names."""
     tree = ast.parse((ROOT / path).read_bytes())
     names = {getattr(node, "name", None) or "_" for node in ast.walk(tree)}
     names = {name for name in names if not name.startswith("_")} | {Path(path).stem}
@@ -142,10 +142,9 @@ def tests_of(path: str) -> list[str]:
     for file in (ROOT / "tests").rglob("test_*.py"):
         text = file.read_text(encoding="utf-8")
         mentioned = len(names & set(re.findall(r"\w+", text))) + 2 * text.count(module)
-        if mentioned:
-            scores[file.relative_to(ROOT).as_posix()] = mentioned + 2 * file.stem.endswith(
-                Path(path).stem
-            )
+        own = file.stem.endswith(Path(path).stem)
+        if mentioned or own:
+            scores[file.relative_to(ROOT).as_posix()] = mentioned + 1000 * own
     return [path, *(name for name, _ in scores.most_common())]
 
 
