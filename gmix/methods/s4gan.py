@@ -13,6 +13,7 @@ from gmix import functional as G
 from gmix.methods.method import Method, Step
 from gmix.nn.critic import SlowLinear, StridedLayers, call_constant, score_loss
 from gmix.nn.ema import EMATeacher
+from gmix.nn.losses import check_weight
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.pseudo import PseudoMask
 from gmix.nn.views import GaussianBlur, StrongColor
@@ -87,6 +88,10 @@ class S4GAN(Method):
         ignore_index: int = 255,
     ) -> None:
         super().__init__(net, supervised=supervised, ignore_index=ignore_index, threshold=threshold)
+        check_weight("matching", matching)
+        check_weight("unsupervised", unsupervised)
+        if not isinstance(mlmt, bool):
+            raise ValueError(f"`mlmt` must be True or False, got {mlmt!r}")
         self.discriminator = Critic(net.classes + int(net.model.config["in_channels"]))
         self.color = StrongColor(strength=0.4, p=1.0, grey=0.0, hue=0.1, mean=mean, std=std)
         self.blur = GaussianBlur()
