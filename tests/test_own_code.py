@@ -1,15 +1,37 @@
-"""What a user's own code can get wrong in any method: options that are no such number."""
+"""What a user's own code can get wrong in any method: options that are no such number, weights loaded late."""
 
 import inspect
 import math
 from typing import Any, cast
 
 import pytest
-from tiny_nets import tiny_net
+import torch
+from tiny_nets import tiny_batch, tiny_net
 
 from gmix.methods import METHODS
 
 OTHERS = ("self", "net", "supervised", "variant", "parts")
+
+
+METHODS_OF_TWO = ({"name": "cps"}, {"name": "gct"}, {"name": "s4gan", "mlmt": True})
+
+
+@pytest.mark.parametrize("options", METHODS_OF_TWO)
+def test_weights_loaded_later_reach_every_encoder(options: dict[str, Any]) -> None:
+    options = dict(options)
+    method = cast(Any, METHODS[options.pop("name")].load())(tiny_net(), **options)
+    method.net.load_state_dict(tiny_net(seed=1).state_dict())
+    method.on_step_start(*tiny_batch()[:2])
+    first = method.net.model.encoder.state_dict()
+    copies = [m for n, m in method.named_modules() if n.endswith("encoder")]
+    assert len(copies) > 1
+    assert all(torch.equal(m.state_dict()[n], t) for m in copies for n, t in first.items())
+    method.net.load_state_dict(tiny_net(seed=2).state_dict())  # once training, each has its own
+    method.step_started_at = None
+    for other in copies[1:]:
+        other.load_state_dict({n: t + 1 for n, t in first.items()})
+    method.on_step_start(*tiny_batch()[:2])
+    assert all(torch.equal(copies[1].state_dict()[n], t + 1) for n, t in first.items())
 
 
 @pytest.mark.parametrize("name", METHODS)

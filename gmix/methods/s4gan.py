@@ -13,6 +13,7 @@ from gmix import functional as G
 from gmix.methods.method import Method, Step
 from gmix.nn.critic import SlowLinear, StridedLayers, call_constant, score_loss
 from gmix.nn.ema import EMATeacher
+from gmix.nn.frozen import checksum
 from gmix.nn.losses import check_weight
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.pseudo import PseudoMask
@@ -97,13 +98,23 @@ class S4GAN(Method):
         self.blur = GaussianBlur()
         self.branch = Branch(net) if mlmt else None
         self.branch_teacher = None if self.branch is None else EMATeacher(self.branch, 0.999)
+        self._as_made = None if self.branch is None else checksum(self.branch.net.model.encoder)
         self.needs_progress = mlmt
         self.weights = (matching, unsupervised)
 
     def on_step_start(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
-        """Begin a step; the branch's teacher moves on."""
+        """Begin a step; the branch's teacher moves on. Before the first, copy the encoder to the branch."""
+        first = self.step_started_at is None and not torch.compiler.is_compiling()
         super().on_step_start(x_labeled, y_labeled)
         if self.branch is not None and self.branch_teacher is not None:
+            encoder = self.branch.net.model.encoder
+            # As in `TwoStudents`: weights may have been loaded into the network since it was built.
+            if (
+                first
+                and self._as_made is not None
+                and torch.equal(checksum(encoder), self._as_made)
+            ):
+                encoder.load_state_dict(self.net.model.encoder.state_dict())
             self.branch_teacher.update(self.branch)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
