@@ -82,8 +82,8 @@ def test_flat_weights_are_a_copy_that_can_be_put_back() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"kept": 0}, "`kept` and `models` must be at least 1, got 0 and 3"),
-        ({"models": 0}, "`kept` and `models` must be at least 1, got 8 and 0"),
+        ({"kept": 0}, "`kept` must be a whole number, at least 1, got 0"),
+        ({"models": 0}, "`models` must be a whole number, at least 1, got 0"),
         ({"every": 0.0}, r"`every` is a share of the training in \(0, 1\], got 0.0"),
         ({"every": 1.5}, "got 1.5"),
     ],

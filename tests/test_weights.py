@@ -164,6 +164,12 @@ CONTAINERS = {
         **prefixed("online_encoder.", state),
         "online_projector.0.weight": torch.zeros(4, 512),
     },
+    "lightly": lambda state: {
+        "state_dict": {
+            **prefixed("backbone.", state),
+            **prefixed("backbone_momentum.", random_state(2)),
+        }
+    },
     "DataParallel": lambda state: {
         "state_dict": {**prefixed("module.", state), "module.fc.weight": torch.zeros(2, 512)},
         "optimizer": {"state": {0: {"momentum_buffer": torch.zeros(64, 3, 7, 7)}}},
@@ -275,6 +281,8 @@ def test_errors_name_the_file_and_what_does_not_fit(tmp_path: Path) -> None:
         ),
         ({"epoch": 3}, "must be a dict of tensors"),
         (torch.zeros(3), "must be a dict of tensors"),
+        ({**state, "bn1.bias": state["bn1.bias"] / 0}, r"hold nan or infinite values in bn1\.bias"),
+        ({**state, "bn1.bias": state["bn1.bias"].to("meta")}, r"torch\.strided on meta"),
     )
     for saved, message in cases:
         torch.save(saved, path)

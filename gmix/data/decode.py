@@ -122,7 +122,9 @@ def load_ids(file: BinaryIO) -> tuple[Pixels, str]:
     if is_tiff(file):
         with open_tiff(file, 1) as tiff:
             if tiff.lossy:
-                raise ValueError("it is compressed as JPEG, which changes ids")
+                raise ValueError(
+                    "it is compressed as JPEG, JPEG 2000 or WebP, which may change ids: save it with Deflate or LZW"
+                )
             return described(upright(tiff.samples(), tiff.orientation))
     with open_picture(file, LOSSLESS) as picture:
         _expect_one_picture(picture)

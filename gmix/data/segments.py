@@ -16,6 +16,8 @@ _WEBP = (34927, 50001)  # limited to 16383 x 16383
 _JPEG = (6, 7, 33007, 34892)
 _JPEG_2000 = (33003, 33004, 33005, 34712)
 _PNG = (34933,)
+LOSSY = (*_JPEG, *_JPEG_2000, *_WEBP)
+"""Numbers of the compressions that may change samples."""
 
 
 def check_segments(page: Any) -> None:

@@ -18,7 +18,9 @@ from gmix.protocols import LabeledDataset, MapDataset
 
 Transform = Callable[[Any, Any], tuple[Tensor, Tensor]]
 """`(image, mask) -> (image, mask)`: `train_transform(...)`, any torchvision v2 transform, or your own; what it draws
-from torch, numpy (`np.random`) or `random` is seeded for each image."""
+from torch, numpy (`np.random`) or `random` is seeded for each image. A generator of its own (`np.random.default_rng()`,
+`random.Random()`, `torch.Generator()`, those inside albumentations) is not, and every loader process draws the same
+from it: seed it within each call, from `torch.randint(2**31, ()).item()`."""
 
 
 class Batch(NamedTuple):

@@ -13,14 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from gmix.data.segments import check_segments
+from gmix.data.segments import LOSSY, check_segments
 
 Pixels = npt.NDArray[Any]
 
 _QUIET = logging.NullHandler()
 
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE = 0, 1, 2, 3
-_JPEG = (6, 7, 34892)
 
 
 class Tiff:
@@ -35,7 +34,7 @@ class Tiff:
         bits: Bits per sample.
         alpha: Whether the last channel is marked as alpha.
         orientation: Orientation, as in EXIF.
-        lossy: Whether the samples are compressed as JPEG.
+        lossy: Whether the compression may change samples.
     """
 
     def __init__(self, page: Any, series: Any = None) -> None:
@@ -44,7 +43,7 @@ class Tiff:
         self.bits = int(np.max(page.bitspersample))
         self.alpha = bool(page.extrasamples) and int(page.extrasamples[-1]) in (1, 2)
         self.orientation = _orientation(page)
-        self.lossy = int(page.compression) in _JPEG
+        self.lossy = int(page.compression) in LOSSY
 
     @property
     def known(self) -> bool:
@@ -75,12 +74,21 @@ class Tiff:
         return samples.transpose(1, 2, 0) if planes_first else samples
 
     def brightness(self) -> Pixels:
-        """Read the brightness of each channel, brighter meaning larger, with few bits scaled to 8."""
+        """Read the brightness of each channel, brighter meaning larger, with few bits scaled to 8.
+
+        Raises:
+            ValueError: If white is 0 and the numbers do not say what black is.
+        """
         samples, white = self.samples(), 2**self.bits - 1
         if self.photometric == _PALETTE:
             colors = np.asarray(self._page.colormap, dtype=np.uint16).T  # of 16 bits each
             return (colors >> 8).astype(np.uint8)[samples.astype(np.intp)]
-        if self.photometric == _MIN_IS_WHITE and samples.dtype.kind in "bu":
+        if self.photometric == _MIN_IS_WHITE:
+            if samples.dtype.kind not in "bu":
+                raise ValueError(
+                    f"it stores white as 0 in {samples.dtype} numbers, whose black is unknown: save it with black as 0 "
+                    "(MinIsBlack)"
+                )
             samples = ~samples if samples.dtype == bool else white - samples
         if samples.dtype == np.uint8 and self.bits < 8:
             samples = np.round(samples * (255 / white)).astype(np.uint8)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gmix import functional as G
 from gmix.methods.method import Method, Step
 from gmix.nn.critic import SlowConv2d, StridedLayers, call_constant, score_loss
-from gmix.nn.losses import check_unit_interval
+from gmix.nn.losses import check_unit_interval, check_weight
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.pseudo import PseudoMask
 from gmix.protocols import SupervisedLoss
@@ -81,6 +81,9 @@ class AdvSSL(Method):
     ) -> None:
         super().__init__(net, supervised=supervised, ignore_index=ignore_index, threshold=threshold)
         self.discriminator = Discriminator(net.classes)
+        check_weight("adversarial", adversarial)
+        check_weight("adversarial_unlabeled", adversarial_unlabeled)
+        check_weight("unsupervised", unsupervised)
         self.weights = (adversarial, adversarial_unlabeled, unsupervised)
         check_unit_interval("start", start)
         self.start = start

@@ -89,6 +89,8 @@ class CCT(Method):
     ) -> None:
         super().__init__(net, supervised=supervised, ignore_index=ignore_index)
         self.require("embedding_dim", "padded")
+        if not isinstance(decoders, Mapping):
+            raise TypeError(f"`decoders` must say how many of each kind, got {decoders!r}")
         if unknown := sorted(decoders.keys() - DECODERS.keys()):
             raise ValueError(f"CCT has no decoder {unknown[0]!r}: choose from {sorted(DECODERS)}")
         if not all(within(number, 0, kind=Integral) for number in decoders.values()):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gmix import functional as G
 from gmix.functional.masks import of_all_classes
 from gmix.methods.method import Method, Step
+from gmix.nn.losses import check_count, check_unit_interval, check_weight
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.pseudo import PseudoMask
 from gmix.nn.views import StrongView, disturb, drop_channels
@@ -90,6 +91,10 @@ class CorrMatch(Method):
     ) -> None:
         super().__init__(net, supervised=supervised, ignore_index=ignore_index, threshold=threshold)
         self.require("embedding_dim", "padded")
+        check_weight("correlation", correlation)
+        check_weight("unsupervised", unsupervised)
+        check_count("regions", regions)
+        check_unit_interval("momentum", momentum)
         self.correlation = Correlation(net.embedding_dim, max(net.classes, 2))
         self.moving = MovingThreshold(threshold, momentum)
         self.strong = StrongView(mean=mean, std=std)

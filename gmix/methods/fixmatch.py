@@ -11,6 +11,7 @@ from torch import Tensor
 from gmix.methods.method import Method, Step
 from gmix.nn.ema import EMATeacher
 from gmix.nn.given import Options, optional_part
+from gmix.nn.losses import check_weight
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.pseudo import PseudoMask
 from gmix.nn.views import StrongView
@@ -73,6 +74,7 @@ class FixMatch(Method):
         ignore_index: int = 255,
     ) -> None:
         super().__init__(net, supervised=supervised, ignore_index=ignore_index, threshold=threshold)
+        check_weight("unsupervised", unsupervised)
         self.teacher: Teacher | None = optional_part("teacher", partial(EMATeacher, net), teacher)
         self.strong = StrongView(mean=mean, std=std)
         self.weight = unsupervised

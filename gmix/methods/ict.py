@@ -10,7 +10,7 @@ from torch import Tensor
 from gmix import functional as G
 from gmix.methods.method import Method, Step
 from gmix.nn.ema import EMATeacher
-from gmix.nn.losses import check_unit_interval
+from gmix.nn.losses import check_positive, check_unit_interval, check_weight
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.views import StrongColor
 from gmix.protocols import SupervisedLoss
@@ -78,8 +78,8 @@ class ICT(Method):
         ignore_index: int = 255,
     ) -> None:
         super().__init__(net, supervised=supervised, ignore_index=ignore_index, threshold=threshold)
-        if not alpha > 0:
-            raise ValueError(f"`alpha` must be above 0, got {alpha}")
+        check_positive("alpha", alpha)
+        check_weight("unsupervised", unsupervised)
         check_unit_interval("ramp_length", ramp_length)
         self.teacher = EMATeacher(net, decay)
         self.color = StrongColor(strength=0.4, mean=mean, std=std)

@@ -10,7 +10,7 @@ from torch import Tensor
 from gmix.methods.method import Step
 from gmix.methods.unimatch import UniMatch
 from gmix.nn.given import Options
-from gmix.nn.losses import check_unit_interval
+from gmix.nn.losses import check_unit_interval, check_weight
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.pseudo import PseudoMask
 from gmix.nn.snapshots import Snapshots
@@ -104,6 +104,7 @@ class PrevMatch(UniMatch):
             supervised=supervised,
             ignore_index=ignore_index,
         )
+        check_weight("previous", previous)
         check_unit_interval("previous_threshold", previous_threshold)
         self.previous_threshold = previous_threshold
         self.previous_weight = previous

@@ -13,6 +13,8 @@ from gmix import functional as G
 from gmix.methods.method import Method, Step
 from gmix.nn.critic import SlowLinear, StridedLayers, call_constant, score_loss
 from gmix.nn.ema import EMATeacher
+from gmix.nn.frozen import checksum
+from gmix.nn.losses import check_weight
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.pseudo import PseudoMask
 from gmix.nn.views import GaussianBlur, StrongColor
@@ -87,19 +89,33 @@ class S4GAN(Method):
         ignore_index: int = 255,
     ) -> None:
         super().__init__(net, supervised=supervised, ignore_index=ignore_index, threshold=threshold)
+        check_weight("matching", matching)
+        check_weight("unsupervised", unsupervised)
+        if not isinstance(mlmt, bool):
+            raise ValueError(f"`mlmt` must be True or False, got {mlmt!r}")
         self.require("in_channels", *(["adapter", "embed", "embedding_dim"] if mlmt else []))
         self.discriminator = Critic(net.classes + net.in_channels)
         self.color = StrongColor(strength=0.4, p=1.0, grey=0.0, hue=0.1, mean=mean, std=std)
         self.blur = GaussianBlur()
         self.branch = Branch(net) if mlmt else None
         self.branch_teacher = None if self.branch is None else EMATeacher(self.branch, 0.999)
+        self._as_made = None if self.branch is None else checksum(self.branch.net.model.encoder)
         self.needs_progress = mlmt
         self.weights = (matching, unsupervised)
 
     def on_step_start(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
-        """Begin a step; the branch's teacher moves on."""
+        """Begin a step; the branch's teacher moves on. Before the first, copy the encoder to the branch."""
+        first = self.step_started_at is None and not torch.compiler.is_compiling()
         super().on_step_start(x_labeled, y_labeled)
         if self.branch is not None and self.branch_teacher is not None:
+            encoder = self.branch.net.model.encoder
+            # As in `TwoStudents`: weights may have been loaded into the network since it was built.
+            if (
+                first
+                and self._as_made is not None
+                and torch.equal(checksum(encoder), self._as_made)
+            ):
+                encoder.load_state_dict(self.net.model.encoder.state_dict())
             self.branch_teacher.update(self.branch)
 
     def losses(self, step: Step) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from gmix.functional.masks import of_all_classes
 from gmix.methods.method import Method, Step
 from gmix.nn.bank import FeatureBank
 from gmix.nn.ema import EMATeacher
-from gmix.nn.losses import check_unit_interval
+from gmix.nn.losses import check_count, check_positive, check_unit_interval, check_weight
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.pseudo import PseudoMask
 from gmix.nn.views import CutMix
@@ -96,6 +96,14 @@ class U2PL(Method):
         super().__init__(net, supervised=supervised, ignore_index=ignore_index)
         self.require("embedding_dim", "padded")
         check_unit_interval("unreliable", unreliable)
+        check_unit_interval("least", least)
+        check_weight("unsupervised", unsupervised)
+        check_weight("contrastive", contrastive)
+        check_positive("temperature", temperature)
+        check_count("queries", queries)
+        check_count("negatives", negatives)
+        if low_rank is not None:
+            check_count("low_rank", low_rank)
         width, classes = 256, max(net.classes, 2)
         self.projector = nn.Sequential(
             nn.Conv2d(net.embedding_dim, width, 3, padding=1, bias=False),

@@ -12,6 +12,7 @@ from torch import Tensor
 from gmix.methods.method import Method, Step
 from gmix.nn.ema import EMATeacher
 from gmix.nn.given import Options, optional_part
+from gmix.nn.losses import check_unit_interval, check_weight
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.pseudo import PseudoMask
 from gmix.nn.views import Pasted, StrongView, disturb
@@ -87,6 +88,9 @@ class UniMatch(Method):
         ignore_index: int = 255,
     ) -> None:
         super().__init__(net, supervised=supervised, ignore_index=ignore_index, threshold=threshold)
+        check_weight("strong", strong)
+        check_weight("features", features)
+        check_unit_interval("drop", drop)
         self.teacher: Teacher | None = optional_part("teacher", partial(EMATeacher, net), teacher)
         self.view = StrongView(mean=mean, std=std)
         self.strong_weight = strong

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gmix.methods.method import Method, Step
 from gmix.nn.ema import EMATeacher
-from gmix.nn.losses import check_unit_interval
+from gmix.nn.losses import check_unit_interval, check_weight
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.pseudo import PseudoMask
 from gmix.nn.views import StrongView, drop_complements
@@ -76,6 +76,7 @@ class UniMatchV2(Method):
         ignore_index: int = 255,
     ) -> None:
         super().__init__(net, supervised=supervised, ignore_index=ignore_index, threshold=threshold)
+        check_weight("strong", strong)
         check_unit_interval("whole", whole)
         self.teacher = EMATeacher(net, decay)
         self.view = StrongView(mean=mean, std=std)

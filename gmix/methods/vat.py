@@ -11,6 +11,7 @@ from gmix import functional as G
 from gmix.functional.masks import of_all_classes
 from gmix.methods.cct import adversarial
 from gmix.methods.method import Method, Step
+from gmix.nn.losses import check_positive, check_weight
 from gmix.nn.modes import eval_mode
 from gmix.nn.network import GuidedMixNet
 from gmix.protocols import SupervisedLoss
@@ -83,9 +84,9 @@ class VAT(Method):
         self.at = at
         self.epsilon = EPSILON[at] if epsilon is None else epsilon
         self.xi = xi
-        for name, value in (("epsilon", self.epsilon), ("xi", xi)):
-            if not value > 0:
-                raise ValueError(f"`{name}` must be above 0, got {value}")
+        check_weight("unsupervised", unsupervised)
+        check_positive("epsilon", self.epsilon)
+        check_positive("xi", xi)
         self.weight = unsupervised
 
     def losses(self, step: Step) -> dict[str, Tensor]:

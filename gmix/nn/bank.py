@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gmix.nn.losses import check_count
 from gmix.runtime.collectives import gather
 
 __all__ = ["FeatureBank"]
@@ -33,8 +34,7 @@ class FeatureBank(nn.Module):
 
     def __init__(self, classes: int, size: int, width: int) -> None:
         super().__init__()
-        if size < 8:
-            raise ValueError(f"`bank` must be at least 8, got {size}")
+        check_count("bank", size, least=8)
         self.size = size
         self.ring: Tensor
         self.written: Tensor

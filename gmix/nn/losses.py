@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,13 @@ from gmix import functional as G
 from gmix.functional.shapes import check_ignore_index, per_pixel, within
 from gmix.nn.given import remember_given
 
-__all__ = ["GuidedMixLoss", "check_unit_interval", "check_weight"]
+__all__ = [
+    "GuidedMixLoss",
+    "check_count",
+    "check_positive",
+    "check_unit_interval",
+    "check_weight",
+]
 
 OBJECTIVES = ("squared_error", "soft_cross_entropy", "cross_entropy", "focal")
 Objective = Literal["squared_error", "soft_cross_entropy", "cross_entropy", "focal"]
@@ -205,6 +212,18 @@ def check_weight(name: str, value: float) -> None:
     """Refuse what cannot be the weight of a loss, NaN among it."""
     if not within(value, 0):
         raise ValueError(f"`{name}` must be at least 0, got {value!r}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuse what is not a number above 0."""
+    if not (within(value, 0) and value > 0):
+        raise ValueError(f"`{name}` must be above 0, got {value!r}")
+
+
+def check_count(name: str, value: int, least: int = 1) -> None:
+    """Refuse what is not a whole number, at least `least`."""
+    if not within(value, least, kind=Integral):
+        raise ValueError(f"`{name}` must be a whole number, at least {least}, got {value!r}")
 
 
 def _check_both(name_a: str, a: object, name_b: str, b: object) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gmix.functional.shapes import within
+from gmix.nn.losses import check_count
 from gmix.nn.modes import eval_mode
 from gmix.nn.states import ChecksState
 
@@ -45,9 +47,9 @@ class Snapshots(ChecksState):
         self, net: nn.Module, kept: int = 8, models: int = 3, every: float = 0.025
     ) -> None:
         super().__init__()
-        if kept < 1 or models < 1:
-            raise ValueError(f"`kept` and `models` must be at least 1, got {kept} and {models}")
-        if not 0 < every <= 1:
+        check_count("kept", kept)
+        check_count("models", models)
+        if not (within(every, 0, 1) and every > 0):
             raise ValueError(f"`every` is a share of the training in (0, 1], got {every}")
         self.models = min(models, kept)
         self.every = every

@@ -358,7 +358,10 @@ def _turn_hue(x: Tensor, angle: Tensor) -> Tensor:
 
 
 def _numbers(name: str, values: Sequence[float] | float) -> list[float]:
-    numbers = [float(v) for v in (values if isinstance(values, Iterable) else [values])]
+    try:
+        numbers = [float(v) for v in (values if isinstance(values, Iterable) else [values])]
+    except (TypeError, ValueError):
+        numbers = []
     if not numbers or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"`{name}` must be a finite number, or one per channel, got {values}")
+        raise ValueError(f"`{name}` must be a finite number, or one per channel, got {values!r}")
     return numbers

@@ -42,7 +42,7 @@ def load_encoder_weights(model: nn.Module, weights: str | Path) -> None:
             encoder `tu-tf_efficientnet_lite0` (1, 2).
 
     Raises:
-        ValueError: If the file cannot be read, a name or shape does not fit, or several
+        ValueError: If the file cannot be read, a name or shape does not fit, a value is not finite, or several
             copies differ and none is preferred.
         ImportError: If `"lite0"` is requested and its package is missing.
     """
@@ -52,14 +52,17 @@ def load_encoder_weights(model: nn.Module, weights: str | Path) -> None:
     state = find_weights(_read(path), wanted, path)
     for name, tensor in state.items():
         state[name] = tensor = fit_channels(tensor, wanted[name])
-        numbers = tensor.layout == torch.strided and (
-            tensor.is_floating_point() == wanted[name].is_floating_point()
-        )
+        usual = tensor.layout == torch.strided and not tensor.is_meta
+        numbers = usual and tensor.is_floating_point() == wanted[name].is_floating_point()
         if tensor.shape != wanted[name].shape or not numbers:
             raise ValueError(
                 f"weights {path} do not fit the encoder: {name} must have the shape "
                 f"{tuple(wanted[name].shape)} and {wanted[name].dtype}, got {tuple(tensor.shape)} "
-                f"and {tensor.dtype}"
+                f"and {tensor.dtype}{'' if usual else f' ({tensor.layout} on {tensor.device})'}"
+            )
+        if not tensor.isfinite().all():
+            raise ValueError(
+                f"weights {path} hold nan or infinite values in {name}: take an earlier checkpoint"
             )
     encoder.load_state_dict(state)
 
@@ -221,18 +224,18 @@ def _readings(state: State, wanted: State, place: str) -> Iterator[Reading]:
     distinct = all(len({*map(_plain, names)}) == len(names) for names in (state, wanted))
     plain = _plain if distinct else str
     ours = {plain(name[wrapped:]): name for name in wanted}
-    theirs = {plain(name): name for name in state}
+    theirs = [(plain(name), name) for name in state]
     # Checkpoints from before BatchNorm had a counter are complete without it.
     counters = {n: t for n, t in wanted.items() if n.endswith("num_batches_tracked")}
     votes: Counter[str] = Counter()
-    for name in theirs:
+    for name, old in theirs:
         ends = [0, *(match.end() for match in re.finditer(r"\.", name))]
-        votes.update(name[:end] for end in ends if name[end:] in ours)
+        votes.update(old[:end] for end in ends if name[end:] in ours)
     for prefix, _ in votes.most_common(8):
-        inside = {n[len(prefix) :]: old for n, old in theirs.items() if n.startswith(prefix)}
+        inside = {n[len(prefix) :]: old for n, old in theirs if old.startswith(prefix)}
         tensors = {ours[name]: state[old] for name, old in inside.items() if name in ours}
         yield Reading(
-            place + next(iter(inside.values()))[: len(prefix)],
+            place + prefix,
             {**counters, **tensors},
             [name for name in wanted if name not in tensors and name not in counters],
             [n for n in inside if n not in ours and not _HEAD.match(_plain(n))],

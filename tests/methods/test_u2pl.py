@@ -213,7 +213,7 @@ def test_negatives_are_other_classes_places() -> None:
     ("options", "words"),
     [
         ({"unreliable": 1.2}, r"`unreliable` must be in \[0, 1\], got 1.2"),
-        ({"bank": 7}, "`bank` must be at least 8, got 7"),
+        ({"bank": 7}, "`bank` must be a whole number, at least 8, got 7"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: Any, words: str) -> None:
