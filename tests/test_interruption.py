@@ -517,7 +517,8 @@ def test_the_checkpoint_of_another_training_is_refused(
 @pytest.mark.parametrize("name", ["results.json", "model"])
 def test_what_is_left_of_a_finished_run_is_not_written_over(tmp_path: Path, name: str) -> None:
     config = TrainConfig(out=str(tmp_path), resume=True)
-    (tmp_path / name).mkdir()  # a name that others use, too
+    path = tmp_path / name  # a name that others use, too
+    path.touch() if path.suffix else path.mkdir()
     assert find_checkpoint(config, tmp_path) == (None, [])
     write_yaml(config, tmp_path / "config.yaml")
     with pytest.raises(ValueError, match="holds a finished run whose checkpoints are gone"):

@@ -98,7 +98,7 @@ def make_own_folders(home: Path, *names: str) -> None:
     for folder in folders:
         there = sorted(folder.iterdir()) if folder.is_dir() else []
         images = [path for path in there if path.name.lower().endswith(endings)]
-        check_own((path for path in images if path.name[0] != "."), home)
+        check_own((p for p in images if p.name[0] != "." and p.is_file()), home)
     for folder in folders:
         make_folder(folder)
 

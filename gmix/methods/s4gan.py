@@ -93,13 +93,15 @@ class S4GAN(Method):
         check_weight("unsupervised", unsupervised)
         if not isinstance(mlmt, bool):
             raise ValueError(f"`mlmt` must be True or False, got {mlmt!r}")
-        self.require("in_channels", *(["adapter", "embed", "embedding_dim"] if mlmt else []))
+        self.require(
+            "in_channels", *(["adapter", "embed", "embedding_dim", "encoder"] if mlmt else [])
+        )
         self.discriminator = Critic(net.classes + net.in_channels)
         self.color = StrongColor(strength=0.4, p=1.0, grey=0.0, hue=0.1, mean=mean, std=std)
         self.blur = GaussianBlur()
         self.branch = Branch(net) if mlmt else None
         self.branch_teacher = None if self.branch is None else EMATeacher(self.branch, 0.999)
-        self._as_made = None if self.branch is None else checksum(self.branch.net.model.encoder)
+        self._as_made = None if self.branch is None else checksum(self.branch.net.encoder)
         self.needs_progress = mlmt
         self.weights = (matching, unsupervised)
 
@@ -108,14 +110,14 @@ class S4GAN(Method):
         first = self.step_started_at is None and not torch.compiler.is_compiling()
         super().on_step_start(x_labeled, y_labeled)
         if self.branch is not None and self.branch_teacher is not None:
-            encoder = self.branch.net.model.encoder
+            encoder = self.branch.net.encoder
             # As in `TwoStudents`: weights may have been loaded into the network since it was built.
             if (
                 first
                 and self._as_made is not None
                 and torch.equal(checksum(encoder), self._as_made)
             ):
-                encoder.load_state_dict(self.net.model.encoder.state_dict())
+                encoder.load_state_dict(self.net.encoder.state_dict())
             self.branch_teacher.update(self.branch)
 
     def losses(self, step: Step) -> dict[str, Tensor]:

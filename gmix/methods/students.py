@@ -71,8 +71,11 @@ def check_second(net: GuidedMixNet, other: GuidedMixNet) -> GuidedMixNet:
     """Refuse a second student that shares weights with the first, or has other classes.
 
     Raises:
+        TypeError: If it is no network.
         ValueError: If it does.
     """
+    if not isinstance(other, nn.Module):
+        raise TypeError(f"`other` must be a second network, got {other!r}")
     own = {id(p) for p in net.parameters()}
     if any(id(p) in own for p in other.parameters()):
         raise ValueError("`other` must be a second network, got one that shares weights with `net`")

@@ -103,6 +103,8 @@ def copied(ema: Any, weights: nn.Module) -> nn.Module:
     with torch.no_grad():
         for p, new in zip(ema.net.parameters(), weights.parameters(), strict=True):
             p.copy_(new)
+        for b, new in zip(ema.net.buffers(), weights.buffers(), strict=True):
+            b.copy_(new)
     ema.step += 1
     net: nn.Module = ema.net
     return net

@@ -151,6 +151,12 @@ class TestMLMT(TestS4GAN):
         "consistency": ("branch.",),
     }
     labeled_too = {"discriminator", "classification"}
+    may_vanish = {"consistency"}  # the cosine of two numbers of the same sign is 1
+
+    def step(self, method: Any, batch: Batch, g: Generator) -> Losses:
+        encoder = method.branch.net.encoder  # the first step copies it again
+        encoder.load_state_dict(method.net.encoder.state_dict())
+        return super().step(method, batch, g)
 
     @pytest.mark.parametrize("classes", [1, 3])
     def test_mlmt_removes_the_classes_it_does_not_see(self, classes: int) -> None:
