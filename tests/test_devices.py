@@ -17,7 +17,8 @@ from torch._subclasses.fake_tensor import (
 )
 
 import gmix
-from gmix.methods import GuidedMix, s4gan, students
+from gmix.methods import GuidedMix
+from gmix.nn import late
 from gmix.nn.views import GaussianBlur, StrongView
 
 pytestmark = [
@@ -179,8 +180,7 @@ def test_no_step_waits_for_the_gpu_or_mixes_devices(
     # direction in the midst of its forward; here it gets one without a value.
     monkeypatch.setattr(torch.func, "grad", lambda distance: torch.empty_like)
     # What has no values has no checksum.
-    for home in (s4gan, students):
-        monkeypatch.setattr(home, "checksum", lambda module: torch.zeros(32))
+    monkeypatch.setattr(late, "checksum", lambda module: torch.zeros(32))
     with fake():
         method = METHODS[name](tiny_net(classes, mitrans=True))
         # The one wait is in the first step, which looks at the batch and at the weights.

@@ -192,11 +192,19 @@ class Method(ChecksState):
         """
         y_labeled = self._check_labeled(x_labeled, y_labeled)
         if not torch.compiler.is_compiling():
+            if self.step_started_at is None:
+                self.on_first_step()
             self.step_started_at = weights_version(self.net)
         teacher = getattr(self, "teacher", None)
         if teacher is not None:
             teacher.update(self.net)
         self.observe(x_labeled, y_labeled)
+
+    def on_first_step(self) -> None:
+        """Take up weights that were loaded into the network since the method was built.
+
+        The first step calls this, unless it is compiled; does nothing unless overridden.
+        """
 
     def observe(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
         """Observe each labeled image once, for use in later steps; does nothing unless overridden."""

@@ -13,7 +13,7 @@ from gmix import functional as G
 from gmix.methods.method import Method, Step
 from gmix.nn.critic import SlowLinear, StridedLayers, call_constant, score_loss
 from gmix.nn.ema import EMATeacher
-from gmix.nn.frozen import checksum
+from gmix.nn.late import LateCopy
 from gmix.nn.losses import check_weight
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.pseudo import PseudoMask
@@ -101,24 +101,20 @@ class S4GAN(Method):
         self.blur = GaussianBlur()
         self.branch = Branch(net) if mlmt else None
         self.branch_teacher = None if self.branch is None else EMATeacher(self.branch, 0.999)
-        self._as_made = None if self.branch is None else checksum(self.branch.net.encoder)
+        self._late = None if self.branch is None else LateCopy(self.branch.net.encoder)
         self.needs_progress = mlmt
         self.weights = (matching, unsupervised)
 
     def on_step_start(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
-        """Begin a step; the branch's teacher moves on. Before the first, copy the encoder to the branch."""
-        first = self.step_started_at is None and not torch.compiler.is_compiling()
+        """Begin a step; the branch's teacher moves on."""
         super().on_step_start(x_labeled, y_labeled)
         if self.branch is not None and self.branch_teacher is not None:
-            encoder = self.branch.net.encoder
-            # As in `TwoStudents`: weights may have been loaded into the network since it was built.
-            if (
-                first
-                and self._as_made is not None
-                and torch.equal(checksum(encoder), self._as_made)
-            ):
-                encoder.load_state_dict(self.net.encoder.state_dict())
             self.branch_teacher.update(self.branch)
+
+    def on_first_step(self) -> None:
+        """Copy the encoder to the branch again."""
+        if self.branch is not None and self._late is not None:
+            self._late.repeat(self.branch.net.encoder, self.net.encoder)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Compute the losses of the network, of its critic, and of the branch."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gmix.methods.method import Method
-from gmix.nn.frozen import checksum
+from gmix.nn.late import LateCopy
 from gmix.nn.network import GuidedMixNet
 from gmix.protocols import SupervisedLoss
 
@@ -41,16 +40,12 @@ class TwoStudents(Method):
     ) -> None:
         super().__init__(net, supervised=supervised, ignore_index=ignore_index, threshold=threshold)
         self.other = self._second_student() if other is None else check_second(net, other)
-        self._as_made = checksum(start_of(self.other)) if other is None else None
+        self._late = LateCopy(start_of(self.other)) if other is None else None
 
-    def on_step_start(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
-        """Begin a step; before the first, copy the encoder to the second student."""
-        first = self.step_started_at is None and not torch.compiler.is_compiling()
-        super().on_step_start(x_labeled, y_labeled)
-        # Unchanged since it was built: weights may have been loaded into the network since.
-        made = self._as_made
-        if first and made is not None and torch.equal(checksum(start_of(self.other)), made):
-            start_of(self.other).load_state_dict(start_of(self.net).state_dict())
+    def on_first_step(self) -> None:
+        """Copy the encoder to the second student again."""
+        if self._late is not None:
+            self._late.repeat(start_of(self.other), start_of(self.net))
 
     def _second_student(self) -> GuidedMixNet:
         """Copy the network, and initialise the decoder of the copy again."""
