@@ -134,12 +134,7 @@ def cross_entropy_per_pixel(
         >>> losses, labeled
         (tensor([[[0.6931, 0.0000]]]), tensor([[[ True, False]]]))
     """
-    if target.shape != (logits.shape[0], *logits.shape[2:]):
-        raise ValueError(
-            f"`target` must have shape (N, H, W) for `logits` (N, K, H, W), "
-            f"got {tuple(target.shape)} and {tuple(logits.shape)}"
-        )
-    check_ignore_index(logits.shape[1], ignore_index)
+    _check_target(logits, target, ignore_index)
     with torch.autocast(logits.device.type, enabled=False):
         keep = target != ignore_index
         if logits.shape[1] == 1:
@@ -149,6 +144,15 @@ def cross_entropy_per_pixel(
             return loss.masked_fill(~keep, 0.0), keep
         loss = F.cross_entropy(logits.float(), target, reduction="none", ignore_index=ignore_index)
         return loss, keep
+
+
+def _check_target(logits: Tensor, target: Tensor, ignore_index: int) -> None:
+    if target.shape != (logits.shape[0], *logits.shape[2:]):
+        raise ValueError(
+            f"`target` must have shape (N, H, W) for `logits` (N, K, H, W), "
+            f"got {tuple(target.shape)} and {tuple(logits.shape)}"
+        )
+    check_ignore_index(logits.shape[1], ignore_index)
 
 
 def mean_of_labeled(
@@ -253,12 +257,7 @@ def sigmoid_focal_loss(
         >>> sigmoid_focal_loss(torch.zeros(1, 3, 1, 2), torch.tensor([[[0, 255]]]))  # an eighth of log 2
         tensor(0.0866)
     """
-    if target.shape != (logits.shape[0], *logits.shape[2:]):
-        raise ValueError(
-            f"`target` must have shape (N, H, W) for `logits` (N, K, H, W), "
-            f"got {tuple(target.shape)} and {tuple(logits.shape)}"
-        )
-    check_ignore_index(logits.shape[1], ignore_index)
+    _check_target(logits, target, ignore_index)
     with torch.autocast(logits.device.type, enabled=False):
         keep = target != ignore_index
         first = 1 if logits.shape[1] == 1 else 0

@@ -225,7 +225,7 @@ class GuidedMix(Method):
         """Compute the terms of the criterion, see [`GuidedMixLoss`][gmix.GuidedMixLoss]."""
         if self.mixed_head is not None:
             return self._learn_mixed_maps(step, self.mixed_head)
-        x_labeled, y_labeled, _, progress, _, generator = step
+        x_labeled, generator = step.x_labeled, step.generator
         x_student, pseudo, valid = self._student_views(step)
         n, size = len(x_labeled), (x_labeled.shape[2], x_labeled.shape[3])
         m = len(step.x_unlabeled) if self.drop > 0 else 0
@@ -241,25 +241,12 @@ class GuidedMix(Method):
         further: dict[str, Tensor] = {}
         if self.criterion.decoupling > 0:
             further = self._decouple_labeled(x_labeled, labeled, embedding, generator)
-        if self.classifier is not None:
-            further["class_logits"] = self.classifier(embedding)
-        if self.adjustment is not None:
-            labeled = self.adjustment(labeled)
-        losses: dict[str, Tensor] = self.criterion(
-            labeled,
-            y_labeled,
-            supervised=self.supervised(labeled, y_labeled),
-            logits_unlabeled=unlabeled,
-            pseudo=pseudo,
-            valid=valid,
-            progress=progress,
-            **further,
-        )
-        return losses
+        further |= {"logits_unlabeled": unlabeled, "pseudo": pseudo}
+        return self._weigh(step, labeled, embedding, further, valid)
 
     def _learn_mixed_maps(self, step: Step, head: MixedHead) -> dict[str, Tensor]:
         """Compute the losses of the released code: what is left of mixed features learns the direct prediction."""
-        x_labeled, y_labeled, x_unlabeled, progress, valid, generator = step
+        x_labeled, _, x_unlabeled, _, valid, generator = step
         n, size = len(x_labeled), (x_labeled.shape[2], x_labeled.shape[3])
         features = self.net.encode(torch.cat([x_labeled, x_unlabeled]))
         embedding, maps = self.net.pool(features), self.net.decoder_map(features)
@@ -270,19 +257,30 @@ class GuidedMix(Method):
         predicted = self.net.crop(head(mixed.image, generator), size)
         # As in their code, the labeled logits get a gradient from this, too.
         left = self.decoupler(predicted, labeled[chosen], mixed.lam)
-        further = {}
+        pseudo = G.probabilities(direct).detach()
+        further = {"logits_unlabeled": left, "pseudo": pseudo}
+        return self._weigh(step, labeled, embedding[:n], further, valid)
+
+    def _weigh(
+        self,
+        step: Step,
+        labeled: Tensor,
+        embedding: Tensor,
+        further: dict[str, Tensor],
+        valid: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Compute the criterion of logits and embeddings of the labeled images, and of its `further` inputs."""
         if self.classifier is not None:
-            further["class_logits"] = self.classifier(embedding[:n])
+            further["class_logits"] = self.classifier(embedding)
         if self.adjustment is not None:
             labeled = self.adjustment(labeled)
+        y = step.y_labeled
         losses: dict[str, Tensor] = self.criterion(
             labeled,
-            y_labeled,
-            supervised=self.supervised(labeled, y_labeled),
-            logits_unlabeled=left,
-            pseudo=G.probabilities(direct).detach(),
+            y,
+            supervised=self.supervised(labeled, y),
             valid=valid,
-            progress=progress,
+            progress=step.progress,
             **further,
         )
         return losses
