@@ -156,6 +156,9 @@ def test_published_settings_of_cityscapes_reach_their_method() -> None:
             "cps": {"cross": 6.0},
             "prevmatch": {"threshold": 0.0, "previous_threshold": 0.0},
         }
+        compared = ["--recipe", name, "--methods", "all"]
+        every = parse(CompareConfig, "gmix compare", "", compared).method_args
+        assert every["cps"] == found["cps"] and every == read_recipe(name)["method_args"]
     assert recipe("cityscapes_1-8_deeplab").loss == "ohem"
 
 

@@ -10,9 +10,11 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import field
+from itertools import chain
 from typing import Any, Literal
 
 from gmix.errors import one_line
+from gmix.methods import METHODS
 from gmix.runtime.infile import read_plain
 
 
@@ -135,6 +137,18 @@ def parse_range(text: str, name: str, example: str) -> tuple[float, float]:
     if not -math.inf < low <= high < math.inf:
         raise ValueError(f"{flag(name)} must be written LOW-HIGH, e.g. {example}: {text!r}")
     return low, high
+
+
+def parse_methods(text: str) -> list[str]:
+    """List the methods in `NAME,NAME`, without duplicates, in the order given; `all` names every method.
+
+    Examples:
+        >>> parse_methods("UniMatch, cps,unimatch"), parse_methods("cps,all")[:2]
+        (['unimatch', 'cps'], ['cps', 'supervised'])
+    """
+    names = [name.strip().lower() for name in text.split(",")]
+    listed = (METHODS if name == "all" else [name] for name in filter(None, names))
+    return list(dict.fromkeys(chain.from_iterable(listed)))
 
 
 def parse_loss(text: str) -> list[tuple[float, str]]:

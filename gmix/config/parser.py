@@ -10,7 +10,7 @@ from dataclasses import Field, fields
 from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-from gmix.config.options import flag, suggest
+from gmix.config.options import flag, parse_methods, suggest
 from gmix.config.recipes import read_recipe
 from gmix.config.yamlfile import check_number, parse_yaml, read_yaml
 from gmix.errors import UsageError
@@ -212,11 +212,10 @@ def arguments_of(by_method: dict[str, Any], names: str, option: str) -> dict[str
         >>> arguments_of(by_method, "supervised,cps", "methods")
         {'cps': {'cross': 6.0}}
     """
-    known = [name.strip().lower() for name in names.split(",")]
-    chosen = {name: by_method[name] for name in known if name in by_method}
+    chosen = {name: by_method[name] for name in parse_methods(names) if name in by_method}
     if option == "methods":
         return chosen
-    arguments: dict[str, Any] = chosen.get(known[0], {})
+    arguments: dict[str, Any] = next(iter(chosen.values()), {})
     return arguments
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Literal
 
 from gmix.config.options import (
@@ -32,6 +31,7 @@ from gmix.config.options import (
     option,
     parse_class_weights,
     parse_loss,
+    parse_methods,
     parse_range,
     parse_size,
     write_loss,
@@ -347,9 +347,7 @@ class CompareConfig(TrainConfig):
 
     def method_names(self) -> list[str]:
         """Return the methods to compare, without duplicates, in the order given; `all` names every method."""
-        names = [name.strip().lower() for name in self.methods.split(",")]
-        listed = (METHODS if name == "all" else [name] for name in filter(None, names))
-        return list(dict.fromkeys(chain.from_iterable(listed)))
+        return parse_methods(self.methods)
 
     def all_seeds(self) -> list[int]:
         """Return the seed of each run of a method."""
