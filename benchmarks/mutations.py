@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import compileall
 import json
 import os
 import random
@@ -256,7 +257,7 @@ def main() -> None:
         copy = Path(folder) / "copy"
         ignored = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", ".hypothesis", "shared")
         shutil.copytree(ROOT, copy, ignore=ignored)
-        os.system(f"{sys.executable} -m compileall -q {copy / 'gmix'}")
+        compileall.compile_dir(copy / "gmix", quiet=1)
         for mutation in chosen:
             if not mutation.fits((copy / mutation.path).read_bytes()):
                 counts["changed since"] += 1

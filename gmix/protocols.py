@@ -39,8 +39,8 @@ Item = TypeVar("Item", covariant=True)
 class Network(Protocol):
     """A network that methods train, an `nn.Module`; `gmix.GuidedMixNet` makes one of a model.
 
-    Some methods need more of `GuidedMixNet`, and say so: `embedding_dim` and `padded` (CCT, CorrMatch, U2PL),
-    `in_channels` (S4GAN), `encoder` (the reference of GuidedMix), a second network (CPS).
+    Some methods need more of `GuidedMixNet`, and say so: `embedding_dim` (CCT, CorrMatch, U2PL, S4L), `padded`
+    (the first three), `in_channels` (S4GAN, GCT), `encoder` (the reference of GuidedMix), a second network (CPS, GCT).
     """
 
     @property

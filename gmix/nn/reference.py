@@ -308,7 +308,7 @@ class LabeledReference(HoldsFrozenEncoder):
         return torch.cat([finer, deepest], 1).float()
 
     def _normalise(self, features: Tensor, centre: Tensor) -> list[Tensor]:
-        """Centre the features, then normalise each of the two maps, so that all count equally."""
+        """Centre the features, then normalise each map, so that all count equally."""
         parts: tuple[Tensor, ...] = torch.split(features - centre, self._widths, dim=-1)
         return [F.normalize(part, dim=-1) for part in parts]
 
