@@ -214,6 +214,13 @@ class GuidedMix(Method):
         if self.reference is not None:
             if self.warn_if_stale and isinstance(self.reference, LabeledReference):
                 warn_of_other_weights(self.reference, self.net.encoder)
+            first = labeled[0][0] if len(labeled) else None
+            if (
+                isinstance(first, Tensor) and first.dim() == 3
+            ):  # else the reference says what is wrong
+                if isinstance(self.net, GuidedMixNet):
+                    self.net.check_images(first[None])
+                self.check_values(first[None])
             self.reference.remember(labeled, ignore_index=self.ignore_index)
 
     def observe(self, x_labeled: Tensor, y_labeled: Tensor) -> None:

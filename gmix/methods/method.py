@@ -11,10 +11,8 @@ from typing_extensions import Self
 
 from gmix import functional as G
 from gmix.functional.losses import check_progress
-from gmix.functional.shapes import check_ignore_index
+from gmix.functional.shapes import check_classes, check_ignore_index
 from gmix.methods.checks import (
-    check_classes,
-    check_images,
     check_masks,
     check_place,
     check_types,
@@ -23,6 +21,7 @@ from gmix.methods.checks import (
 )
 from gmix.methods.moved import weights_version
 from gmix.nn.ema import EMATeacher
+from gmix.nn.images import check_images
 from gmix.nn.losses import check_unit_interval
 from gmix.nn.modes import eval_mode, freeze_statistics
 from gmix.nn.network import GuidedMixNet
@@ -276,7 +275,7 @@ class Method(ChecksState):
             self.net.check_images(x)
         if not (torch.compiler.is_compiling() or (self.masks_seen and y.device.type != "cpu")):
             self.masks_seen = True
-            check_classes(y, max(self.net.classes, 2), self.ignore_index)
+            check_classes("y_labeled", y, max(self.net.classes, 2), self.ignore_index)
         return y
 
     def _unlabeled(
@@ -310,9 +309,17 @@ class Method(ChecksState):
         """Check the values of the first images, which waits for a GPU."""
         if torch.compiler.is_compiling() or self.images_seen:
             return
+        self.check_values(*images)
+        self.images_seen = True
+        freeze_statistics(self)  # for layers frozen after `train`
+
+    def check_values(self, *images: Tensor) -> None:
+        """Refuse batches `(N, C, H, W)` that are not normalised with this method's `mean` and `std`; waits for a GPU.
+
+        Raises:
+            ValueError: If they are not normalised, or not finite.
+        """
         color = next((m for m in self.modules() if isinstance(m, StrongColor)), None)
         for x in images:
             if len(x):
                 check_images(x, color)
-        self.images_seen = True
-        freeze_statistics(self)  # for layers frozen after `train`

@@ -29,7 +29,10 @@ def default(classes: int = 3, **parts: Any) -> GuidedMix:
     """The default variant, which knows the labeled images of `tiny_batch` and says so."""
     given = {"criterion": UNSURE, "reference": {"strength": 0.5}, **parts}
     method = GuidedMix(tiny_net(classes), **given)
-    remember(method, *tiny_batch(classes=classes)[:2])
+    x, y, _ = tiny_batch(classes=classes)
+    if parts.get("mean") == 0.0:
+        x = x.sigmoid() / parts["std"]
+    remember(method, x, y)
     return method
 
 
@@ -407,6 +410,20 @@ def test_without_remember_the_reference_is_silent() -> None:
     torch.testing.assert_close(silent, without)
     assert not torch.allclose(default().guide(*tiny_batch()).pseudo, without, atol=1e-3)
     default(reference=None).remember([])  # and a method without one has nothing to remember
+
+
+def test_images_that_are_not_normalised_are_not_remembered() -> None:
+    """Images of 0..255 make features that say nothing, and the reference would be silent for no visible reason."""
+    photos, y, _ = tiny_batch()
+    photos = (photos.sigmoid() * 255).round()
+    for images in (photos, photos.byte()):
+        method = GuidedMix(tiny_net())
+        with pytest.raises(ValueError, match="whole numbers: they are not normalised"):
+            method.remember([*zip(images, y, strict=True)])
+        assert not method.reference.remembers
+    fits = GuidedMix(tiny_net(), mean=0.0, std=1 / 255)
+    fits.remember([*zip(photos, y, strict=True)])
+    assert fits.reference.remembers
 
 
 @pytest.mark.parametrize(
