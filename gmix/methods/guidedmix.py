@@ -42,6 +42,7 @@ class Mix(NamedTuple):
     image: Tensor  # (N, C, H, W)
     lam: Tensor  # (N,) share of the partner
     predicted: Tensor  # (N, K, H, W) probabilities
+    labeled: Tensor  # (N, K, H, W) probabilities of the partners, which are subtracted
     decoupled: Tensor  # (N, K, H, W) without the labeled part
 
 
@@ -51,6 +52,8 @@ class Partners(NamedTuple):
     chosen: Tensor  # (N,) int64: its index
     x: Tensor  # (N, C, H, W) the images
     y: Tensor  # (N, H, W) their masks
+    query: Tensor  # (N, D) pooled deepest features of the unlabeled images
+    key: Tensor  # (L, D) those of all labeled images that could be chosen
 
 
 class Guidance(NamedTuple):
@@ -375,7 +378,7 @@ class GuidedMix(Method):
         if self.pair_across and self.training:
             key, x_labeled, y_labeled, labeled = map(gather, (key, x_labeled, y_labeled, labeled))
         chosen = self.selector(query, key, generator=generator)
-        partners = Partners(chosen, x_labeled[chosen], y_labeled[chosen])
+        partners = Partners(chosen, x_labeled[chosen], y_labeled[chosen], query, key)
         if not mixes:
             return partners, direct, None
         mixed = self.mixer(partners.x, x_unlabeled, generator=generator)
@@ -384,7 +387,7 @@ class GuidedMix(Method):
         if self.true_masks:
             labeled = G.fill_in(labeled, partners.y, self.ignore_index)
         decoupled = self.decoupler(predicted, labeled, mixed.lam)
-        return partners, direct, Mix(mixed.image, mixed.lam, predicted, decoupled)
+        return partners, direct, Mix(mixed.image, mixed.lam, predicted, labeled, decoupled)
 
     def _look_once(self, *images: Tensor) -> None:
         compiling = torch.compiler.is_compiling()

@@ -280,7 +280,8 @@ def test_guidance_is_consistent(make: Any, classes: int) -> None:
     expected = direct
     assert (partners is None) == (mix is None) == (method.direct == 1)
     if mix is not None:
-        partner, x_partner, y_partner = partners
+        partner, x_partner, y_partner, query, key = partners
+        torch.testing.assert_close((query, key), (predictor.embed(x_u), predictor.embed(x_l)))
         assert torch.equal(x_partner, x_l[partner]) and torch.equal(y_partner, y[partner])
         assert partner.tolist() == closest(predictor.embed(x_u), predictor.embed(x_l))
         lam = per_image(mix.lam)
@@ -290,6 +291,7 @@ def test_guidance_is_consistent(make: Any, classes: int) -> None:
         labeled = probabilities(predictor(x_l))
         if method.true_masks:
             labeled = gmix.functional.fill_in(labeled, y)
+        torch.testing.assert_close(mix.labeled, labeled[partner])
         torch.testing.assert_close(
             mix.decoupled, gmix.functional.decouple(mix.predicted, labeled[partner], mix.lam)
         )
