@@ -134,7 +134,7 @@ def class_ids(mask: Tensor, like: Tensor, names: tuple[str, str]) -> Tensor:
     check_tensor(name, mask)
     pixels = (len(like), *like.shape[2:])
     found = mask
-    if mask.dim() == 4 and mask.shape[1] == 1:
+    if mask.dim() == 4 and mask.shape[1] == 1 and mask.shape != pixels:
         mask = mask[:, 0]
     if mask.shape == pixels:
         check_integers(name, mask)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gmix.functional.shapes import check_tensor, class_ids
+from gmix.functional.shapes import check_integers, check_tensor, class_ids
 from gmix.nn.images import check_floats
 
 __all__ = [
     "check_masks",
     "check_place",
+    "check_planes",
     "check_types",
     "check_unlabeled",
     "check_valid",
@@ -55,6 +56,23 @@ def check_masks(y: Tensor, x: Tensor) -> Tensor:
             f"`x_labeled` must be one image or more, shape (N, C, H, W), got {tuple(x.shape)}"
         )
     return class_ids(y, x, ("y_labeled", "x_labeled"))
+
+
+def check_planes(y: Tensor, x: Tensor, planes: int) -> Tensor:
+    """Convert masks of classes that overlap, of any integer type, to int64 `(N, K, H, W)`.
+
+    Raises:
+        TypeError: If masks have no integer type.
+        ValueError: If they have another shape.
+    """
+    expected = (len(x), planes, *x.shape[2:])
+    if y.shape != expected:
+        raise ValueError(
+            f"`y_labeled` must have shape {expected}, a mask of 0 and 1 for each of the {planes} classes, "
+            f"got {tuple(y.shape)}"
+        )
+    check_integers("y_labeled", y)
+    return y.long()
 
 
 def check_unlabeled(x_labeled: Tensor, x_unlabeled: Tensor) -> None:

@@ -139,6 +139,8 @@ class GuidedMix(Method):
         ['supervised', 'total', 'unsupervised']
     """
 
+    multilabel = True
+
     def __init__(
         self,
         net: GuidedMixNet,
@@ -167,6 +169,8 @@ class GuidedMix(Method):
             self.require("encoder", otherwise="wrap the model, or pass reference=None")
         if asked.get("mixed_head") is not None:
             self.require("head", "decoder_map", "crop")
+        if self.planes is not None:
+            check_overlap(asked)
         chosen = make_parts(net, variant, parts, further)
         if not within(chosen["direct"], 0, 1):
             raise ValueError(f"`direct` is a weight in [0, 1], got {chosen['direct']!r}")
@@ -180,6 +184,11 @@ class GuidedMix(Method):
         # Only with its loss: the optimizer must not get a parameter without a gradient.
         self.classifier: nn.Linear | None = None
         if chosen["criterion"].classification > 0:
+            if self.planes is not None:
+                raise ValueError(
+                    "with classes that overlap (MultiLabelNet) there is no image-level classifier: pass "
+                    'criterion={"classification": 0.0}'
+                )
             self.require("embedding_dim")
             device = next(net.parameters()).device
             self.classifier = nn.Linear(net.embedding_dim, net.classes, device=device)
@@ -423,6 +432,19 @@ class GuidedMix(Method):
             "probs_decoupled": self.decoupler(predicted, probs[partner], mixed.lam),
             "decoupled_target": probs,
         }
+
+
+def check_overlap(parts: Mapping[str, object]) -> None:
+    """Refuse parts that compare classes with each other, for a network whose classes overlap.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for name in ("reference", "adjustment", "paste", "mixed_head"):
+        if parts.get(name) is not None:
+            raise ValueError(
+                f"`{name}` compares classes with each other, and those of a MultiLabelNet overlap: pass {name}=None"
+            )
 
 
 def warn_of_other_weights(reference: LabeledReference, encoder: nn.Module) -> None:
