@@ -164,7 +164,16 @@ def gmix(command: str, **flags: Any) -> None:
     Raises:
         RuntimeError: If it fails, with the end of what it said.
     """
-    words = [sys.executable, "-m", "gmix", command]
+    words = [sys.executable, "-m", "gmix", *words_of(command, **flags)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words)}\n{(done.stdout + done.stderr)[-2000:]}")
+
+
+def words_of(command: str, **flags: Any) -> list[str]:
+    """A command of gmix as words of a command line."""
+    words = [command]
     for name, value in flags.items():
         flag = f"--{name.replace('_', '-')}"
         if value is True:
@@ -172,10 +181,7 @@ def gmix(command: str, **flags: Any) -> None:
         elif value is not False:
             text = json.dumps(value) if isinstance(value, dict | list) else str(value)
             words += [flag, text]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(words)}\n{(done.stdout + done.stderr)[-2000:]}")
+    return words
 
 
 def write_digits(folder: Path) -> None:
