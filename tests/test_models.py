@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -254,6 +255,19 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "returns a dict of seg, without logits: wrap it in an nn.Module whose forward returns only",
     ),
     "many": (lambda: Returns(lambda y: [y, y]), TypeError, "returns a list of 2, without logits"),
+    "nothing": (lambda: Returns(lambda y: None), TypeError, "returns None, without logits: wrap"),
+    "double": (lambda: Returns(Tensor.double), ValueError, r"float64 .* return logits.to\("),
+    "NaN": (lambda: Returns(lambda y: y * math.nan), ValueError, r"returns NaN .* example=images"),
+    "classes last": (
+        lambda: Returns(lambda y: y.permute(0, 2, 3, 1)),
+        ValueError,
+        r"returns \(2, 64, 96, 3\) .* classes last: return logits.permute\(0, 3, 1, 2\)",
+    ),
+    "coarse, classes last": (
+        lambda: Returns(lambda y: y[..., ::4, ::4].permute(0, 2, 3, 1)),
+        ValueError,
+        r"returns \(2, 16, 24, 3\) .* classes last",
+    ),
     "labels": (lambda: Returns(lambda y: y.argmax(1)), ValueError, "must return logits .*int64"),
     "softmax": (lambda: Returns(lambda y: y.softmax(1)), ValueError, "returns probabilities: "),
     "sigmoid": (lambda: Returns(nn.Sigmoid()), ValueError, "ends in a sigmoid: return raw logits"),
@@ -267,6 +281,26 @@ def test_what_does_not_fit_gets_a_sentence(name: str) -> None:
     make, kind, words = BAD[name]
     with pytest.raises(kind, match=words) as caught:
         GuidedMixNet(make())
+    assert "\n" not in str(caught.value)
+
+
+# Outputs that differ from the trial's, or of a network of one's own.
+TURNED: dict[str, Callable[[Tensor], Any]] = {
+    "a tuple of 2": lambda y: (y, y),
+    "a dict of seg": lambda y: {"seg": y},
+    "None": lambda y: None,
+    r"\(\d, 2, 32, 32\)": lambda y: y[:, :2],
+    r"\(\d, 32, 32, 3\)": lambda y: y.permute(0, 2, 3, 1),
+}
+
+
+@pytest.mark.parametrize("words", TURNED)
+def test_what_a_model_returns_only_in_training_gets_a_sentence(words: str) -> None:
+    model = Returns(lambda y: TURNED[words](y) if model.training else y)
+    with pytest.raises(
+        (TypeError, ValueError), match=f"(returns|got) {words}.*: wrap it"
+    ) as caught:
+        FixMatch(GuidedMixNet(model))(*tiny_batch(2, 2))
     assert "\n" not in str(caught.value)
 
 
@@ -391,6 +425,44 @@ def test_a_network_of_ones_own_needs_four_methods(name: str) -> None:
         return
     BUILDERS[name](net)(*tiny_batch(2, 2), progress=0.5)["total"].backward()
     assert net.first[0].weight.grad.any()
+
+
+class Turned(OwnNetwork):
+    """A network of one's own that returns something else."""
+
+    embedding_dim, in_channels = 16, 3
+
+    def __init__(self, turn: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.turn = turn
+
+    def padded(self, *size: int) -> tuple[int, ...]:
+        return size
+
+    def upwards(self, maps: list[Tensor]) -> Any:
+        return self.turn(super().upwards(maps))
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_what_an_own_network_returns_is_looked_at_once(name: str) -> None:
+    if name in ("paper", "official", "s4gan, mlmt"):
+        return  # which take no network of one's own
+    options = {"guidedmix": {"reference": None}}.get(name, {})
+    coarse = {r"\(1, 3, 16, 16\)": lambda y: y[..., ::2, ::2]}
+    for words, turn in {**TURNED, **coarse}.items():
+        if name in ("cps", "cps, cutmix", "gct"):
+            options = {"other": OwnNetwork()}
+        net: Any = Turned(turn)
+        with pytest.raises(
+            (TypeError, ValueError), match=rf"^`net\(x\)` must return logits \(1, 3, .* got {words}"
+        ) as caught:
+            BUILDERS[name](net, **options)(*tiny_batch(2, 2), progress=0.5)
+        assert "\n" not in str(caught.value)
+    net = Turned(lambda y: y)
+    BUILDERS[name](net, **options)(*tiny_batch(2, 2), progress=0.5)
+    net.decode = lambda features, size: net.head(features[0])[..., ::2]
+    with pytest.raises(ValueError, match=r"^`net.decode\(net.encode\(x\), \(H, W\)\)` must"):
+        BUILDERS[name](net, **options)(*tiny_batch(2, 2), progress=0.5)
 
 
 def test_an_own_network_takes_what_is_asked_for() -> None:

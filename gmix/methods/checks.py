@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from gmix.functional.shapes import check_integers, check_tensor, class_ids
 from gmix.nn.images import check_floats
+from gmix.nn.logits import describe
+from gmix.nn.modes import eval_mode
 
 __all__ = [
+    "check_logits",
     "check_masks",
     "check_place",
     "check_planes",
@@ -92,6 +97,31 @@ def check_valid(valid: Tensor | None, x_unlabeled: Tensor) -> None:
             f"`valid_unlabeled` must have shape {pixels} and type torch.bool, one value per pixel "
             f"of `x_unlabeled`, got {tuple(valid.shape)} and {valid.dtype}"
         )
+
+
+@torch.no_grad()
+def check_logits(net: Any, x: Tensor) -> None:
+    """Run an image through a network of your own; refuse it unless both of its paths return logits of the image's size.
+
+    Raises:
+        TypeError: If it returns no tensor.
+        ValueError: If it returns other shapes.
+    """
+    size = (x.shape[2], x.shape[3])
+    with eval_mode(net):
+        found = {
+            "net(x)": net(x),
+            "net.decode(net.encode(x), (H, W))": net.decode(net.encode(x), size),
+        }
+    torch.clear_autocast_cache()  # its weights have no gradients
+    for call, logits in found.items():
+        wanted = f"`{call}` must return logits ({len(x)}, {net.classes}, {size[0]}, {size[1]}) for {len(x)} image"
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"{wanted}, got {describe(logits)}: return only that tensor")
+        if logits.shape[:2] != (len(x), net.classes) or logits.shape[-2:] != size:
+            raise ValueError(
+                f"{wanted}, got {tuple(logits.shape)}: upsample logits that are coarser, and put classes first"
+            )
 
 
 def check_types(net: nn.Module, **images: Tensor) -> None:

@@ -13,6 +13,7 @@ from gmix import functional as G
 from gmix.functional.losses import check_progress
 from gmix.functional.shapes import check_classes, check_ignore_index
 from gmix.methods.checks import (
+    check_logits,
     check_masks,
     check_place,
     check_planes,
@@ -23,6 +24,7 @@ from gmix.methods.checks import (
 from gmix.methods.moved import weights_version
 from gmix.nn.ema import EMATeacher
 from gmix.nn.images import check_images
+from gmix.nn.logits import describe
 from gmix.nn.losses import check_unit_interval
 from gmix.nn.modes import eval_mode, freeze_statistics
 from gmix.nn.network import GuidedMixNet
@@ -268,10 +270,15 @@ class Method(ChecksState):
             # Contiguous, because losses of other libraries use `view`: SMP's Dice of 0.5 does.
             loss = self.supervised_loss(logits.float().contiguous(), y.contiguous())
         if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
-            found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+            vector = isinstance(loss, Tensor) and loss.dim()
+            remedy = (
+                'build the loss with reduction="mean"'
+                if vector
+                else "return one tensor, computed from the logits"
+            )
             raise TypeError(
                 "`supervised` must return a scalar of floating point, the mean over the images, "
-                f"got {found}"
+                f"got {describe(loss)}: {remedy}"
             )
         if logits.requires_grad and not loss.requires_grad:
             raise TypeError(
@@ -325,6 +332,11 @@ class Method(ChecksState):
         if torch.compiler.is_compiling() or self.images_seen:
             return
         self.check_values(*images)
+        own = not isinstance(
+            self.net, GuidedMixNet
+        )  # whose logits the trial of GuidedMixNet did not see
+        if own:
+            check_logits(self.net, images[0][:1])
         self.images_seen = True
         freeze_statistics(self)  # for layers frozen after `train`
 

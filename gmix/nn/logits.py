@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["find_logits"]
+__all__ = ["check_shape", "describe", "find_logits"]
 
 INSTEAD = "wrap it in an nn.Module whose forward returns only the tensor of logits (N, K, H, W)"
 
@@ -49,7 +49,7 @@ def find_logits(output: Any) -> Tensor:
         if isinstance(entry := _entry(found, name), Tensor):
             found = entry
     if not isinstance(found, Tensor):
-        raise TypeError(f"the model returns {_words(output)}, without logits: {INSTEAD}")
+        raise TypeError(f"the model returns {describe(output)}, without logits: {INSTEAD}")
     if found.dim() != 4 or not found.is_floating_point():
         raise ValueError(
             f"the model must return logits (N, K, H, W) of floating point, got {tuple(found.shape)} of "
@@ -77,7 +77,36 @@ def _entry(output: Any, name: str) -> Any:
     return getattr(output, name, None)
 
 
-def _words(output: Any) -> str:
+def check_shape(logits: Tensor, images: int, classes: int) -> Tensor:
+    """Return the logits; refuse those of another number of images or classes than the trial found.
+
+    Raises:
+        ValueError: If there are others.
+
+    Examples:
+        >>> check_shape(torch.zeros(2, 4, 8, 8), images=2, classes=3)
+        Traceback (most recent call last):
+        ValueError: the model must return logits (2, 3, H, W) in training and evaluation, got (2, 4, 8, 8): wrap it ...
+    """
+    if logits.shape[:2] != (images, classes):
+        raise ValueError(
+            f"the model must return logits ({images}, {classes}, H, W) in training and evaluation, "
+            f"got {tuple(logits.shape)}: {INSTEAD}"
+        )
+    return logits
+
+
+def describe(output: Any) -> str:
+    """Say what a model or loss returned, in a few words.
+
+    Examples:
+        >>> describe({"loss": 1.0}), describe((1, 2)), describe(None), describe(torch.zeros(2))
+        ('a dict of loss', 'a tuple of 2', 'None', 'shape (2,) of torch.float32')
+    """
+    if output is None:
+        return "None"
+    if isinstance(output, Tensor):
+        return f"shape {tuple(output.shape)} of {output.dtype}"
     if isinstance(output, Mapping):
         return f"a {type(output).__name__} of {', '.join(map(str, output)) or 'nothing'}"
     if isinstance(output, list | tuple):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gmix.nn.adapters import Size, explain_batch_of_one
 from gmix.nn.deepest import Trial, find_split, try_model
-from gmix.nn.logits import find_logits
+from gmix.nn.logits import check_shape, find_logits
 from gmix.nn.modes import eval_mode
 from gmix.nn.sizes import check_channels
 from gmix.nn.split import Split
@@ -112,7 +112,8 @@ class ModelAdapter:
         """Run the model on from the cut; coarse logits are upsampled bilinearly."""
         output = self._explained(padded, self.split.decode, features, padded)
         self._sizes.add(padded)
-        return _resized(find_logits(output), padded)
+        logits = check_shape(find_logits(output), len(features[0]), self.classes)
+        return _resized(logits, padded)
 
     def decoder_map(self, features: Sequence[Tensor], attention: nn.Module | None) -> Tensor:
         """Refuse, as `head` does."""
@@ -128,7 +129,8 @@ class ModelAdapter:
         padded = (images.shape[-2], images.shape[-1])
         output = self._explained(padded, self.model, images)
         self._sizes.add(padded)
-        return _resized(find_logits(output), padded)
+        logits = check_shape(find_logits(output), len(images), self.classes)
+        return _resized(logits, padded)
 
     def maps(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Return the maps among the features."""
@@ -316,6 +318,23 @@ def _check_logits(trial: Trial, model: nn.Module) -> None:
     if len(logits) != len(trial.images):
         raise ValueError(
             f"the model must return logits (N, K, H, W) of {len(trial.images)} images, got {tuple(logits.shape)}"
+        )
+    if logits.dtype != trial.images.dtype:
+        raise ValueError(
+            f"{type(model).__name__} returns logits of {logits.dtype} for images of {trial.images.dtype}: return "
+            "logits.to(images.dtype)"
+        )
+    if logits.isnan().any():
+        raise ValueError(
+            f"{type(model).__name__} returns NaN for images {tuple(trial.images.shape)}: load weights that are finite, "
+            "or pass images as you train on, GuidedMixNet(model, example=images)"
+        )
+    height, width = trial.images.shape[2:]
+    _, one, two, three = logits.shape
+    if one * width == two * height and two * width != three * height:  # (h, w) stand first
+        raise ValueError(
+            f"{type(model).__name__} returns {tuple(logits.shape)} for images {tuple(trial.images.shape)}, classes "
+            "last: return logits.permute(0, 3, 1, 2), of shape (N, K, H, W)"
         )
     total = logits.float().sum(1)
     if logits.shape[1] > 1 and bool((logits >= 0).all() and ((total - 1).abs() < 1e-3).all()):

@@ -61,8 +61,14 @@ def test_other_devices_are_asked_for_their_masks_once() -> None:
         ("dice", "`supervised` must be a loss to call with logits and masks, None for"),
         (nn.CrossEntropyLoss, "`supervised` must be a loss to call"),
         (lambda logits, y: logits.mean((1, 2, 3)), "must return a scalar of floating point, the"),
-        (lambda logits, y: (logits > 0).sum(), "must return a scalar of floating point"),
-        (lambda logits, y: 0.5, "got 0.5"),
+        (nn.CrossEntropyLoss(reduction="none", ignore_index=255), 'the loss with reduction="mean"'),
+        (lambda logits, y: logits.mean()[None], "got shape (1,) of torch.float32: build the loss"),
+        (lambda logits, y: (logits > 0).sum(), "got shape () of torch.int64: return one tensor"),
+        (lambda logits, y: logits.detach().numpy(), "got a ndarray: return one tensor, computed"),
+        (lambda logits, y: {"loss": logits}, "got a dict of loss: return one tensor"),
+        (lambda logits, y: (logits, logits), "got a tuple of 2: return one tensor"),
+        (lambda logits, y: None, "got None: return one tensor"),
+        (lambda logits, y: 0.5, "got a float: return one tensor"),
     ],
 )
 @pytest.mark.parametrize("name", ["supervised", "guidedmix", "cct"])
