@@ -37,6 +37,7 @@ TRAINED = {
     "medical": "resnet18",
     "voc_1464_r50": "resnet18",
     "voc_1-8_dinov2_s_frozen": "tu-vit_tiny_patch16_224",
+    "voc_1-8_dinov3_s": "tu-vit_tiny_patch16_dinov3_qkvb",
 }
 
 
