@@ -301,7 +301,7 @@ def test_the_cost_of_a_step_beside_the_plain_model(
 ) -> None:
     import step_cost
 
-    words = "--methods guidedmix --encoder tu-test_resnet --size 64x64 --batch 2 --repeats 1"
+    words = "--methods guidedmix --encoder tu-test_resnet --size 64x64 --batch 2 --repeats 1 --sides 8 16"
     monkeypatch.setattr(sys, "argv", ["step_cost.py", *words.split()])
     monkeypatch.setattr(subprocess, "check_output", forked.check_output)
     step_cost.main()
@@ -310,7 +310,7 @@ def test_the_cost_of_a_step_beside_the_plain_model(
     assert table["guidedmix"][0] == "6, 4"
     seconds, ratio = (float(cell) for cell in table["guidedmix"][1:3])
     assert seconds > 0 and ratio > 0
-    assert [first for first in table if " x " in first] == ["32 x 32", "64 x 64", "128 x 128"]
+    assert [first for first in table if " x " in first] == ["8 x 8", "16 x 16"]
     assert table["float32"][1] == "1.00" and "with --amp bf16" in table
 
 

@@ -33,10 +33,10 @@ def recipe(name: str, *words: str) -> TrainConfig:
 
 # One recipe of each kind of network, with a small encoder of that kind.
 TRAINED = {
-    "cpu": "tu-tf_efficientnet_lite0",
-    "medical": "resnet18",
-    "voc_1464_r50": "resnet18",
-    "voc_1-8_dinov2_s_frozen": "tu-vit_tiny_patch16_224",
+    "cpu": "tu-test_efficientnet",
+    "medical": "tu-test_resnet",
+    "voc_1464_r50": "tu-test_resnet",
+    "voc_1-8_dinov2_s_frozen": "tu-test_vit",
 }
 
 
