@@ -132,15 +132,20 @@ def test_flags_win_over_a_file_and_the_file_over_the_recipe(tmp_path: Path) -> N
     assert (config.recipe, config.encoder_weights, config.lr) == ("cpu", "lite0", 0.5)
 
 
-@pytest.mark.parametrize("name", recipe_names())
-def test_the_settings_of_a_recipe_build_every_method(name: str) -> None:
-    by_method = read_recipe(name).get("method_args", {})
-    assert by_method.keys() <= METHODS.keys()
-    for method in METHODS if by_method else by_method:
-        words = [] if method == "guidedmix" else ["--method", method, "--variant", "default"]
-        config = recipe(name, *words)
-        assert config.method_args == by_method.get(method, {})
-        build_method(config, tiny_net())
+def test_the_settings_of_a_recipe_build_every_method() -> None:
+    built = set()
+    for name in recipe_names():
+        by_method = read_recipe(name).get("method_args", {})
+        assert by_method.keys() <= METHODS.keys()
+        for method in METHODS if by_method else by_method:
+            words = [] if method == "guidedmix" else ["--method", method, "--variant", "default"]
+            config = recipe(name, *words)
+            assert config.method_args == by_method.get(method, {})
+            settings = (method, str(config.method_args), config.variant, config.loss)
+            if settings not in built:  # by no recipe before
+                build_method(config, tiny_net())
+            built.add(settings)
+    assert len(built) > len(METHODS)
 
 
 def test_published_settings_of_cityscapes_reach_their_method() -> None:
