@@ -31,6 +31,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
+os.fsync = lambda descriptor: (
+    None
+)  # no test cuts the power, and a training waits for the disk twenty times
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four tiny scenes with masks, four without, three to validate on: no test changes them."""

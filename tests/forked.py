@@ -21,9 +21,11 @@ import pytest
 PRELOADED = [
     "accelerate",
     "gmix.cli.main",
+    "gmix.demo",
     "gmix.evaluation",
     "gmix.training.train",
     "huggingface_hub",
+    "sklearn.datasets",
 ]
 
 

@@ -407,10 +407,17 @@ def test_what_a_pool_costs_is_measured() -> None:
     assert "2 shards with an index" in table and len(table) == 4
 
 
-def test_the_trainer_beside_a_hand_written_loop() -> None:
-    words = ["--block", 1, "--repeats", 1, "--threads", 1]
-    text = run("overhead.py", "--methods", "supervised", *words)
-    loop, profile = text.split("\n\n")
+def test_the_trainer_beside_a_hand_written_loop(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import overhead
+
+    for name in ("LABELED", "UNLABELED", "VALIDATION"):
+        monkeypatch.setattr(overhead, name, 4)
+    words = "--methods supervised --block 1 --repeats 1 --threads 1"
+    monkeypatch.setattr(sys, "argv", ["overhead.py", *words.split()])
+    overhead.main()
+    loop, profile = capsys.readouterr().out.split("\n\n")
     milliseconds, *ratios = map(float, rows(loop)["supervised"])
     assert milliseconds > 0 and all(ratio > 0 for ratio in ratios)
     total, *shares = rows(profile)["supervised"]

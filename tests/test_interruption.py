@@ -97,7 +97,7 @@ def everything(out: Path) -> dict[str, Any]:
     [
         (
             8,
-            {"method": "guidedmix", "method_args": {"adjustment": {}}},
+            {"method": "guidedmix", "method_args": {"adjustment": {}}, "decide_for": "miou"},
             ["teacher.net", "reference.keys", "reference.trust", "adjustment.pixels"],
         ),
         (6, {"method": "cps", "optimizer": "sgd"}, ["other.model"]),

@@ -210,6 +210,7 @@ def test_two_processes_train_and_one_goes_on(
         "held_out": 2,
         "labels": 6,
         "keep_best": True,
+        "decide_for": "miou",
         "eval_every": 3,
     }
     flags = tmp_path / "flags.yaml"

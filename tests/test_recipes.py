@@ -135,16 +135,18 @@ def test_flags_win_over_a_file_and_the_file_over_the_recipe(tmp_path: Path) -> N
 def test_the_settings_of_a_recipe_build_every_method() -> None:
     built = set()
     for name in recipe_names():
-        by_method = read_recipe(name).get("method_args", {})
+        settings = read_recipe(name)
+        by_method = settings.get("method_args", {})
         assert by_method.keys() <= METHODS.keys()
         for method in METHODS if by_method else by_method:
+            own = (method, str(by_method.get(method)), settings.get("loss"))
+            if own in built:  # by a recipe before
+                continue
+            built.add(own)
             words = [] if method == "guidedmix" else ["--method", method, "--variant", "default"]
             config = recipe(name, *words)
             assert config.method_args == by_method.get(method, {})
-            settings = (method, str(config.method_args), config.variant, config.loss)
-            if settings not in built:  # by no recipe before
-                build_method(config, tiny_net())
-            built.add(settings)
+            build_method(config, tiny_net())
     assert len(built) > len(METHODS)
 
 
