@@ -70,6 +70,9 @@ def test_a_recipe_of_each_kind_trains_two_steps(name: str, tmp_path: Path) -> No
     out = tmp_path / "run"
     words = ["--recipe", name, *where, *SMALL, *CHEAP, "--out", str(out)]
     words += ["--encoder", TRAINED[name]]
+    if recipe(name).arch == "DPT":  # its decoder is larger than the encoder
+        narrow = {"decoder_intermediate_channels": [16] * 4, "decoder_fusion_channels": 16}
+        words += ["--model-args", str({**recipe(name).model_args, **narrow})]
     assert main(["train", *words]) == 0
     results = json.loads((out / "results.json").read_text())
     assert results["steps"] == 2 and results["method"] == "guidedmix"
