@@ -62,7 +62,7 @@ def step(method: Method, args: argparse.Namespace) -> None:
     x_labeled, x_unlabeled = (x.to(memory_format=torch.channels_last) for x in images)
     y = torch.randint(method.net.classes, (args.batch, *size))
     method.zero_grad(set_to_none=True)
-    with mixed_precision(torch.device("cpu"), args.amp == "bf16"):
+    with mixed_precision(torch.device("cpu"), torch.bfloat16 if args.amp == "bf16" else None):
         losses = method(x_labeled, y, x_unlabeled, progress=torch.rand(()))
     losses["total"].backward()
 

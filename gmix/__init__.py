@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gmix.nn.losses import GuidedMixLoss
     from gmix.nn.mitrans import MITransBlock, NonLocalBlock
     from gmix.nn.mixer import LabeledUnlabeledMixer, Mixed
+    from gmix.nn.multilabel import MultiLabelNet
     from gmix.nn.network import GuidedMixNet
     from gmix.nn.pairing import RandomPairSelector, SimilarPairSelector
     from gmix.nn.paste import ClassPaste
@@ -54,6 +55,7 @@ __all__ = [
     "LovaszLoss",
     "MITransBlock",
     "Mixed",
+    "MultiLabelNet",
     "NonLocalBlock",
     "OHEMLoss",
     "Pasted",
@@ -89,6 +91,7 @@ _HOMES = {
     "LovaszLoss": "nn.supervised",
     "MITransBlock": "nn.mitrans",
     "Mixed": "nn.mixer",
+    "MultiLabelNet": "nn.multilabel",
     "NonLocalBlock": "nn.mitrans",
     "OHEMLoss": "nn.supervised",
     "Pasted": "nn.views",

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import forked
+import gpu
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from tiny_data import tiny_config, write_data, write_scene
 from tiny_nets import tiny_net
 
@@ -468,3 +471,36 @@ def test_the_tables_of_the_results_are_those_of_the_runs(half: str) -> None:
 
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     assert bench.table(bench.read(BENCHMARKS / "bench.jsonl"), half) in page
+
+
+def test_the_gpu_script_runs_on_a_cpu_and_goes_on_with_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps and trainings; what its other stages start has tests of its own."""
+    for part, count in (("train", 9), ("test", 3)):
+        for folder in ("images", "masks"):
+            (tmp_path / "nuclei" / folder / part).mkdir(parents=True)
+        for i in range(count):
+            image, mask = (
+                tmp_path / "nuclei" / folder / part / f"{i}.png" for folder in ("images", "masks")
+            )
+            write_scene(image, mask, seed=i)
+            with Image.open(mask) as opened:
+                Image.fromarray((np.array(opened) == 1).astype(np.uint8)).save(mask)
+    words = ["gpu.py", "--smoke", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", [*words, "--stages", "steps,trainings"])
+    gpu.main()
+    said = capsys.readouterr().out
+    steps = rows(said)
+    assert {"tiny, bare", "tiny, by hand, unimatch", "tiny, guidedmix"} <= steps.keys()
+    assert all(float(steps[name][0]) > 0 for name in steps if name.startswith("tiny"))
+    assert 0 < float(steps["nuclei"][1]) < 100 and steps["nuclei"][2] == "1"
+    monkeypatch.setattr(gpu, "step_cost", None)  # nothing is measured twice
+    monkeypatch.setattr(gpu, "training", None)
+    gpu.main()
+    assert said.endswith(capsys.readouterr().out)
+    monkeypatch.setattr(sys, "argv", [*words[:1], *words[2:]])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        gpu.main()
+    assert "there is no CUDA device here: --smoke" in capsys.readouterr().err

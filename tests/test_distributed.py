@@ -1,6 +1,7 @@
 """Loops of one's own in several processes: what is wrapped wrongly, or not at all, is said and not silent."""
 
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,24 @@ def ddp_inside(net: GuidedMixNet) -> Any:
     return method(*tiny_batch(), progress=0.5)
 
 
+def sharded_inside(net: GuidedMixNet) -> Any:
+    """The model in shards, as `accelerator.prepare(model)` makes it."""
+    from torch.distributed.fsdp import fully_shard
+
+    method = Supervised(net)
+    fully_shard(net.model)
+    return method(*tiny_batch(), progress=0.5)
+
+
+def fsdp_inside(net: GuidedMixNet) -> Any:
+    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+
+    return GuidedMixNet(FSDP(net.model, device_id=torch.device("cpu")))
+
+
 WRONG: list[Any] = [
+    sharded_inside,
+    fsdp_inside,
     lambda net: GuidedMixNet(DDP(net.model)),
     lambda net: GuidedMix(DDP(net)),
     lambda net: CPS(DDP(net)),
@@ -131,6 +149,16 @@ def test_a_wrapper_in_the_wrong_place_is_refused_with_the_remedy(
 ) -> None:
     for one in found:
         for words in one["refused"]:
-            assert words.endswith("wrap the method instead, DistributedDataParallel(method)")
+            assert re.search(
+                r": wrap the method instead, (DistributedDataParallel|fully_shard)\(method\)$",
+                words,
+            )
             assert "\n" not in words
+        assert [w.endswith("fully_shard(method)") for w in one["refused"]].count(True) == 2
         assert "`net.model.decoder` is wrapped in DistributedDataParallel" in one["refused"][-1]
+
+
+def test_a_replica_of_dataparallel_is_refused_for_its_teacher_would_never_move() -> None:
+    replica = MeanTeacher(tiny_net())._replicate_for_data_parallel()
+    with pytest.raises(TypeError, match=r"use DistributedDataParallel\(method\), one process per"):
+        replica(*tiny_batch(), progress=0.5)

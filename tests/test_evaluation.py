@@ -155,6 +155,8 @@ def test_confusion_matrix_refuses_what_are_no_integers() -> None:
         for name, pair in (("pred", (zeros.to(kind), zeros)), ("target", (zeros, zeros.to(kind)))):
             with pytest.raises(TypeError, match=rf"`{name}` must hold .* got {kind}.*\.long\(\)"):
                 ConfusionMatrix(3).update(*pair)
+    with pytest.raises(TypeError, match=r"`target` must be a tensor, got ndarray: pass torch.as_t"):
+        ConfusionMatrix(3).update(zeros, zeros.numpy())  # type: ignore[arg-type]
 
 
 def test_no_class_is_ignored_unawares() -> None:

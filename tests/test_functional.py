@@ -1,6 +1,7 @@
 """The equations, against naive loops, other libraries and what must always hold."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_nets import tiny_net
+from tiny_nets import seeded, tiny_net
 from torch import Tensor
 
 import gmix
@@ -402,9 +403,75 @@ def test_255_is_no_class_by_default_so_more_than_255_classes_need_another_number
     assert found["supervised"] > 0
 
 
-@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32])
-def test_masks_of_any_integer_type_are_counted_alike(kind: torch.dtype) -> None:
-    mask = torch.zeros(1, 200, 400, dtype=torch.int64)  # more pixels than the small types count to
-    mask[:, :, 399], mask[:, 0, 0] = 2, 255
-    assert G.pixels_of_classes(mask.to(kind), 3).tolist() == [200 * 399 - 1, 0, 200]
-    assert G.present_classes(mask.to(kind), 3).tolist() == [[1.0, 0.0, 1.0]]
+def adjusted(mask: Tensor, logits: Tensor) -> Tensor:
+    adjustment = gmix.LogitAdjustment(logits.shape[1])
+    adjustment.add(mask)
+    return adjustment.pixels
+
+
+def criterion(mask: Tensor, logits: Tensor) -> Tensor:
+    losses = gmix.GuidedMixLoss()(logits, mask, class_logits=logits.mean((2, 3)))
+    return torch.stack([*losses.values()])
+
+
+# Everything that is called with masks and logits; of these, the last three count other values for no class.
+TAKE_MASKS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "cross_entropy": lambda y, z: G.cross_entropy(z, y),
+    "class_weights": lambda y, z: G.cross_entropy(z, y, class_weights=torch.arange(1.0, 1 + max(z.shape[1], 2))),
+    "sigmoid_focal_loss": lambda y, z: G.sigmoid_focal_loss(z, y),
+    "ohem_cross_entropy": lambda y, z: G.ohem_cross_entropy(z, y),
+    "focal_loss": lambda y, z: G.focal_loss(z, y, class_weights=torch.ones(max(z.shape[1], 2))),
+    "dice_loss": lambda y, z: G.dice_loss(z, y),
+    "lovasz_softmax": lambda y, z: G.lovasz_softmax(z, y),
+    "fill_in": lambda y, z: G.fill_in(G.probabilities(z), y),
+    "present_classes": lambda y, z: G.present_classes(y, z.shape[1]),
+    "GuidedMixLoss": criterion,
+    "pixels_of_classes": lambda y, z: G.pixels_of_classes(y, max(z.shape[1], 2)),
+    "LogitAdjustment": adjusted,
+    "ClassPaste": lambda y, z: gmix.ClassPaste(z.shape[1], p=1.0)(y, generator=seeded(0)),
+}  # fmt: skip
+take_masks = pytest.mark.parametrize("name", TAKE_MASKS)
+
+
+def masks_and_logits(channels: int) -> tuple[Tensor, Tensor]:
+    """Two masks with more pixels than small types count to, and logits of them."""
+    y = torch.randint(max(channels, 2), (2, 40, 50), generator=seeded(1))
+    y[:, 0, :9] = 255
+    return y, torch.randn(2, channels, 40, 50, generator=seeded(2))
+
+
+@take_masks
+@pytest.mark.parametrize("channels", [1, 3])
+def test_masks_of_any_integer_type_count_alike(name: str, channels: int) -> None:
+    y, logits = masks_and_logits(channels)
+    expected = TAKE_MASKS[name](y, logits)
+    for kind in (torch.uint8, torch.int16, torch.int32, torch.uint16, torch.uint32):
+        assert torch.equal(TAKE_MASKS[name](y.to(kind), logits), expected), kind
+
+
+@take_masks
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_no_mask_is_refused_in_one_sentence(name: str, channels: int) -> None:
+    y, logits = masks_and_logits(channels)
+    wrong: list[tuple[Any, str]] = [
+        (y.float(), r"must hold one class per pixel as an integer, got torch.float32: pass \w+.long\(\)$"),
+        (y.numpy(), r"must be a tensor, got ndarray: pass torch.as_tensor\(\w+\)$"),
+    ]  # fmt: skip
+    if name not in [*TAKE_MASKS][-3:]:
+        other = torch.where(y == 1, 3, y)
+        wrong += [(other, "`(target|mask)` must hold classes 0 to [12], or 255 .*, got 3$")]
+        wrong += [(torch.where(y == 1, -1, y), "got -1$")]
+    for bad, words in wrong:
+        with pytest.raises((TypeError, ValueError), match=words):
+            TAKE_MASKS[name](bad, logits)
+
+
+@pytest.mark.parametrize("name", [*TAKE_MASKS][:8])
+def test_one_hot_masks_are_named_and_a_channel_of_one_is_dropped(name: str) -> None:
+    y, logits = masks_and_logits(3)
+    call = TAKE_MASKS[name]
+    assert torch.equal(call(y[:, None], logits), call(y, logits))
+    with pytest.raises(
+        ValueError, match=r"got \(2, 3, 40, 50\): pass one-hot masks as \w+.argmax\(1\)$"
+    ):
+        call(y[:, None].expand(-1, 3, -1, -1), logits)

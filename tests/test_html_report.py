@@ -602,8 +602,14 @@ def test_the_replay_is_the_last_step_itself(
     assert torch.equal(replay.guidance.partners.chosen, guidance.partners.chosen)
     assert torch.equal(replay.guidance.mix.lam, guidance.mix.lam)
     assert torch.equal(replay.guidance.pseudo, guidance.pseudo)
-    nearest = replay.distance.argmin(dim=1)
-    assert torch.equal(nearest, guidance.partners.chosen)
+    assert torch.equal(replay.guidance.mix.labeled, guidance.mix.labeled)
+    distance = torch.cdist(guidance.partners.query.float(), guidance.partners.key.float())
+    assert torch.equal(distance.argmin(1), guidance.partners.chosen)
+    near = float(distance[0, guidance.partners.chosen[0]])
+    card = pair_card(replay, 0)
+    assert (
+        f"distance {near:.3g}, one of {len(x_labeled)}" in card.stages[0].cells[1].picture.caption
+    )
 
 
 @pytest.mark.parametrize(

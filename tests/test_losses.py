@@ -245,7 +245,7 @@ some, y = torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
         (lambda: GuidedMixLoss()(some, y, logits_unlabeled=some), "pass both or neither"),
         (lambda: GuidedMixLoss()(some, y, probs_decoupled=some), "`decoupled_target` belong"),
         (lambda: GuidedMixLoss()(some, y, decoupled_target=some), "`probs_decoupled` and"),
-        (lambda: GuidedMixLoss()(some, y[:, :2]), "`target` must have shape (N, H, W)"),
+        (lambda: GuidedMixLoss()(some, y[:, :2]), "`target` must have shape (1, 4, 4)"),
         (
             lambda: GuidedMixLoss()(some, y, logits_unlabeled=some, pseudo=some[:, :1], progress=1.0),
             "(1, 2, 4, 4) and (1, 1, 4, 4)",

@@ -227,9 +227,8 @@ def test_nothing_remembered_leaves_probabilities_as_they_are(classes: int) -> No
     x = torch.randn(2, 3, SIZE, SIZE)
     probs = torch.rand(2, 3, SIZE, SIZE).softmax(1)[:, :classes]
     torch.testing.assert_close(reference(probs, x), probs)
-    remembering(
-        reference, x, torch.full((2, SIZE, SIZE), 255)
-    )  # nor do images without a class count
+    with pytest.warns(UserWarning, match="no labeled image has a pixel with a class"):
+        remembering(reference, x, torch.full((2, SIZE, SIZE), 255))
     assert torch.equal(reference.likelihood(x), torch.ones(2, max(classes, 2), 4, 4))
     torch.testing.assert_close(reference(probs, x), probs)
 
@@ -430,14 +429,47 @@ def test_what_does_not_fit_is_refused_in_one_sentence() -> None:
         LabeledReference(nn.Conv2d(3, 8, 3), 2)
     reference = averages(2)
     x = torch.zeros(2, 3, 8, 8)
-    with pytest.raises(
-        ValueError, match=r"shape \(H, W\) for an image.*got \(4, 8\) and \(3, 8, 8\)"
-    ):
-        reference.remember([*zip(x, torch.zeros(2, 4, 8, dtype=torch.long), strict=True)])
     with pytest.raises(ValueError, match=r"same images, got \(2, 2, 4, 4\) and \(2, 3, 8, 8\)"):
         reference(torch.zeros(2, 2, 4, 4), x)
     with pytest.raises(ValueError, match=r"`probs` and `weights`"):
         reference(torch.zeros(2, 3, 8, 8), x)
+
+
+photos = (torch.rand(3, 3, SIZE, SIZE, generator=seeded(0)) * 255).round()
+classes = torch.randint(2, (3, SIZE, SIZE), generator=seeded(1))
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "said"),
+    [
+        (photos.byte(), classes, r"`labeled\[0\]\[0\]` must be normalised float32 images, got torch.uint8"),
+        (photos.numpy(), classes, r"`labeled\[0\]\[0\]` must be a tensor, got ndarray"),
+        (photos / 255, classes.numpy(), r"`labeled\[0\]\[1\]` must be a tensor, got ndarray"),
+        (photos / 255, classes.float(), r"`labeled\[0\]\[1\]` must hold one class .* as an integer, got torch.float32"),
+        (photos / 255, classes + 7, r"`labeled\[0\]\[1\]` must hold classes 0 to 1, or 255 .*, got [78]"),
+        (photos / 255, classes[:, :4], r"`labeled\[0\]\[1\]` must have shape \(1, 8, 8\).*got \(1, 4, 8\)"),
+        (photos[:, 0] / 255, classes, r"`labeled\[0\]\[0\]` must have shape \(C, H, W\), got \(8, 8\)"),
+        (photos[:0], classes[:0], "at least one labeled image, got none"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_remembered_is_refused_and_forgets_nothing(
+    images: Any, masks: Any, said: str
+) -> None:
+    reference = remembering(averages(2), photos / 255, classes)
+    before = {name: buffer.clone() for name, buffer in reference.named_buffers()}
+    with pytest.raises((ValueError, TypeError), match=said) as error:
+        reference.remember([*zip(images, masks, strict=True)])
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(before[name], buffer) for name, buffer in reference.named_buffers())
+
+
+def test_masks_of_any_integer_type_and_images_of_any_float_type_are_remembered() -> None:
+    whole = remembering(averages(2), photos / 255, classes)
+    for kind in (torch.uint8, torch.int32, torch.bool):
+        again = remembering(averages(2), (photos / 255).double(), classes[:, None].to(kind))
+        torch.testing.assert_close(dict(again.named_buffers()), dict(whole.named_buffers()))
+    with pytest.raises(ValueError, match=r"`labeled\[0\]` must be a pair.*, got 3 values"):
+        averages(2).remember([(photos[0], classes[0], "name")])  # type: ignore[list-item]
 
 
 def test_an_image_with_holes_is_named_and_not_remembered() -> None:

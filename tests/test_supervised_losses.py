@@ -269,7 +269,7 @@ some, mask = torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long)
         (lambda: gmix.LossSum([(1.0, gmix.DiceLoss)]), "a loss to call with logits and masks"),
         (lambda: G.dice_loss(some, mask[:, :1]), "`target` must have shape (1, 2, 2)"),
         (lambda: G.lovasz_softmax(some, mask[:, :1]), "`target` must have shape (1, 2, 2)"),
-        (lambda: G.focal_loss(some, mask[:, :1]), "`target` must have shape (N, H, W)"),
+        (lambda: G.focal_loss(some, mask[:, :1]), "`target` must have shape (1, 2, 2)"),
         (lambda: G.balanced_weights(torch.ones(2), cap=0.0), "`cap` must be above 0, got 0.0"),
     ],
 )  # fmt: skip

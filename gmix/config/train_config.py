@@ -180,11 +180,11 @@ class TrainConfig:
     )
 
     device: str = option("auto", MACHINE, "NAME", "auto, cpu, cuda, cuda:1, mps")
-    amp: Literal["auto", "none", "bf16"] = option(
+    amp: Literal["auto", "none", "bf16", "fp16"] = option(
         "auto",
         MACHINE,
         "TYPE",
-        "bf16 mixed precision, none, or auto: bf16 if the device is made for it",
+        "mixed precision: bf16, fp16 (scales the loss), none, or auto: what the device is made for",
     )
     channels_last: bool = option(True, MACHINE, "", "keep torch's own memory layout, often slower")
     sync_norm: bool = option(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gmix.data.classes import IGNORE
-from gmix.functional.shapes import check_ignore_index, within
+from gmix.functional.shapes import check_ignore_index, check_tensor, within
 
 CHUNK = 2**18
 """Pixels counted at a time: intermediate values would take several times the memory of a large mask."""
@@ -106,10 +106,11 @@ class ConfusionMatrix:
             target: True classes and `ignore_index`, the same shape, of any integer type.
 
         Raises:
-            TypeError: If a tensor does not hold integers.
+            TypeError: If an argument is no tensor, or does not hold integers.
             ValueError: If the shapes differ or a value is not a class.
         """
         for name, values in (("pred", pred), ("target", target)):
+            check_tensor(name, values)
             kind = values.dtype
             if kind.is_floating_point or kind.is_complex or kind == torch.bool:
                 raise TypeError(

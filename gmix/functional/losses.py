@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gmix.functional.shapes import check_ignore_index, per_pixel, same_shape, within
+from gmix.functional.shapes import class_targets, per_pixel, same_shape, within
 
 __all__ = [
     "cross_entropy",
@@ -83,7 +83,7 @@ def cross_entropy(
 
     Args:
         logits: `(N, K, H, W)`; K = 1 is binary, one sigmoid channel.
-        target: `(N, H, W)` int64, in `[0, K)` (`{0, 1}` if binary) or `ignore_index`.
+        target: `(N, H, W)` of any integer type, in `[0, K)` (`{0, 1}` if binary) or `ignore_index`.
         weight: `(N, H, W)`, optional: the weight of each pixel. The mean is still over all pixels with a class, so
             weights lower the loss rather than shift it to other pixels.
         class_weights: `(max(K, 2),)`, optional: the weight of each class, above 0. They shift the loss to other pixels:
@@ -94,7 +94,8 @@ def cross_entropy(
         A float32 scalar.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        TypeError: If `target` is no tensor of an integer type.
+        ValueError: If the shapes do not fit, or, on a CPU, if `target` has other values.
 
     Reference:
         GuidedMix-Net, Eq. 1 (its printed arguments are swapped).
@@ -106,6 +107,7 @@ def cross_entropy(
         >>> cross_entropy(logits, torch.tensor([[[0, 1]]]), class_weights=torch.tensor([1.0, 3.0]))
         tensor(1.6269)
     """
+    target = class_targets(logits, target, ignore_index)
     loss, keep = cross_entropy_per_pixel(logits, target, ignore_index=ignore_index)
     if weight is not None:
         per_pixel(weight, logits, "weight")
@@ -120,21 +122,22 @@ def cross_entropy_per_pixel(
 
     Args:
         logits: `(N, K, H, W)`; K = 1 is binary, one sigmoid channel.
-        target: `(N, H, W)` int64, in `[0, K)` (`{0, 1}` if binary) or `ignore_index`.
+        target: `(N, H, W)` of any integer type, in `[0, K)` (`{0, 1}` if binary) or `ignore_index`.
         ignore_index: The value of pixels without a class.
 
     Returns:
         The losses `(N, H, W)`, float32, and `(N, H, W)` bool.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        TypeError: If `target` is no tensor of an integer type.
+        ValueError: If the shapes do not fit, or, on a CPU, if `target` has other values.
 
     Examples:
         >>> losses, labeled = cross_entropy_per_pixel(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 255]]]))
         >>> losses, labeled
         (tensor([[[0.6931, 0.0000]]]), tensor([[[ True, False]]]))
     """
-    _check_target(logits, target, ignore_index)
+    target = class_targets(logits, target, ignore_index)
     with torch.autocast(logits.device.type, enabled=False):
         keep = target != ignore_index
         if logits.shape[1] == 1:
@@ -144,15 +147,6 @@ def cross_entropy_per_pixel(
             return loss.masked_fill(~keep, 0.0), keep
         loss = F.cross_entropy(logits.float(), target, reduction="none", ignore_index=ignore_index)
         return loss, keep
-
-
-def _check_target(logits: Tensor, target: Tensor, ignore_index: int) -> None:
-    if target.shape != (logits.shape[0], *logits.shape[2:]):
-        raise ValueError(
-            f"`target` must have shape (N, H, W) for `logits` (N, K, H, W), "
-            f"got {tuple(target.shape)} and {tuple(logits.shape)}"
-        )
-    check_ignore_index(logits.shape[1], ignore_index)
 
 
 def mean_of_labeled(
@@ -238,7 +232,7 @@ def sigmoid_focal_loss(
 
     Args:
         logits: `(N, K, H, W)`.
-        target: `(N, H, W)` int64, in `[0, K)` (`{0, 1}` if K = 1) or `ignore_index`.
+        target: `(N, H, W)` of any integer type, in `[0, K)` (`{0, 1}` if K = 1) or `ignore_index`.
         gamma: $\gamma$, at least 0.
         weight: `(N, H, W)`, optional: the weight of each pixel. The mean is still over all pixels with a class.
         ignore_index: The value of pixels without a class.
@@ -247,7 +241,8 @@ def sigmoid_focal_loss(
         A float32 scalar; 0 if no pixel has a class.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        TypeError: If `target` is no tensor of an integer type.
+        ValueError: If the shapes do not fit, or, on a CPU, if `target` has other values.
 
     Reference:
         Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017; `FocalLoss` of mmsegmentation, with which
@@ -257,7 +252,7 @@ def sigmoid_focal_loss(
         >>> sigmoid_focal_loss(torch.zeros(1, 3, 1, 2), torch.tensor([[[0, 255]]]))  # an eighth of log 2
         tensor(0.0866)
     """
-    _check_target(logits, target, ignore_index)
+    target = class_targets(logits, target, ignore_index)
     with torch.autocast(logits.device.type, enabled=False):
         keep = target != ignore_index
         first = 1 if logits.shape[1] == 1 else 0

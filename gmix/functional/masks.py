@@ -7,7 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from gmix.functional.shapes import check_ignore_index, same_shape
+from gmix.functional.shapes import (
+    check_classes_on_cpu,
+    check_ignore_index,
+    check_integers,
+    class_targets,
+    same_shape,
+)
 
 __all__ = [
     "certainty",
@@ -35,15 +41,19 @@ def fill_in(probs: Tensor, mask: Tensor, ignore_index: int = 255) -> Tensor:
 
     Args:
         probs: `(N, K, H, W)` probabilities; K = 1 holds the foreground.
-        mask: `(N, H, W)` int64.
+        mask: `(N, H, W)`, of any integer type.
         ignore_index: The value of pixels without a class.
+
+    Raises:
+        TypeError: If `mask` is no tensor of an integer type.
+        ValueError: If the shapes do not fit, or, on a CPU, if `mask` has other values.
 
     Examples:
         >>> p = torch.full((1, 2, 1, 2), 0.5)
         >>> fill_in(p, torch.tensor([[[1, 255]]])).tolist()
         [[[[0.0, 0.5]], [[1.0, 0.5]]]]
     """
-    check_ignore_index(probs.shape[1], ignore_index)
+    mask = class_targets(probs, mask, ignore_index, ("mask", "probs"))
     classes = torch.arange(probs.shape[1], device=probs.device).view(1, -1, 1, 1)
     if probs.shape[1] == 1:
         classes = classes + 1
@@ -136,6 +146,10 @@ def present_classes(mask: Tensor, classes: int, *, ignore_index: int = 255) -> T
     Returns:
         A float32 tensor `(N, K)` of zeros and ones.
 
+    Raises:
+        TypeError: If `mask` is no tensor of an integer type.
+        ValueError: If 255 is both a class and `ignore_index`, or, on a CPU, if `mask` has other values.
+
     Reference:
         GuidedMix-Net, Sec. 3.1.1.
 
@@ -144,9 +158,11 @@ def present_classes(mask: Tensor, classes: int, *, ignore_index: int = 255) -> T
         tensor([[1., 0., 1., 0.]])
     """
     check_ignore_index(classes, ignore_index)
+    check_integers("mask", mask)
+    mask = mask.long()
+    check_classes_on_cpu("mask", mask, max(classes, 2), ignore_index)
     # An extra slot collects ignored pixels, so that no shape depends on the data.
     n_slots = max(classes, 2) + 1
-    mask = mask.long()
     slots = torch.where(mask == ignore_index, n_slots - 1, mask).flatten(1)
     present = torch.zeros(len(mask), n_slots, device=mask.device).scatter_(1, slots, 1.0)
     return present[:, 1:2] if classes == 1 else present[:, :classes]
@@ -162,10 +178,14 @@ def pixels_of_classes(mask: Tensor, classes: int) -> Tensor:
     Returns:
         An int64 tensor `(classes,)`.
 
+    Raises:
+        TypeError: If `mask` is no tensor of an integer type.
+
     Examples:
         >>> pixels_of_classes(torch.tensor([[[0, 2, 2, 255]]]), classes=3)
         tensor([1, 0, 2])
     """
+    check_integers("mask", mask)
     mask = mask.long()  # the counts may not fit the caller's type
     # An extra slot collects pixels without a class, so that no shape depends on the data.
     slots = torch.where((mask >= 0) & (mask < classes), mask, classes).flatten()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gmix.functional.losses import cross_entropy_per_pixel, mean_of_labeled
 from gmix.functional.masks import of_all_classes, probabilities
-from gmix.functional.shapes import check_ignore_index, per_pixel
+from gmix.functional.shapes import class_targets
 
 __all__ = ["balanced_weights", "dice_loss", "focal_loss", "lovasz_softmax", "ohem_cross_entropy"]
 
@@ -68,7 +68,7 @@ def ohem_cross_entropy(
 
     Args:
         logits: `(N, K, H, W)`; K = 1 is binary, one sigmoid channel.
-        target: `(N, H, W)` int64, in `[0, K)` (`{0, 1}` if binary) or `ignore_index`.
+        target: `(N, H, W)` of any integer type, in `[0, K)` (`{0, 1}` if binary) or `ignore_index`.
         threshold: $\theta$, in (0, 1]: pixels are hard whose class has at most this probability.
         min_kept: m, above 0: a number of pixels, or below 1 their share of $\Omega$, which means the same for every
             crop and batch size. The authors give 50,000 pixels per crop of 800 x 800 (CPS, a share of 0.08) and 100,000
@@ -80,7 +80,9 @@ def ohem_cross_entropy(
         A float32 scalar.
 
     Raises:
-        ValueError: If the shapes do not fit, `threshold` is outside (0, 1], or `min_kept` is not above 0.
+        TypeError: If `target` is no tensor of an integer type.
+        ValueError: If the shapes or, on a CPU, the values of `target` do not fit, `threshold` is outside (0, 1], or
+            `min_kept` is not above 0.
 
     Reference:
         Shrivastava et al., "Training Region-based Object Detectors with Online Hard Example Mining", CVPR 2016;
@@ -94,6 +96,7 @@ def ohem_cross_entropy(
         tensor(0.8133)
     """
     check_hard(threshold, min_kept)
+    target = class_targets(logits, target, ignore_index)
     loss, keep = cross_entropy_per_pixel(logits, target, ignore_index=ignore_index)
     # The losses rank pixels as their probabilities do, and do not saturate. Ignored pixels are last: where fewer
     # pixels have a class than must be kept, the bound is -inf.
@@ -139,7 +142,7 @@ def focal_loss(
 
     Args:
         logits: `(N, K, H, W)`; K = 1 is binary, one sigmoid channel.
-        target: `(N, H, W)` int64, in `[0, K)` (`{0, 1}` if binary) or `ignore_index`.
+        target: `(N, H, W)` of any integer type, in `[0, K)` (`{0, 1}` if binary) or `ignore_index`.
         gamma: $\gamma$, at least 0.
         class_weights: `(max(K, 2),)`, optional: the weight of each class, above 0.
         ignore_index: The value of pixels without a class.
@@ -148,7 +151,8 @@ def focal_loss(
         A float32 scalar.
 
     Raises:
-        ValueError: If the shapes do not fit, or `gamma` is negative.
+        TypeError: If `target` is no tensor of an integer type.
+        ValueError: If the shapes or, on a CPU, the values of `target` do not fit, or `gamma` is negative.
 
     Reference:
         Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, Eq. 4.
@@ -158,6 +162,7 @@ def focal_loss(
         tensor(0.1733)
     """
     check_gamma(gamma)
+    target = class_targets(logits, target, ignore_index)
     loss, keep = cross_entropy_per_pixel(logits, target, ignore_index=ignore_index)
     # The clamp gives a pixel that is learned perfectly the gradient 0, not 0 times infinity (gamma below 1).
     wrong = (-torch.expm1(-loss)).clamp(min=torch.finfo(torch.float32).tiny)
@@ -186,14 +191,15 @@ def dice_loss(logits: Tensor, target: Tensor, *, ignore_index: int = 255) -> Ten
 
     Args:
         logits: `(N, K, H, W)`; K = 1 is binary, one sigmoid channel.
-        target: `(N, H, W)` int64, in `[0, K)` (`{0, 1}` if binary) or `ignore_index`.
+        target: `(N, H, W)` of any integer type, in `[0, K)` (`{0, 1}` if binary) or `ignore_index`.
         ignore_index: The value of pixels without a class.
 
     Returns:
         A float32 scalar in [0, 1].
 
     Raises:
-        ValueError: If the shapes do not fit.
+        TypeError: If `target` is no tensor of an integer type.
+        ValueError: If the shapes do not fit, or, on a CPU, if `target` has other values.
 
     Reference:
         Milletari et al., "V-Net", 3DV 2016, without its squares, as in segmentation-models-pytorch.
@@ -202,8 +208,7 @@ def dice_loss(logits: Tensor, target: Tensor, *, ignore_index: int = 255) -> Ten
         >>> dice_loss(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 1]]]))
         tensor(0.5000)
     """
-    per_pixel(target, logits, "target")
-    check_ignore_index(logits.shape[1], ignore_index)
+    target = class_targets(logits, target, ignore_index)
     from segmentation_models_pytorch.losses import (
         DiceLoss,
     )  # takes seconds, which only this loss needs
@@ -231,14 +236,15 @@ def lovasz_softmax(logits: Tensor, target: Tensor, *, ignore_index: int = 255) -
 
     Args:
         logits: `(N, K, H, W)`; K = 1 is binary, one sigmoid channel.
-        target: `(N, H, W)` int64, in `[0, K)` (`{0, 1}` if binary) or `ignore_index`.
+        target: `(N, H, W)` of any integer type, in `[0, K)` (`{0, 1}` if binary) or `ignore_index`.
         ignore_index: The value of pixels without a class.
 
     Returns:
         A float32 scalar in [0, 1].
 
     Raises:
-        ValueError: If the shapes do not fit.
+        TypeError: If `target` is no tensor of an integer type.
+        ValueError: If the shapes do not fit, or, on a CPU, if `target` has other values.
 
     Reference:
         Berman, Rannen Triki, Blaschko, "The Lovász-Softmax loss", CVPR 2018, Eq. 8-12 and Algorithm 1.
@@ -247,8 +253,7 @@ def lovasz_softmax(logits: Tensor, target: Tensor, *, ignore_index: int = 255) -
         >>> lovasz_softmax(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 1]]]))
         tensor(0.5000)
     """
-    per_pixel(target, logits, "target")
-    check_ignore_index(logits.shape[1], ignore_index)
+    target = class_targets(logits, target, ignore_index)
     with torch.autocast(logits.device.type, enabled=False):
         probs = of_all_classes(probabilities(logits)).movedim(1, 0).flatten(1)
         keep, target = (target != ignore_index).flatten(), target.flatten()

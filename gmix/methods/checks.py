@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import warnings
-
 import torch
 from torch import Tensor, nn
 
-from gmix.nn.views import StrongColor
+from gmix.functional.shapes import check_integers, check_tensor, class_ids
+from gmix.nn.images import check_floats
 
 __all__ = [
-    "check_images",
     "check_masks",
     "check_place",
+    "check_planes",
     "check_types",
     "check_unlabeled",
     "check_valid",
 ]
-
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 
 
 def check_place(**tensors: Tensor | None) -> None:
@@ -32,10 +28,7 @@ def check_place(**tensors: Tensor | None) -> None:
     """
     given = {name: x for name, x in tensors.items() if x is not None}
     for name, x in given.items():
-        if not isinstance(x, Tensor):
-            raise TypeError(
-                f"`{name}` must be a tensor, got {type(x).__name__}: pass torch.as_tensor({name})"
-            )
+        check_tensor(name, x)
         if x.device.type == "meta":
             raise ValueError(
                 f"`{name}` is on the device meta, where tensors have no values: pass one that has"
@@ -51,7 +44,8 @@ def check_masks(y: Tensor, x: Tensor) -> Tensor:
     """Convert masks of any integer type, `(N, H, W)` or `(N, 1, H, W)`, to int64 `(N, H, W)`.
 
     Raises:
-        ValueError: If images have no batch dimension, or masks have another shape or type, such as one-hot masks.
+        TypeError: If masks have no integer type.
+        ValueError: If images have no batch dimension, or masks have another shape, such as one-hot masks.
 
     Examples:
         >>> check_masks(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2, 3, 4, 4)).dtype
@@ -61,33 +55,24 @@ def check_masks(y: Tensor, x: Tensor) -> Tensor:
         raise ValueError(
             f"`x_labeled` must be one image or more, shape (N, C, H, W), got {tuple(x.shape)}"
         )
-    pixels = (len(x), *x.shape[2:])
-    found = y
-    if y.dim() == 4 and y.shape[1] == 1:
-        y = y[:, 0]
-    if y.shape == pixels and y.dtype in INTEGERS:
-        return y.long()
-    remedy = ""
-    if y.dim() == 4 and (len(y), *y.shape[2:]) == pixels:
-        remedy = ": pass one-hot masks as y.argmax(1)"
-    elif y.dim() == 4 and y.shape[:3] == pixels:
-        remedy = ": pass one-hot masks as y.argmax(-1)"
-    elif y.shape == pixels:
-        remedy = ": pass y.long()"
-    raise ValueError(
-        f"`y_labeled` must have shape {pixels} and type torch.int64, one class per pixel of "
-        f"`x_labeled`, got {tuple(found.shape)} and {found.dtype}{remedy}"
-    )
+    return class_ids(y, x, ("y_labeled", "x_labeled"))
 
 
-def check_classes(y: Tensor, classes: int, ignore_index: int) -> None:
-    """Refuse masks `(N, H, W)` with other values than classes and `ignore_index`; waits for a GPU."""
-    wrong = y[((y < 0) | (y >= classes)) & (y != ignore_index)]
-    if len(wrong):
+def check_planes(y: Tensor, x: Tensor, planes: int) -> Tensor:
+    """Convert masks of classes that overlap, of any integer type, to int64 `(N, K, H, W)`.
+
+    Raises:
+        TypeError: If masks have no integer type.
+        ValueError: If they have another shape.
+    """
+    expected = (len(x), planes, *x.shape[2:])
+    if y.shape != expected:
         raise ValueError(
-            f"`y_labeled` must hold classes 0 to {classes - 1}, or {ignore_index} "
-            f"(`ignore_index`) where there is none, got {wrong[0].item()}"
+            f"`y_labeled` must have shape {expected}, a mask of 0 and 1 for each of the {planes} classes, "
+            f"got {tuple(y.shape)}"
         )
+    check_integers("y_labeled", y)
+    return y.long()
 
 
 def check_unlabeled(x_labeled: Tensor, x_unlabeled: Tensor) -> None:
@@ -118,61 +103,7 @@ def check_types(net: nn.Module, **images: Tensor) -> None:
                 'call in torch.autocast("cuda", torch.bfloat16)'
             )
     for name, x in images.items():
-        if not x.is_floating_point():
-            raise TypeError(
-                f"`{name}` must be normalised float32 images, got {x.dtype}: pass (x / 255 - mean) / std"
-            )
+        check_floats(name, x)
         narrow = x.dtype in (torch.float16, torch.bfloat16)
         if x.dtype != torch.float32 and not (narrow and torch.is_autocast_enabled(x.device.type)):
             raise TypeError(f"`{name}` must be float32, got {x.dtype}: pass {name}.float()")
-
-
-def check_images(x: Tensor, color: StrongColor | None) -> None:
-    """Check that a batch `(N, C, H, W)` was normalised, with the `mean` and `std` of `color`; waits for a GPU.
-
-    Raises:
-        ValueError: If it holds nan or infinite values, if all values are whole numbers up to 255, or if most values,
-            denormalised, lie outside 0..1.
-
-    Warns:
-        UserWarning: If the batch may not have been normalised.
-    """
-    raw = x.detach().float()
-    whole = (raw == raw.round()).all()
-    lowest, highest = raw.aminmax()
-    if color is not None:
-        color.check_channels(x)
-        raw = raw * color.std + color.mean
-    outside = ((raw < -0.05) | (raw > 1.05)).float().mean()
-    far = (raw.abs().amax() > 10) if color is not None else (raw.abs().amax() > 50)
-    found = torch.stack([lowest, highest, outside, whole.float(), far.float()]).tolist()
-    low, high, outside_share, are_whole, are_far = found
-    if not math.isfinite(low + high):
-        broken = int((~raw.isfinite()).flatten(1).any(1).nonzero()[0])
-        raise ValueError(
-            f"image {broken} of a batch of {len(x)} holds nan or infinite values: mend or leave out its file"
-        )
-    span = f"the images lie in {low:.4g}..{high:.4g}"
-    remedy = "pass (x - mean) / std of images in 0..1"
-    if are_whole and are_far:
-        also = ", or mean=0.0 and std=1/255 for images in 0..255" if color is not None else ""
-        raise ValueError(f"{span}, whole numbers: they are not normalised; {remedy}{also}")
-    if color is not None and outside_share > 0.5:
-        mean, std = (_numbers(values) for values in (color.mean, color.std))
-        raise ValueError(
-            f"{span}, and x * std + mean is not in 0..1, as strong colours need it, with mean {mean} and std "
-            f"{std}: pass the `mean` and `std` they were normalised with (0.0 and 1.0 for images in 0..1)"
-        )
-    if are_far:
-        warnings.warn(f"{span}: if they are not normalised, {remedy}", stacklevel=2)
-    elif (
-        color is not None and low >= 0 and high <= 1 and high > low and bool(color.mean.min() > 0.1)
-    ):
-        warnings.warn(
-            f"{span}: if they are not normalised, pass mean=0.0 and std=1.0 to the method, or (x - mean) / std",
-            stacklevel=2,
-        )
-
-
-def _numbers(values: Tensor) -> str:
-    return ", ".join(f"{value:.4g}" for value in values.flatten().tolist())

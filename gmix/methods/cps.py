@@ -61,6 +61,7 @@ class CPS(TwoStudents):
         ['cross', 'supervised', 'total']
     """
 
+    multilabel = True
     needs_progress = False
 
     def __init__(
@@ -89,7 +90,7 @@ class CPS(TwoStudents):
         if self.cutmix is None:
             x = torch.cat([x_labeled, x_unlabeled])
             if valid is not None:
-                valid = torch.cat([valid.new_ones(n, *x.shape[2:]), valid])
+                valid = torch.cat([valid.new_ones(n, *valid.shape[1:]), valid])
             one, other = self.net(x), self.other(x)
             first, second = (PseudoMask.of(p, valid, self.ignore_index) for p in (one, other))
             crossed = one, other

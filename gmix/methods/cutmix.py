@@ -56,6 +56,7 @@ class CutMixSeg(Method):
         ['supervised', 'total', 'unsupervised']
     """
 
+    multilabel = True
     needs_progress = False
 
     def __init__(

@@ -59,6 +59,7 @@ class FixMatch(Method):
         ['supervised', 'total', 'unsupervised']
     """
 
+    multilabel = True
     needs_progress = False
 
     def __init__(

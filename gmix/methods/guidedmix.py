@@ -42,6 +42,7 @@ class Mix(NamedTuple):
     image: Tensor  # (N, C, H, W)
     lam: Tensor  # (N,) share of the partner
     predicted: Tensor  # (N, K, H, W) probabilities
+    labeled: Tensor  # (N, K, H, W) probabilities of the partners, which are subtracted
     decoupled: Tensor  # (N, K, H, W) without the labeled part
 
 
@@ -51,6 +52,8 @@ class Partners(NamedTuple):
     chosen: Tensor  # (N,) int64: its index
     x: Tensor  # (N, C, H, W) the images
     y: Tensor  # (N, H, W) their masks
+    query: Tensor  # (N, D) pooled deepest features of the unlabeled images
+    key: Tensor  # (L, D) those of all labeled images that could be chosen
 
 
 class Guidance(NamedTuple):
@@ -136,6 +139,8 @@ class GuidedMix(Method):
         ['supervised', 'total', 'unsupervised']
     """
 
+    multilabel = True
+
     def __init__(
         self,
         net: GuidedMixNet,
@@ -164,6 +169,8 @@ class GuidedMix(Method):
             self.require("encoder", otherwise="wrap the model, or pass reference=None")
         if asked.get("mixed_head") is not None:
             self.require("head", "decoder_map", "crop")
+        if self.planes is not None:
+            check_overlap(asked)
         chosen = make_parts(net, variant, parts, further)
         if not within(chosen["direct"], 0, 1):
             raise ValueError(f"`direct` is a weight in [0, 1], got {chosen['direct']!r}")
@@ -177,6 +184,11 @@ class GuidedMix(Method):
         # Only with its loss: the optimizer must not get a parameter without a gradient.
         self.classifier: nn.Linear | None = None
         if chosen["criterion"].classification > 0:
+            if self.planes is not None:
+                raise ValueError(
+                    "with classes that overlap (MultiLabelNet) there is no image-level classifier: pass "
+                    'criterion={"classification": 0.0}'
+                )
             self.require("embedding_dim")
             device = next(net.parameters()).device
             self.classifier = nn.Linear(net.embedding_dim, net.classes, device=device)
@@ -214,6 +226,13 @@ class GuidedMix(Method):
         if self.reference is not None:
             if self.warn_if_stale and isinstance(self.reference, LabeledReference):
                 warn_of_other_weights(self.reference, self.net.encoder)
+            first = labeled[0][0] if len(labeled) else None
+            if (
+                isinstance(first, Tensor) and first.dim() == 3
+            ):  # else the reference says what is wrong
+                if isinstance(self.net, GuidedMixNet):
+                    self.net.check_images(first[None])
+                self.check_values(first[None])
             self.reference.remember(labeled, ignore_index=self.ignore_index)
 
     def observe(self, x_labeled: Tensor, y_labeled: Tensor) -> None:
@@ -368,7 +387,7 @@ class GuidedMix(Method):
         if self.pair_across and self.training:
             key, x_labeled, y_labeled, labeled = map(gather, (key, x_labeled, y_labeled, labeled))
         chosen = self.selector(query, key, generator=generator)
-        partners = Partners(chosen, x_labeled[chosen], y_labeled[chosen])
+        partners = Partners(chosen, x_labeled[chosen], y_labeled[chosen], query, key)
         if not mixes:
             return partners, direct, None
         mixed = self.mixer(partners.x, x_unlabeled, generator=generator)
@@ -377,7 +396,7 @@ class GuidedMix(Method):
         if self.true_masks:
             labeled = G.fill_in(labeled, partners.y, self.ignore_index)
         decoupled = self.decoupler(predicted, labeled, mixed.lam)
-        return partners, direct, Mix(mixed.image, mixed.lam, predicted, decoupled)
+        return partners, direct, Mix(mixed.image, mixed.lam, predicted, labeled, decoupled)
 
     def _look_once(self, *images: Tensor) -> None:
         compiling = torch.compiler.is_compiling()
@@ -413,6 +432,19 @@ class GuidedMix(Method):
             "probs_decoupled": self.decoupler(predicted, probs[partner], mixed.lam),
             "decoupled_target": probs,
         }
+
+
+def check_overlap(parts: Mapping[str, object]) -> None:
+    """Refuse parts that compare classes with each other, for a network whose classes overlap.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for name in ("reference", "adjustment", "paste", "mixed_head"):
+        if parts.get(name) is not None:
+            raise ValueError(
+                f"`{name}` compares classes with each other, and those of a MultiLabelNet overlap: pass {name}=None"
+            )
 
 
 def warn_of_other_weights(reference: LabeledReference, encoder: nn.Module) -> None:

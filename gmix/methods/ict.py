@@ -63,6 +63,8 @@ class ICT(Method):
         ['supervised', 'total', 'unsupervised']
     """
 
+    multilabel = True
+
     def __init__(
         self,
         net: GuidedMixNet,

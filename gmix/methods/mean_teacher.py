@@ -53,6 +53,8 @@ class MeanTeacher(Method):
         ['supervised', 'total', 'unsupervised']
     """
 
+    multilabel = True
+
     def __init__(
         self,
         net: GuidedMixNet,

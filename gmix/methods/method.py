@@ -11,18 +11,18 @@ from typing_extensions import Self
 
 from gmix import functional as G
 from gmix.functional.losses import check_progress
-from gmix.functional.shapes import check_ignore_index
+from gmix.functional.shapes import check_classes, check_ignore_index
 from gmix.methods.checks import (
-    check_classes,
-    check_images,
     check_masks,
     check_place,
+    check_planes,
     check_types,
     check_unlabeled,
     check_valid,
 )
 from gmix.methods.moved import weights_version
 from gmix.nn.ema import EMATeacher
+from gmix.nn.images import check_images
 from gmix.nn.losses import check_unit_interval
 from gmix.nn.modes import eval_mode, freeze_statistics
 from gmix.nn.network import GuidedMixNet
@@ -31,6 +31,7 @@ from gmix.nn.views import StrongColor
 from gmix.protocols import LabeledDataset, SupervisedLoss
 from gmix.runtime.collectives import check_unwrapped, warn_if_alone
 
+MULTILABEL = "Supervised, MeanTeacher, ICT, VAT, CutMixSeg, CPS, FixMatch, UniMatch, UniMatchV2, PrevMatch or GuidedMix"
 NEEDED = ("encode", "decode", "pool", "classes")
 
 __all__ = ["Method", "Step"]
@@ -66,13 +67,15 @@ class Method(ChecksState):
         net: The network to train: a GuidedMixNet, or your own with the interface of `gmix.protocols.Network`.
         supervised: Loss of the labeled images instead of cross-entropy, for instance
             `smp.losses.DiceLoss("multiclass", ignore_index=255)`: called with float32 logits `(N, K, H, W)` and
-            masks `(N, H, W)`, returns a scalar. It handles ignored pixels itself.
+            masks `(N, H, W)`, returns a scalar. It handles ignored pixels itself. With a
+            [`MultiLabelNet`][gmix.MultiLabelNet] both have K planes: `(N, 1, K, H, W)` and `(N, K, H, W)`.
         ignore_index: Mask value without a class.
         threshold: Least confidence of a pseudo label that is learned, in [0, 1]; None keeps the default of the class.
 
     Shape:
         - `x_labeled` `(N, C, H, W)`, `y_labeled` `(N, H, W)` of any integer type, `x_unlabeled` `(M, C, H, W)`: a
           batch of normalised float32 images and their masks.
+          With a `MultiLabelNet`, `y_labeled` is `(N, K, H, W)`.
         - `progress` in [0, 1]: the share of the training that is done, `step / steps`; methods without a ramp do
           not need it. A number or, for `torch.compile`, a 0-dimensional tensor.
         - `valid_unlabeled` `(M, H, W)` bool: False on padding.
@@ -85,8 +88,9 @@ class Method(ChecksState):
         Named float32 scalars, each unweighted, and `total`, the value to minimise.
 
     Raises:
-        TypeError: If the network is not wrapped, images or masks are no tensors, or the `supervised` loss cannot be
-            called, or returns no scalar, or one without a gradient.
+        TypeError: If the network is not wrapped, or is a `MultiLabelNet` and the method has no meaning for it; if
+            images or masks are no tensors, or the `supervised` loss cannot be called, or returns no scalar, or one
+            without a gradient.
         ValueError: If tensors are on several devices; if there are no labeled images, or no unlabeled images for a
             method that needs them; if shapes do not fit; if `progress` is missing, or it or `threshold` is outside
             [0, 1]; if masks have other values than classes and `ignore_index`; or if images are not normalised or not
@@ -97,6 +101,8 @@ class Method(ChecksState):
     needs_unlabeled = True
     # A method whose losses do not depend on it sets this to False.
     needs_progress = True
+    # Whether the method has a meaning for classes that overlap, with a MultiLabelNet.
+    multilabel = False
     # Pixels whose pseudo label has a lower confidence are not learned; a method with a threshold sets its own.
     threshold: float = 0.0
 
@@ -119,6 +125,12 @@ class Method(ChecksState):
             raise TypeError(
                 "`supervised` must be a loss to call with logits and masks, None for cross-entropy, "
                 f"got {supervised!r}"
+            )
+        self.planes: int | None = getattr(net, "planes", None)
+        if self.planes is not None and not self.multilabel:
+            raise TypeError(
+                f"{type(self).__name__} has no meaning for classes that overlap (MultiLabelNet): use {MULTILABEL}, "
+                "or a GuidedMixNet and one class per pixel"
             )
         self.net = net
         self.supervised_loss = supervised
@@ -167,9 +179,11 @@ class Method(ChecksState):
                 self.on_step_start(x_labeled, y_labeled)
             else:  # another micro-batch of the same step
                 self.observe(x_labeled, y_labeled)
-        return self.losses(
-            Step(x_labeled, y_labeled, x_unlabeled, progress, valid_unlabeled, generator)
-        )
+        valid = valid_unlabeled
+        if self.planes is not None:  # one value per class and pixel
+            valid = torch.ones_like(x_unlabeled[:, 0], dtype=torch.bool) if valid is None else valid
+            valid = valid[:, None].expand(-1, self.planes, -1, -1)
+        return self.losses(Step(x_labeled, y_labeled, x_unlabeled, progress, valid, generator))
 
     def remember(self, labeled: LabeledDataset) -> None:
         """Remember the labeled images before training, in a method that refers to them later; most do not.
@@ -271,12 +285,12 @@ class Method(ChecksState):
         if not (torch.compiler.is_compiling() or self.masks_seen):
             check_unwrapped(self)
         check_place(x_labeled=x, y_labeled=y)
-        y = check_masks(y, x)
+        y = check_masks(y, x) if self.planes is None else check_planes(y, x, self.planes)
         if isinstance(self.net, GuidedMixNet):
             self.net.check_images(x)
         if not (torch.compiler.is_compiling() or (self.masks_seen and y.device.type != "cpu")):
             self.masks_seen = True
-            check_classes(y, max(self.net.classes, 2), self.ignore_index)
+            check_classes("y_labeled", y, max(self.net.classes, 2), self.ignore_index)
         return y
 
     def _unlabeled(
@@ -310,9 +324,17 @@ class Method(ChecksState):
         """Check the values of the first images, which waits for a GPU."""
         if torch.compiler.is_compiling() or self.images_seen:
             return
+        self.check_values(*images)
+        self.images_seen = True
+        freeze_statistics(self)  # for layers frozen after `train`
+
+    def check_values(self, *images: Tensor) -> None:
+        """Refuse batches `(N, C, H, W)` that are not normalised with this method's `mean` and `std`; waits for a GPU.
+
+        Raises:
+            ValueError: If they are not normalised, or not finite.
+        """
         color = next((m for m in self.modules() if isinstance(m, StrongColor)), None)
         for x in images:
             if len(x):
                 check_images(x, color)
-        self.images_seen = True
-        freeze_statistics(self)  # for layers frozen after `train`

@@ -37,6 +37,7 @@ class Supervised(Method):
         ['supervised', 'total']
     """
 
+    multilabel = True
     needs_unlabeled = False
     needs_progress = False
 
@@ -49,6 +50,10 @@ class Supervised(Method):
         ignore_index: int = 255,
     ) -> None:
         super().__init__(net, supervised=supervised, ignore_index=ignore_index)
+        if self.planes is not None and adjustment is not None:
+            raise ValueError(
+                "`adjustment` compares classes with each other, and those of a MultiLabelNet overlap: pass None"
+            )
         make = partial(LogitAdjustment, net.classes)
         self.adjustment: LogitAdjuster | None = optional_part("adjustment", make, adjustment)
 

@@ -71,6 +71,7 @@ class UniMatch(Method):
         ['features', 'strong', 'supervised', 'total']
     """
 
+    multilabel = True
     needs_progress = False
 
     def __init__(

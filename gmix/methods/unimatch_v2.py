@@ -60,6 +60,7 @@ class UniMatchV2(Method):
         ['strong', 'supervised', 'total']
     """
 
+    multilabel = True
     needs_progress = False
 
     def __init__(

@@ -65,6 +65,7 @@ class VAT(Method):
         ['supervised', 'total', 'unsupervised']
     """
 
+    multilabel = True
     needs_progress = False
 
     def __init__(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gmix import functional as G
-from gmix.functional.shapes import check_ignore_index, within
+from gmix.functional.shapes import check_ignore_index, check_integers, within
 from gmix.nn.given import remember_given
 from gmix.runtime.collectives import gather
 
@@ -70,10 +70,13 @@ class LogitAdjustment(nn.Module):
         """Count the pixels of masks `(N, H, W)` that are not ignored, summed over all processes.
 
         Raises:
+            TypeError: If `y` is no tensor of an integer type.
             ValueError: If 255 is both a class and `ignore_index`.
         """
         check_ignore_index(self.classes, ignore_index)
-        pixels = G.pixels_of_classes(y.long().masked_fill(y == ignore_index, -1), len(self.pixels))
+        check_integers("y", y)
+        y = y.long()
+        pixels = G.pixels_of_classes(y.masked_fill(y == ignore_index, -1), len(self.pixels))
         self.pixels += gather(pixels[None]).sum(0)
 
     def forward(self, logits: Tensor, y: Tensor | None = None) -> Tensor:

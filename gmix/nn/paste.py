@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gmix import functional as G
+from gmix.functional.shapes import check_integers
 from gmix.nn.given import remember_given
 from gmix.protocols import RegionSampler
 
@@ -26,11 +27,12 @@ class ClassPaste(nn.Module):
         p: Probability that a mask gets a region.
 
     Shape:
-        - Input: masks `(M, H, W)` int64; values outside the classes (255) are never chosen. If another value is
-          ignored, GuidedMix removes its pixels from the region.
+        - Input: masks `(M, H, W)` of any integer type; values outside the classes (255) are never chosen. If another
+          value is ignored, GuidedMix removes its pixels from the region.
         - Output: `(M, H, W)` bool.
 
     Raises:
+        TypeError: If masks have no integer type.
         ValueError: If `p` is outside [0, 1].
 
     Reference:
@@ -55,6 +57,8 @@ class ClassPaste(nn.Module):
 
     def forward(self, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw a class in each mask and return its pixels."""
+        check_integers("y", y)
+        y = y.long()
         slots = torch.where((y >= 0) & (y < self.classes), y, self.classes)
         present = G.present_classes(slots, self.classes, ignore_index=self.classes)
         weight = present / G.pixels_of_classes(y, self.classes).clamp(min=1)

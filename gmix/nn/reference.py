@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any
@@ -13,9 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmix import functional as G
-from gmix.functional.shapes import check_ignore_index, within
+from gmix.functional.shapes import (
+    check_classes,
+    check_ignore_index,
+    check_tensor,
+    class_ids,
+    within,
+)
 from gmix.nn.frozen import HoldsFrozenEncoder
 from gmix.nn.given import remember_given
+from gmix.nn.images import check_floats
 from gmix.nn.sizes import check_channels, fixed_size, refusal, windows
 from gmix.protocols import LabeledDataset
 
@@ -158,21 +166,25 @@ class LabeledReference(HoldsFrozenEncoder):
         than the memory can hold, every n-th is taken. If several processes train together, each remembers all images.
 
         Args:
-            labeled: A list or data set of pairs, an image `(C, H, W)` and its mask `(H, W)`.
+            labeled: A list or data set of pairs, a float image `(C, H, W)` and its mask `(H, W)` of any integer type.
             ignore_index: Mask value without a class.
+
+        Raises:
+            TypeError: If an image is no tensor of floating point, or a mask none of integers.
+            ValueError: If there are no images, shapes do not fit, a mask has another value than classes and
+                `ignore_index`, or images are not finite. Then the memory is as it was.
+
+        Warns:
+            UserWarning: If no mask has a pixel with a class: then the reference has no effect.
         """
+        if not len(labeled):
+            raise ValueError("the reference needs at least one labeled image, got none")
         each = max(
             min(self.positions, self.capacity // max(len(labeled), 1)), min(16, self.capacity)
         )
         keys, values, owners = [], [], []
         for owner in evenly(len(labeled), self.capacity // each):
-            x, y = labeled[owner]
-            if y.shape != x.shape[1:]:
-                raise ValueError(
-                    "a mask must have shape (H, W) for an image (C, H, W), "
-                    f"got {tuple(y.shape)} and {tuple(x.shape)}"
-                )
-            x, y = x.to(self.keys.device)[None], y.to(self.keys.device)[None]
+            x, y = self._check_pair(labeled[owner], owner, ignore_index)
             features = self._features(x)
             if not features.isfinite().all():  # nothing would be learned from any pseudo mask
                 raise ValueError(
@@ -186,6 +198,11 @@ class LabeledReference(HoldsFrozenEncoder):
             keys.append(features.flatten(2)[0].T[kept])
             values.append(value[0, kept])
             owners.append(torch.full((len(kept),), owner, device=x.device))
+        if not any(map(len, values)):
+            warnings.warn(
+                "no labeled image has a pixel with a class, so the reference has nothing to remember and no effect",
+                stacklevel=2,
+            )
         for memory, new, empty in (
             (self.keys, keys, 0),
             (self.values, values, 0),
@@ -252,6 +269,25 @@ class LabeledReference(HoldsFrozenEncoder):
     def train(self, mode: bool = True) -> LabeledReference:
         """Stay in eval mode, whatever mode the owner sets."""
         return super().train(False)
+
+    def _check_pair(
+        self, pair: Sequence[Tensor], owner: int, ignore_index: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return an image and its mask as batches of one, on this module's device."""
+        if len(pair) != 2:
+            raise ValueError(
+                f"`labeled[{owner}]` must be a pair, an image and its mask, got {len(pair)} values"
+            )
+        x, y = pair
+        name, mask = f"labeled[{owner}][0]", f"labeled[{owner}][1]"
+        check_floats(name, x)
+        check_tensor(mask, y)
+        if x.dim() != 3:
+            raise ValueError(f"`{name}` must have shape (C, H, W), got {tuple(x.shape)}")
+        x, y = x.to(self.keys)[None], y.to(self.keys.device)[None]
+        y = class_ids(y, x, (mask, name))
+        check_classes(mask, y, self.values.shape[1], ignore_index)
+        return x, y
 
     def _ratio(self, queries: Tensor, owners: Tensor | None = None) -> Tensor:
         r"""Compute $a_k / \pi_k$ of features `(Q, D)`: `(Q, max(K, 2))`; keys with the same owner are masked."""

@@ -171,9 +171,10 @@ def pair_card(replay: Replay, index: int) -> PairCard:
 
     found = image("Unlabeled image", replay.x_unlabeled[index], "no mask is opened")
     stages = []
-    if guidance.partners is not None:
+    if guidance.partners is not None and replay.random is not None:
         partner, other = int(guidance.partners.chosen[index]), int(replay.random[index])
-        near, far = (float(replay.distance[index, place]) for place in (partner, other))
+        query, key = guidance.partners.query[index], guidance.partners.key
+        near, far = (float((key[place] - query).float().norm()) for place in (partner, other))
         count = len(replay.x_labeled)
         nearby = f"distance {near:.3g}, one of {count} labeled"
         shown = image("Its partner", replay.x_labeled[partner], nearby)
@@ -183,7 +184,7 @@ def pair_card(replay: Replay, index: int) -> PairCard:
         stages.append(Stage("Pair", PAIR if similar else RANDOM_PAIR, pair))
         if guidance.mix is not None:
             taken = "true mask" if replay.method.true_masks else "prediction"
-            labeled = most_likely(replay.labeled, partner)
+            labeled = most_likely(guidance.mix.labeled, index)
             part = mask("Taken out", labeled, f"λ times the partner's {taken}")
             mixed = [
                 image("The mix", guidance.mix.image[index], f"λ = {guidance.mix.lam[index]:.2f}"),

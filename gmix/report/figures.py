@@ -97,7 +97,7 @@ def draw_decoupling(replay: Replay, palette: Sequence[Color], count: int, path: 
                 seen(replay.x_unlabeled[index]),
                 seen(mix.image[index]),
                 most_likely(mix.predicted, index),
-                most_likely(replay.labeled, partner),
+                most_likely(mix.labeled, index),
                 most_likely(mix.decoupled, index),
                 most_likely(pseudo, index),
             ]

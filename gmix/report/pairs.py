@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gmix import functional as G
 from gmix.builders.data import find_data
 from gmix.builders.network import Stats
 from gmix.data import Classes
@@ -37,9 +36,7 @@ class Replay:
         x_unlabeled: `(M, C, H, W)`, normalised.
         valid: `(M, H, W)`, False on padding.
         guidance: The pseudo masks, and the steps on the way.
-        labeled: `(N, K, H, W)` probabilities that are subtracted for the partners.
-        distance: `(M, N)` distances between the pooled deepest features of unlabeled and labeled images.
-        random: `(M,)` partners drawn at random, for comparison.
+        random: `(M,)` partners drawn at random, for comparison; None if the method makes no pairs.
         weight: `(M, H, W)` in 0..1, the weight of each pixel in the loss.
         stats: Mean and standard deviation of the normalised images.
     """
@@ -52,9 +49,7 @@ class Replay:
     x_unlabeled: Tensor
     valid: Tensor
     guidance: Guidance
-    labeled: Tensor
-    distance: Tensor
-    random: Tensor
+    random: Tensor | None
     weight: Tensor
     stats: tuple[Stats, Stats]
 
@@ -97,16 +92,13 @@ def replay_last_batch(folder: Path, device: torch.device) -> Replay:
         mixed_precision(device, session.settings.amp),
     ):
         guidance = method.guide(x_labeled, y_labeled, x_unlabeled, generator)
-        net = method.net if method.teacher is None else method.teacher.net
-        features = net.encode(torch.cat([x_labeled, x_unlabeled]))
-        size = (x_labeled.shape[2], x_labeled.shape[3])
-        labeled = G.probabilities(net.decode(features, size))[: len(x_labeled)]
-        keys, queries = net.pool(features).float().tensor_split([len(x_labeled)])
     method.eval()
-    if method.true_masks:
-        labeled = G.fill_in(labeled, y_labeled, method.criterion.ignore_index)
-    generator.manual_seed(step_seed(config.seed, step - 1, "random partners"))
-    random = RandomPairSelector()(queries, keys, generator=generator)
+    random = None
+    if guidance.partners is not None:
+        generator.manual_seed(step_seed(config.seed, step - 1, "random partners"))
+        random = RandomPairSelector()(
+            guidance.partners.query, guidance.partners.key, generator=generator
+        )
     return Replay(
         method,
         session.data.classes,
@@ -116,8 +108,6 @@ def replay_last_batch(folder: Path, device: torch.device) -> Replay:
         x_unlabeled,
         valid,
         guidance,
-        labeled,
-        torch.cdist(queries, keys),
         random,
         method.criterion.weight(guidance.pseudo) * valid,
         session.stats,

@@ -8,11 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ["check_unwrapped", "gather", "process_count", "warn_if_alone"]
 
-WRAPPERS = (DistributedDataParallel, DataParallel)
+# Wrappers by name, since importing all of them takes a second, and what to wrap the method in instead.
+WRAPPERS = {
+    "DistributedDataParallel": "DistributedDataParallel",
+    "DataParallel": "DistributedDataParallel",
+    "FullyShardedDataParallel": "fully_shard",
+}
 
 
 def process_count() -> int:
@@ -76,26 +81,38 @@ def _hosts(world: Any) -> Any:
 
 
 def check_unwrapped(module: nn.Module) -> None:
-    """Refuse a method that contains DDP: gradients are exchanged only if the wrapper itself is called.
+    """Refuse a method with a part that is wrapped for several devices: only the wrapper's own call exchanges anything.
 
     Raises:
-        TypeError: If it contains DDP, or is wrapped in it.
+        TypeError: If it contains a wrapper or a part in shards, is wrapped itself, or is a replica of DataParallel.
     """
+    if getattr(module, "_is_replica", False):
+        raise TypeError(
+            "DataParallel copies the method for each call and drops what the copies learn, such as the teacher: "
+            "use DistributedDataParallel(method), one process per device"
+        )
     for name, part in module.named_modules():
-        if isinstance(part, WRAPPERS):
-            kind = type(part).__name__
+        wrappers = [kind.__name__ for kind in type(part).__mro__ if kind.__name__ in WRAPPERS]
+        in_shards = _is_sharded(part) and not _is_sharded(module)
+        if wrappers or in_shards:
+            kind = wrappers[0] if wrappers else "fully_shard"
+            instead = WRAPPERS[wrappers[0]] if wrappers else "fully_shard"
             where = f"`{name}` is wrapped in {kind}" if name else f"got {kind}"
             raise TypeError(
                 f"{where}, which never learns that a method calls its parts: wrap the method instead, "
-                "DistributedDataParallel(method)"
+                f"{instead}(method)"
             )
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    """Return whether torch's `fully_shard` was applied to this very module."""
+    return hasattr(module, "set_requires_gradient_sync")
 
 
 def warn_if_alone(method: nn.Module) -> None:
     """Warn if several processes run and nothing averages the gradients of this method."""
-    sharded = hasattr(method, "set_requires_gradient_sync")  # torch's `fully_shard` was applied
     inside = getattr(DistributedDataParallel, "_active_ddp_module", method) is not None
-    if process_count() > 1 and not sharded and not inside:
+    if process_count() > 1 and not _is_sharded(method) and not inside:
         warnings.warn(
             f"{process_count()} processes train together, but this method is called without a wrapper, so their "
             "weights drift apart unless you average the gradients: call DistributedDataParallel(method)",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from gmix.errors import NonFinite
 from gmix.methods import Method
 from gmix.runs.results import Report
 from gmix.runtime.distributed import SINGLE_PROCESS, Processes
-from gmix.runtime.precision import mixed_precision
+from gmix.runtime.precision import LossScaler, mixed_precision
 from gmix.training.micro_batches import MicroBatchStatistics
 from gmix.training.nonfinite import Guard
 from gmix.training.optim import poly, set_lr
@@ -29,7 +29,7 @@ class FitSettings:
 
     Attributes:
         seed: Seed of the method's random choices.
-        amp: Whether to use bfloat16, see `mixed_precision`.
+        amp: The type that autocast computes in, or None, see `mixed_precision`.
         memory_format: Memory format of the images.
         compiled: Whether the method is compiled. It then draws from torch's global generator and takes its progress
             as a tensor, so that one compiled graph serves every step.
@@ -38,14 +38,16 @@ class FitSettings:
             pairing, a mean over pixels of which some are ignored) sees a micro-batch.
         processes: The processes that share the micro-batches. If necessary, there are more micro-batches than
             `accumulate`, so that each process has the same number.
+        scaler: Scales the loss, for float16; part of the state of a training.
     """
 
     seed: int = 0
-    amp: bool = False
+    amp: torch.dtype | None = None
     memory_format: torch.memory_format = torch.contiguous_format
     compiled: bool = False
     accumulate: int = 1
     processes: Processes = SINGLE_PROCESS
+    scaler: LossScaler = field(default_factory=lambda: LossScaler(enabled=False))
 
 
 def fit(
@@ -82,8 +84,9 @@ def fit(
 
     Raises:
         NonFinite: A FloatingPointError that names the step and the terms, if a loss is not finite.
+        FloatingPointError: If float16 gradients overflow at every step.
     """
-    net: Any = method.net
+    net, scaler = cast(Any, method.net), settings.scaler
     model: Callable[..., dict[str, Tensor]] = method
     window: list[dict[str, Tensor]] = []
     reported, began = start, time.perf_counter()
@@ -97,15 +100,18 @@ def fit(
         losses = backward(method, model, batch, step, steps, settings)
         if step == start:
             model = settings.processes.wrap(method)
+        scaler.unscale_(optimizer)
         if guard is None or guard.passes(step + 1, losses, method):
-            optimizer.step()
+            scaler.step(optimizer)
             if average is not None:
                 average.update_parameters(net)
             window.append(losses)
+        scaler.update()
 
         if report_when(step + 1) or step + 1 == steps:
             passed = step + 1 - reported
             average_losses = mean_losses(window, first_step=reported + 1)
+            scaler.check(step + 1)
             seconds = (time.perf_counter() - began) / passed
             images = sum(len(x) for x in (batch.x_labeled, batch.x_unlabeled) if x is not None)
             images *= settings.processes.count
@@ -153,7 +159,7 @@ def backward(
         with processes.exchange(model, last=number == mine[-1]):
             with mixed_precision(device, settings.amp):
                 found = model(*piece[:3], progress=progress, step_started=True, **given)
-            (found["total"] / len(mine)).backward()  # type: ignore[no-untyped-call]
+            settings.scaler.scale(found["total"] / len(mine)).backward()  # type: ignore[no-untyped-call]
         terms.append({name: term.detach() for name, term in found.items()})
         statistics.end_micro_batch()
     statistics.end_step(processes.mean)

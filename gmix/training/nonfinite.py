@@ -21,9 +21,17 @@ class Guard:
         allowed: Largest number of skipped steps; one more ends the training.
         skipped: Numbers of the skipped steps; new ones are appended.
         tell: Called at each skipped step, with the method restored.
+        gradients: Whether gradients must be finite, too; a loss scaler leaves out steps where they are not by itself.
     """
 
-    def __init__(self, allowed: int, skipped: list[int], tell: Callable[[NonFinite], None]) -> None:
+    def __init__(
+        self,
+        allowed: int,
+        skipped: list[int],
+        tell: Callable[[NonFinite], None],
+        gradients: bool = True,
+    ) -> None:
+        self.gradients = gradients
         self.allowed = allowed
         self.skipped = skipped
         self.tell = tell
@@ -43,8 +51,8 @@ class Guard:
         """
         values = torch.stack([loss.float() for loss in losses.values()]).tolist()
         terms = dict(zip(losses, values, strict=True))
-        # Nothing is clipped: only the norm is needed.
-        terms["gradient"] = float(nn.utils.clip_grad_norm_(method.parameters(), math.inf))
+        if self.gradients:  # nothing is clipped: only the norm is needed
+            terms["gradient"] = float(nn.utils.clip_grad_norm_(method.parameters(), math.inf))
         if all(map(math.isfinite, terms.values())):
             return True
         state = method.state_dict()

@@ -24,7 +24,7 @@ from gmix.runs.results import Report
 from gmix.runtime.compiled import compile_call
 from gmix.runtime.device import prepare_device
 from gmix.runtime.distributed import SINGLE_PROCESS, Processes
-from gmix.runtime.precision import computes_in_bfloat16
+from gmix.runtime.precision import amp_dtype
 from gmix.training.decide import DECIDING, decide_for_miou, unlabeled_pixels
 from gmix.training.fit import FitSettings, fit
 from gmix.training.nonfinite import Guard
@@ -69,7 +69,8 @@ class Session:
     @property
     def settings(self) -> FitSettings:
         """Return the settings for computing the gradients of a step."""
-        return fit_settings(self.config, self.device, self.processes)
+        chosen = fit_settings(self.config, self.device, self.processes)
+        return replace(chosen, scaler=self.state.scaler)
 
     def resume(self, checkpoint: Checkpoint | None) -> list[str]:
         """Restore the state of a checkpoint, if there is one; the images are the current ones.
@@ -232,10 +233,9 @@ def fit_settings(
     config: TrainConfig, device: torch.device, processes: Processes = SINGLE_PROCESS
 ) -> FitSettings:
     """Derive the settings for computing gradients from the flags and, for `auto`, the device."""
-    native = config.amp == "auto" and computes_in_bfloat16(device)
     return FitSettings(
         seed=config.seed,
-        amp=native or config.amp == "bf16",
+        amp=amp_dtype(config.amp, device),
         memory_format=layout(config),
         compiled=config.compile,
         accumulate=config.accumulate,

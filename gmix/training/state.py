@@ -26,6 +26,7 @@ from gmix.runs.checkpoint import (
 )
 from gmix.runs.results import Tally
 from gmix.runtime.own import check_own
+from gmix.runtime.precision import LossScaler, amp_dtype
 from gmix.runtime.typed import from_mapping
 from gmix.training.optim import build_optimizer, fitting_state
 
@@ -54,6 +55,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     average: AveragedModel | None
     tally: Tally
+    scaler: LossScaler
 
     @property
     def deployed(self) -> GuidedMixNet:
@@ -70,14 +72,18 @@ class TrainingState:
 
     def save(self, folder: Path, step: int, keep: int = 2) -> Path:
         """Write a checkpoint after `step` steps."""
-        state = {"optimizer": self.optimizer.state_dict(), "tally": vars(self.tally)}
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "tally": vars(self.tally),
+            "scaler": self.scaler.state_dict(),
+        }
         return save_checkpoint(folder, step, self.modules, state, keep)
 
 
 def build_state(
     config: TrainConfig, channels: int, device: torch.device, pixels: Sequence[int] = ()
 ) -> TrainingState:
-    """Build the method, the optimizer and (with `--ema`) the averaged network, on the device; see `build_method`."""
+    """Build all that changes during training, on the device, with new weights; see `build_method`."""
     torch.manual_seed(config.seed)
     net = build_net(config, channels)
     method = build_method(config, net, pixels).to(device).to(memory_format=layout(config))
@@ -100,7 +106,8 @@ def build_state(
     if config.ema is not None:
         rule: Any = get_ema_multi_avg_fn
         average = AveragedModel(net, multi_avg_fn=rule(config.ema), use_buffers=True)
-    return TrainingState(method, optimizer, average, Tally())
+    scaler = LossScaler(device.type, enabled=amp_dtype(config.amp, device) is torch.float16)
+    return TrainingState(method, optimizer, average, Tally(), scaler)
 
 
 def restore(state: TrainingState, checkpoint: Checkpoint, device: torch.device) -> None:
@@ -113,11 +120,14 @@ def restore(state: TrainingState, checkpoint: Checkpoint, device: torch.device) 
     try:
         optimizer = fitting_state(state.optimizer, saved.get("optimizer"))
         tally = from_mapping(Tally, saved.get("tally"))
+        scale = state.scaler.fitting(saved.get("scaler"))
     except ValueError as error:
         reason = f"does not fit this training: {error}"
         raise ValueError(f"the checkpoint {checkpoint.path} {reason}") from error
     load_weights(checkpoint.path, state.modules, device)
     state.optimizer.load_state_dict(optimizer)
+    if scale:
+        state.scaler.load_state_dict(scale)
     state.tally = tally
 
 

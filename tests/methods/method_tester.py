@@ -54,15 +54,22 @@ Refused = tuple[type[Exception], str, dict[str, Any]]
 def bad_batches() -> Iterator[Refused]:
     x_l, y, x_u = batch_of()
     for bad, words in (
-        (y.float(), r"type torch.int64.* got \(3, 32, 24\) and torch.float32: pass y.long\(\)$"),
-        (y[:, None].expand(-1, 3, -1, -1), r"got \(3, 3, 32, 24\) .*as y.argmax\(1\)$"),
-        (y[..., None].expand(-1, -1, -1, 3), r"got \(3, 32, 24, 3\) .*as y.argmax\(-1\)$"),
+        (
+            y[:, None].expand(-1, 3, -1, -1),
+            r"got \(3, 3, 32, 24\): pass one-hot masks as y_labeled.argmax\(1\)$",
+        ),
+        (
+            y[..., None].expand(-1, -1, -1, 3),
+            r"got \(3, 32, 24, 3\): pass one-hot masks as y_labeled.argmax\(-1\)$",
+        ),
         (y[:2], r"shape \(3, 32, 24\).* got \(2, 32, 24\)"),
         (y[:, :16], r"shape .* got \(3, 16, 24\)"),
         (torch.where(y == 2, 3, y), r"classes 0 to 2, or 255 .* got 3"),
         (torch.where(y == 2, -1, y), "got -1"),
     ):
         yield ValueError, f"^`y_labeled` must .*{words}", {"y_labeled": bad}
+    words = r"^`y_labeled` must hold .* got torch.float32: pass y_labeled.long\(\)$"
+    yield TypeError, words, {"y_labeled": y.float()}
     for images in (x_l[:0], x_l[0]):
         words = "^`x_labeled` must be one image or more, shape"
         yield ValueError, words, {"x_labeled": images, "y_labeled": y[:0]}

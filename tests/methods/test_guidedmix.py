@@ -29,7 +29,10 @@ def default(classes: int = 3, **parts: Any) -> GuidedMix:
     """The default variant, which knows the labeled images of `tiny_batch` and says so."""
     given = {"criterion": UNSURE, "reference": {"strength": 0.5}, **parts}
     method = GuidedMix(tiny_net(classes), **given)
-    remember(method, *tiny_batch(classes=classes)[:2])
+    x, y, _ = tiny_batch(classes=classes)
+    if parts.get("mean") == 0.0:
+        x = x.sigmoid() / parts["std"]
+    remember(method, x, y)
     return method
 
 
@@ -277,7 +280,8 @@ def test_guidance_is_consistent(make: Any, classes: int) -> None:
     expected = direct
     assert (partners is None) == (mix is None) == (method.direct == 1)
     if mix is not None:
-        partner, x_partner, y_partner = partners
+        partner, x_partner, y_partner, query, key = partners
+        torch.testing.assert_close((query, key), (predictor.embed(x_u), predictor.embed(x_l)))
         assert torch.equal(x_partner, x_l[partner]) and torch.equal(y_partner, y[partner])
         assert partner.tolist() == closest(predictor.embed(x_u), predictor.embed(x_l))
         lam = per_image(mix.lam)
@@ -287,6 +291,7 @@ def test_guidance_is_consistent(make: Any, classes: int) -> None:
         labeled = probabilities(predictor(x_l))
         if method.true_masks:
             labeled = gmix.functional.fill_in(labeled, y)
+        torch.testing.assert_close(mix.labeled, labeled[partner])
         torch.testing.assert_close(
             mix.decoupled, gmix.functional.decouple(mix.predicted, labeled[partner], mix.lam)
         )
@@ -407,6 +412,20 @@ def test_without_remember_the_reference_is_silent() -> None:
     torch.testing.assert_close(silent, without)
     assert not torch.allclose(default().guide(*tiny_batch()).pseudo, without, atol=1e-3)
     default(reference=None).remember([])  # and a method without one has nothing to remember
+
+
+def test_images_that_are_not_normalised_are_not_remembered() -> None:
+    """Images of 0..255 make features that say nothing, and the reference would be silent for no visible reason."""
+    photos, y, _ = tiny_batch()
+    photos = (photos.sigmoid() * 255).round()
+    for images in (photos, photos.byte()):
+        method = GuidedMix(tiny_net())
+        with pytest.raises(ValueError, match="whole numbers: they are not normalised"):
+            method.remember([*zip(images, y, strict=True)])
+        assert not method.reference.remembers
+    fits = GuidedMix(tiny_net(), mean=0.0, std=1 / 255)
+    fits.remember([*zip(photos, y, strict=True)])
+    assert fits.reference.remembers
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_the_focal_loss_is_the_loop_over_pixels(classes: int, gamma: float) -> N
     G.sigmoid_focal_loss(sure, y, **options).backward()  # perfect answers have no infinite gradient
     assert sure.grad is not None and sure.grad.isfinite().all()
     assert G.sigmoid_focal_loss(logits, torch.full_like(y, 7), **options) == 0
-    with pytest.raises(ValueError, match=r"`target` must have shape \(N, H, W\)"):
+    with pytest.raises(ValueError, match=r"`target` must have shape \(2, 4, 3\)"):
         G.sigmoid_focal_loss(logits, y[:1])
 
 
