@@ -60,8 +60,7 @@ def saved_model(kind: str, size: tuple[int, int] | None = None, classes: int = 3
             "tu-test_resnet", encoder_weights=None, classes=classes, pyramid_channels=8, **SMALL
         )
     elif kind == "lite0":
-        shape = {"encoder_depth": 2, "decoder_channels": (16, 8), "classes": classes}
-        model = smp.Unet("tu-tf_efficientnet_lite0", encoder_weights=None, **shape)
+        model = smp.Unet("tu-tf_efficientnet_lite0", encoder_weights=None, classes=classes, **SMALL)
         load_encoder_weights(model, "lite0")
     elif kind == "DeepLabV3Plus":
         model = smp_model(kind, classes=classes)
