@@ -53,7 +53,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="the folder that holds the sets")
     parser.add_argument("--sets", default="", help="some of them, NAME,NAME (default: all)")
     parser.add_argument("--labels", choices=["few", "many", "both"], default="both")
-    parser.add_argument("--methods", default="", help="some of them, NAME,NAME (default: all)")
+    parser.add_argument(
+        "--methods", default="", help="any of gmix's, NAME,NAME (default: of the table)"
+    )
     parser.add_argument("--try", dest="tries", action="append", default=[], metavar="NAME=YAML")
     parser.add_argument("--seeds", default="0,1,2", help="N,N")
     parser.add_argument("--steps", type=int, help="instead of those in bench.yaml")
@@ -94,7 +96,8 @@ def plan(bench: dict[str, Any], args: argparse.Namespace) -> Iterator[Run]:
     """All runs asked for, seed by seed, so that an early table has every set."""
     methods = args.methods.split(",") if args.methods else list(bench["methods"])
     sets = args.sets.split(",") if args.sets else list(bench["sets"])
-    rows = [(name, name, bench["methods"][name]) for name in methods]
+    # A method that is not in the table has gmix's own settings.
+    rows = [(name, name, bench["methods"].get(name, {})) for name in methods]
     if args.tries:  # changes of the methods instead of the methods
         changes = {
             name: yaml.safe_load(text) for name, _, text in (t.partition("=") for t in args.tries)

@@ -33,7 +33,6 @@ from gmix.runtime.precision import mixed_precision
 
 CPU = torch.device("cpu")
 CLASSES = 21
-SIDES = (32, 64, 128)
 PRECISIONS = ("float32", "--channels-last", "with autocast", "with --amp bf16")
 
 
@@ -45,6 +44,7 @@ def main() -> None:
     parser.add_argument("--size", default="320x320")
     parser.add_argument("--batch", type=int, default=4, help="labeled, and as many unlabeled")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--sides", type=int, nargs="+", default=(32, 64, 128))
     parser.add_argument("--measure", help="only this, for the script's own child processes")
     args = parser.parse_args()
     if args.measure:
@@ -67,7 +67,7 @@ def main() -> None:
             flush=True,
         )
     print("\n| attention over | memory | bytes a position |\n|---|---|---|")
-    for side, memory in zip(SIDES, measure("attention:"), strict=True):
+    for side, memory in zip(args.sides, measure("attention:"), strict=True):
         print(f"| {side} x {side} | {memory / 1e6:.1f} MB | {memory / side**2:.0f} |", flush=True)
     print("\n| plain model | seconds | / float32 |\n|---|---|---|")
     seconds = measure("precision:")
@@ -156,7 +156,7 @@ def plain_memory(args: argparse.Namespace, name: str) -> list[float]:
 def attention_memory(args: argparse.Namespace, _: str) -> list[float]:
     """Forward and backward of the block over maps of 256 channels, larger and larger."""
     block, before, most = NonLocalBlock(256), held(), []
-    for side in SIDES:
+    for side in args.sides:
         block(torch.randn(1, 256, side, side)).mean().backward()
         most.append(float(held() - before))
     return most

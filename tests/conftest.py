@@ -1,5 +1,6 @@
 """Shared fixtures: where the real data is, and one hypothesis profile for all."""
 
+import gc
 import os
 import signal
 import threading
@@ -30,6 +31,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
+os.fsync = lambda descriptor: (
+    None
+)  # no test cuts the power, and a training waits for the disk twenty times
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four tiny scenes with masks, four without, three to validate on: no test changes them."""
@@ -44,6 +50,12 @@ def shared_data() -> Path:
     if not (path / "voc_animals").is_dir():
         pytest.skip(f"real data not found at {path}: set GMIX_DATA to run this test")
     return path
+
+
+def pytest_collection_finish() -> None:
+    """What is there stays: to look through it for garbage again and again costs a tenth of the tests' time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,6 +4,7 @@ A new interpreter spends five seconds on imports. Only tests of the interpreter 
 the imports start one.
 """
 
+import gc
 import os
 import runpy
 import sys
@@ -20,9 +21,11 @@ import pytest
 PRELOADED = [
     "accelerate",
     "gmix.cli.main",
+    "gmix.demo",
     "gmix.evaluation",
     "gmix.training.train",
     "huggingface_hub",
+    "sklearn.datasets",
 ]
 
 
@@ -76,6 +79,7 @@ def _work(
     folder: Path,
     variables: dict[str, str],
 ) -> None:
+    gc.freeze()  # what was imported is no garbage
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C at the terminal of the tests is for the tests
     set_start_method(None, force=True)  # of its loader processes: that of any process

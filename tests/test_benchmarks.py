@@ -304,7 +304,7 @@ def test_the_cost_of_a_step_beside_the_plain_model(
 ) -> None:
     import step_cost
 
-    words = "--methods guidedmix --encoder tu-test_resnet --size 64x64 --batch 2 --repeats 1"
+    words = "--methods guidedmix --encoder tu-test_resnet --size 64x64 --batch 2 --repeats 1 --sides 8 16"
     monkeypatch.setattr(sys, "argv", ["step_cost.py", *words.split()])
     monkeypatch.setattr(subprocess, "check_output", forked.check_output)
     step_cost.main()
@@ -313,7 +313,7 @@ def test_the_cost_of_a_step_beside_the_plain_model(
     assert table["guidedmix"][0] == "6, 4"
     seconds, ratio = (float(cell) for cell in table["guidedmix"][1:3])
     assert seconds > 0 and ratio > 0
-    assert [first for first in table if " x " in first] == ["32 x 32", "64 x 64", "128 x 128"]
+    assert [first for first in table if " x " in first] == ["8 x 8", "16 x 16"]
     assert table["float32"][1] == "1.00" and "with --amp bf16" in table
 
 
@@ -410,10 +410,17 @@ def test_what_a_pool_costs_is_measured() -> None:
     assert "2 shards with an index" in table and len(table) == 4
 
 
-def test_the_trainer_beside_a_hand_written_loop() -> None:
-    words = ["--block", 1, "--repeats", 1, "--threads", 1]
-    text = run("overhead.py", "--methods", "supervised", *words)
-    loop, profile = text.split("\n\n")
+def test_the_trainer_beside_a_hand_written_loop(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import overhead
+
+    for name in ("LABELED", "UNLABELED", "VALIDATION"):
+        monkeypatch.setattr(overhead, name, 4)
+    words = "--methods supervised --block 1 --repeats 1 --threads 1"
+    monkeypatch.setattr(sys, "argv", ["overhead.py", *words.split()])
+    overhead.main()
+    loop, profile = capsys.readouterr().out.split("\n\n")
     milliseconds, *ratios = map(float, rows(loop)["supervised"])
     assert milliseconds > 0 and all(ratio > 0 for ratio in ratios)
     total, *shares = rows(profile)["supervised"]

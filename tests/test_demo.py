@@ -143,11 +143,15 @@ def test_a_missing_scikit_learn_is_named_with_its_remedy(monkeypatch: pytest.Mon
 def test_the_whole_demo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, number in (("LABELED", 5), ("UNLABELED", 6), ("VALIDATION", 4)):
+    """With fewer and smaller steps; the pictures of the documentation are drawn from it as well."""
+    from pictures import draw_all
+
+    for name, number in (("LABELED", 5), ("UNLABELED", 4), ("VALIDATION", 6)):
         monkeypatch.setattr(f"gmix.demo.run.{name}", number)
+    few = {"norm_batches": 2, "batch_labeled": 3, "batch_unlabeled": 3}
 
     def config(*args: Any) -> TrainConfig:
-        return replace(demo_config(*args), norm_batches=2)  # not 40
+        return replace(demo_config(*args), **few)
 
     monkeypatch.setattr("gmix.demo.run.demo_config", config)
     result = run_demo(tmp_path / "demo", seed=3, steps=2)
@@ -160,8 +164,8 @@ def test_the_whole_demo(
         run = json.loads((tmp_path / "demo" / method / "results.json").read_text())
         assert (run["steps"], run["seed"], run["method"]) == (2, 3, method)
         assert run["images"]["labeled"] == 5
-        assert run["images"]["validation"] == 4
-        assert run["images"]["unlabeled"] == 6  # supervised training is finished with them
+        assert run["images"]["validation"] == 6
+        assert run["images"]["unlabeled"] == 4  # supervised training is finished with them
         found[method] = run["last"]["miou"]
     assert result.supervised == pytest.approx(found["supervised"])
     assert result.guidedmix == pytest.approx(found["guidedmix"])
@@ -178,3 +182,10 @@ def test_the_whole_demo(
     with pytest.raises(ValueError, match="--seed"):
         run_demo(tmp_path / "demo", seed=4, steps=2)
     assert files(tmp_path / "demo" / "scenes") == before
+
+    draw_all(tmp_path / "demo", tmp_path / "pictures")
+    drawn = sorted((tmp_path / "pictures").iterdir())
+    pictures = Path(__file__).resolve().parents[1] / "docs" / "pictures"
+    committed = [path for path in sorted(pictures.glob("*")) if path.name != "house.png"]
+    shown = [[(path.name, Image.open(path).size) for path in some] for some in (drawn, committed)]
+    assert shown[0] == shown[1]

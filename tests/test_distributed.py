@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from tiny_nets import seeded, tiny_batch, tiny_net
@@ -113,7 +114,8 @@ def refusal(rank: int, make: Any) -> str:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("distributed")
-    multiprocessing.spawn(work, args=(str(folder),), nprocs=COUNT)
+    method = forked.server().get_start_method()
+    multiprocessing.start_processes(work, (str(folder),), COUNT, start_method=method)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(COUNT)]
 
 

@@ -11,6 +11,7 @@ from gmix.cli.main import main
 
 VOC = ["--classes", "7", "--label-map", "0:0,8:1,10:2,12:3,13:4,15:5,17:6"]
 NETWORK = ["--encoder", "tu-tf_efficientnet_lite0", "--encoder-weights", "lite0"]
+NETWORK += ["--model-args", "{encoder_depth: 3, decoder_channels: [32, 16, 8]}"]
 SMALL = ["--size", "48x64", "--batch-labeled", "4", "--batch-unlabeled", "4", "--workers", "0"]
 SMALL += ["--norm-batches", "4"]
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import forked
 import pytest
 
+from gmix import demo
+
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PAGE = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
@@ -14,9 +16,17 @@ PAGE = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
 OPTIONAL = {"lightning_module": "pytorch_lightning", "accelerate_loop": "accelerate"}
 
 
+def with_few_scenes(path: Path, *words: str) -> None:
+    """Run an example on a quarter of its scenes."""
+    compose = demo.compose_scenes
+    demo.compose_scenes = lambda source, n, **how: compose(source, max(1, n // 4), **how)
+    forked.script(path, *words)
+
+
 def run(folder: Path, path: Path, *words: str, count: int = 1) -> str:
     """What `python path words` prints, in an empty folder."""
-    done = forked.run(forked.script, path, *words, folder=folder, count=count)
+    work = with_few_scenes if count == 1 else forked.script
+    done = forked.run(work, path, *words, folder=folder, count=count)
     assert done.codes == count * [0], done.err
     return done.out
 

@@ -5,13 +5,13 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -97,7 +97,7 @@ def everything(out: Path) -> dict[str, Any]:
     [
         (
             8,
-            {"method": "guidedmix", "method_args": {"adjustment": {}}},
+            {"method": "guidedmix", "method_args": {"adjustment": {}}, "decide_for": "miou"},
             ["teacher.net", "reference.keys", "reference.trust", "adjustment.pixels"],
         ),
         (6, {"method": "cps", "optimizer": "sgd"}, ["other.model"]),
@@ -447,6 +447,14 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+FOUR: dict[str, Any] = {"method": "supervised", "steps": 4, "checkpoint_every": 2}
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tiny_config(data, tmp_path_factory.mktemp("two") / "out", **FOUR, keep_last=2)).out
+
+
 @pytest.mark.parametrize(
     ("name", "spoil", "reason"),
     [
@@ -460,25 +468,22 @@ def flip(path: Path) -> None:
 )
 def test_a_damaged_checkpoint_is_set_aside_aloud(
     data: Path,
+    two_checkpoints: Path,
     tmp_path: Path,
     capsys: Capture,
     name: str,
     spoil: Callable[[Path], Any],
     reason: str,
 ) -> None:
-    out = tmp_path / "out"
-    settings = {**QUICK, "steps": 4, "eval_every": 0, "keep_best": False, "keep_last": 1}
-    config = tiny_config(data, out, **{**settings, "keep_last": 2}, method="supervised")
-    train(config)
-    straight = deepcopy(state_of(out))  # safetensors maps files into memory
+    out = Path(shutil.copytree(two_checkpoints, tmp_path / "out"))
     spoil(out / "checkpoint-00000004" / name)
     capsys.readouterr()
-    config = tiny_config(data, out, **settings, method="supervised", resume=True)
+    config = tiny_config(data, out, **FOUR, keep_last=1, resume=True)
     train(config)
     said = capsys.readouterr().out
     assert f"checkpoint-00000004 is damaged ({reason}) and set aside" in said
     assert "going on after step 2" in said
-    assert_same(state_of(out), straight)
+    assert_same(state_of(out), state_of(two_checkpoints))
     folders = sorted(path.name for path in out.glob("*checkpoint*"))
     assert folders == ["checkpoint-00000004", "damaged-checkpoint-00000004"]
     (out / "checkpoint-00000004" / "state.pt").unlink()

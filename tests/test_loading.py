@@ -55,6 +55,14 @@ def data(shared: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(shared, tmp_path / "data"))
 
 
+@pytest.fixture(scope="module")
+def straight(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What a supervised training is in the end to which nothing happens."""
+    out = tmp_path_factory.mktemp("straight")
+    train(tiny_config(shared, out, **SMALL, method="supervised"))
+    return state_of(out)
+
+
 # --- on the way ------------------------------------------------------------------------------
 
 
@@ -182,7 +190,12 @@ def after(step: int, act: Callable[[], Any]) -> Callable[[Report], None]:
     ids=["deleted", "another size", "cut"],
 )
 def test_a_file_that_is_spoiled_while_training_costs_no_step(
-    data: Path, tmp_path: Path, folder: str, spoil: Callable[[Path], None], reason: str
+    data: Path,
+    tmp_path: Path,
+    folder: str,
+    spoil: Callable[[Path], None],
+    reason: str,
+    straight: Any,
 ) -> None:
     paths = sorted((data / folder).iterdir())[:4]
     config = tiny_config(data, tmp_path / "out", **SMALL, method="supervised")
@@ -208,11 +221,10 @@ def test_a_file_that_is_spoiled_while_training_costs_no_step(
     for path, content in before.items():
         path.write_bytes(content)
     train(replace(config, resume=True))
-    train(replace(config, out=str(tmp_path / "straight")))
-    assert_same(state_of(tmp_path / "out"), state_of(tmp_path / "straight"))
+    assert_same(state_of(tmp_path / "out"), straight)
 
 
-def test_a_killed_loader_process_costs_no_step(shared: Path, tmp_path: Path) -> None:
+def test_a_killed_loader_process_costs_no_step(shared: Path, tmp_path: Path, straight: Any) -> None:
     config = tiny_config(shared, tmp_path / "out", **SMALL, method="supervised", workers=1)
 
     def kill() -> None:
@@ -226,8 +238,7 @@ def test_a_killed_loader_process_costs_no_step(shared: Path, tmp_path: Path) -> 
     assert 2 <= saved.step < 8  # what it had made before is used
     assert f"stopped after step {saved.step} of 8, everything is saved: " in str(caught.value)
     train(replace(config, resume=True, workers=0))
-    train(replace(config, out=str(tmp_path / "straight"), workers=0))
-    assert_same(state_of(tmp_path / "out"), state_of(tmp_path / "straight"))
+    assert_same(state_of(tmp_path / "out"), straight)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="Windows")
@@ -253,7 +264,7 @@ def test_torch_raises_nothing_in_the_middle_of_a_step() -> None:
 )
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_ends_the_wait_for_a_loader_that_hangs(
-    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, straight: Any
 ) -> None:
     original = TwoStream.__getitem__
 
@@ -269,8 +280,7 @@ def test_a_signal_ends_the_wait_for_a_loader_that_hangs(
         with pytest.raises(Interrupted, match=r"stopped after step 3 of 8, everything is saved"):
             train(replace(config, workers=1), on_report=after(2, send.start))
     train(replace(config, resume=True))
-    train(replace(config, out=str(tmp_path / "straight")))
-    assert_same(state_of(tmp_path / "out"), state_of(tmp_path / "straight"))
+    assert_same(state_of(tmp_path / "out"), straight)
 
 
 def test_a_signal_before_the_first_batch_stops_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,7 +347,9 @@ def test_a_validation_that_fails_is_made_up_for(data: Path, tmp_path: Path) -> N
     assert_same(everything(tmp_path / "out"), expected)
 
 
-def test_numbers_that_cannot_be_written_cost_no_step(shared: Path, tmp_path: Path) -> None:
+def test_numbers_that_cannot_be_written_cost_no_step(
+    shared: Path, tmp_path: Path, straight: Any
+) -> None:
     metrics, aside = tmp_path / "out" / "metrics.jsonl", tmp_path / "aside"
 
     def block() -> None:
@@ -353,8 +365,7 @@ def test_numbers_that_cannot_be_written_cost_no_step(shared: Path, tmp_path: Pat
     metrics.rmdir()
     aside.rename(metrics)
     train(replace(config, resume=True))
-    train(replace(config, out=str(tmp_path / "straight")))
-    assert_same(state_of(tmp_path / "out"), state_of(tmp_path / "straight"))
+    assert_same(state_of(tmp_path / "out"), straight)
 
 
 class Bug(Exception):

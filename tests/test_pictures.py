@@ -1,39 +1,13 @@
 """The pictures of the documentation: drawn by code, small, all of them used and described."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from PIL import Image, ImageChops, ImageStat
-
-from gmix.demo import run_demo
-from gmix.demo.run import demo_config
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 COMMITTED = sorted((DOCS / "pictures").glob("*"))
-
-
-def test_a_finished_demo_gives_the_same_pictures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those of a demo of two steps: other contents, but all of them, and of the same sizes."""
-    from pictures import draw_all
-
-    for name, number in (("LABELED", 4), ("UNLABELED", 4), ("VALIDATION", 6)):
-        monkeypatch.setattr(f"gmix.demo.run.{name}", number)
-    monkeypatch.setattr(
-        "gmix.demo.run.demo_config", lambda *given: replace(demo_config(*given), norm_batches=0)
-    )
-    run_demo(tmp_path / "demo", steps=2)
-    draw_all(tmp_path / "demo", tmp_path / "pictures")
-    drawn = sorted((tmp_path / "pictures").iterdir())
-    committed = [path for path in COMMITTED if path.name != "house.png"]
-    assert [path.name for path in drawn] == [path.name for path in committed]
-    assert [Image.open(path).size for path in drawn] == [
-        Image.open(path).size for path in committed
-    ]
 
 
 def test_the_house_is_drawn_from_the_code(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_data import tiny_config, write_data
 from tiny_methods import BUILDERS
-from tiny_nets import tiny_batch, tiny_net, unused_layers_net
+from tiny_nets import small_net, tiny_batch, tiny_net, unused_layers_net
 from torch import Tensor, distributed, multiprocessing
 
 from gmix import functional as G
@@ -47,7 +47,7 @@ def after(
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """State and losses after some steps of a method; each process sees its share of a batch."""
     torch.manual_seed(0)
-    net = unused_layers_net() if name == "unused layers" else tiny_net(mitrans=True)
+    net = unused_layers_net() if name == "unused layers" else small_net(mitrans=True)
     method = change(METHODS[name](net))
     parameters = [p for p in method.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD([{"params": parameters, "initial_lr": 0.05}], lr=0.05)
@@ -210,6 +210,7 @@ def test_two_processes_train_and_one_goes_on(
         "held_out": 2,
         "labels": 6,
         "keep_best": True,
+        "decide_for": "miou",
         "eval_every": 3,
     }
     flags = tmp_path / "flags.yaml"
@@ -271,16 +272,17 @@ def test_a_signal_to_torchrun_stops_all_of_them_after_the_same_step(tmp_path: Pa
     data, out = write_data(tmp_path / "data"), tmp_path / "out"
     flags = tmp_path / "flags.yaml"
     write_yaml(tiny_config(data, out, steps=100_000, checkpoint_every=0), flags)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    command += [str(COUNT), "-m", "gmix", "train", "--config", str(flags)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as running:
-        assert running.stdout is not None
-        for line in running.stdout:
-            if line.startswith("step 2/"):
-                running.terminate()
-                break
-        said = running.stdout.read()
+    from torch.distributed.run import main as torchrun
+
+    command = ["--standalone", "--nproc_per_node", str(COUNT)]
+    command += ["-m", "gmix", "train", "--config", str(flags)]
+    log, own = tmp_path / "log", {"PYTHONPATH": os.pathsep.join(sys.path)}
+    running = forked.start(torchrun, command, out=log, variables=own)
+    while running.is_alive() and not (log.is_file() and "\nstep 2/" in log.read_text("utf-8")):
+        time.sleep(0.05)
+    running.terminate()
+    running.join()
+    said = log.read_text("utf-8")
     stopped = re.search(r"stopped after step (\d+) of 100000, everything is saved", said)
     assert stopped is not None and said.count("stopped after step") == 1
     newest, notes = newest_checkpoint(out)

@@ -33,10 +33,10 @@ def recipe(name: str, *words: str) -> TrainConfig:
 
 # One recipe of each kind of network, with a small encoder of that kind.
 TRAINED = {
-    "cpu": "tu-tf_efficientnet_lite0",
-    "medical": "resnet18",
-    "voc_1464_r50": "resnet18",
-    "voc_1-8_dinov2_s_frozen": "tu-vit_tiny_patch16_224",
+    "cpu": "tu-test_efficientnet",
+    "medical": "tu-test_resnet",
+    "voc_1464_r50": "tu-test_resnet",
+    "voc_1-8_dinov2_s_frozen": "tu-test_vit",
     "voc_1-8_dinov3_s": "tu-vit_tiny_patch16_dinov3_qkvb",
 }
 
@@ -71,6 +71,9 @@ def test_a_recipe_of_each_kind_trains_two_steps(name: str, tmp_path: Path) -> No
     out = tmp_path / "run"
     words = ["--recipe", name, *where, *SMALL, *CHEAP, "--out", str(out)]
     words += ["--encoder", TRAINED[name]]
+    if recipe(name).arch == "DPT":  # its decoder is larger than the encoder
+        narrow = {"decoder_intermediate_channels": [16] * 4, "decoder_fusion_channels": 16}
+        words += ["--model-args", str({**recipe(name).model_args, **narrow})]
     assert main(["train", *words]) == 0
     results = json.loads((out / "results.json").read_text())
     assert results["steps"] == 2 and results["method"] == "guidedmix"
@@ -133,15 +136,22 @@ def test_flags_win_over_a_file_and_the_file_over_the_recipe(tmp_path: Path) -> N
     assert (config.recipe, config.encoder_weights, config.lr) == ("cpu", "lite0", 0.5)
 
 
-@pytest.mark.parametrize("name", recipe_names())
-def test_the_settings_of_a_recipe_build_every_method(name: str) -> None:
-    by_method = read_recipe(name).get("method_args", {})
-    assert by_method.keys() <= METHODS.keys()
-    for method in METHODS if by_method else by_method:
-        words = [] if method == "guidedmix" else ["--method", method, "--variant", "default"]
-        config = recipe(name, *words)
-        assert config.method_args == by_method.get(method, {})
-        build_method(config, tiny_net())
+def test_the_settings_of_a_recipe_build_every_method() -> None:
+    built = set()
+    for name in recipe_names():
+        settings = read_recipe(name)
+        by_method = settings.get("method_args", {})
+        assert by_method.keys() <= METHODS.keys()
+        for method in METHODS if by_method else by_method:
+            own = (method, str(by_method.get(method)), settings.get("loss"))
+            if own in built:  # by a recipe before
+                continue
+            built.add(own)
+            words = [] if method == "guidedmix" else ["--method", method, "--variant", "default"]
+            config = recipe(name, *words)
+            assert config.method_args == by_method.get(method, {})
+            build_method(config, tiny_net())
+    assert len(built) > len(METHODS)
 
 
 def test_published_settings_of_cityscapes_reach_their_method() -> None:

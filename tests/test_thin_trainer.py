@@ -12,6 +12,7 @@ from test_examples import assert_shown
 
 from gmix.demo.run import demo_config
 from gmix.demo.scenes import Folders, write_scenes
+from gmix.training.decide import DECIDING
 from gmix.training.train import train
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "thin_trainer.py"
@@ -40,11 +41,14 @@ def test_it_trains_as_the_trainer_does(
         monkeypatch.setattr(
             f"gmix.training.{name}.step_seed", lambda seed, step, stream, part=0: step
         )
+    assert thin.DECIDING_BATCHES == DECIDING
+    monkeypatch.setattr(thin, "DECIDING_BATCHES", 2)
+    monkeypatch.setattr("gmix.training.session.DECIDING", 2)
     monkeypatch.setattr(thin, "NORM_BATCHES", 2)
-    config = demo_config(tmp_path, folders, "guidedmix", 3, seed=0)
+    config = demo_config(tmp_path, folders, "guidedmix", 2, seed=0)
     train(replace(config, norm_batches=2, trackers="none", report="none"))
     capsys.readouterr()
-    net, _ = thin.train(folders, 3)
+    net, _ = thin.train(folders, 2)
     assert_shown(EXAMPLE, capsys.readouterr().out)
     trained = load_file(tmp_path / "guidedmix" / "model" / "model.safetensors")
     state = net.model.state_dict()

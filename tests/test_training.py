@@ -29,6 +29,7 @@ from gmix.runs.results import Report
 from gmix.runtime.device import prepare_device
 from gmix.training.fit import fit, mean_losses
 from gmix.training.optim import build_optimizer, poly, set_lr
+from gmix.training.session import open_session
 from gmix.training.state import build_state
 from gmix.training.train import train
 
@@ -456,3 +457,17 @@ def test_progress_shows_losses_speed_time_left_and_miou(capsys: pytest.CaptureFi
         ):
             assert part in text
         assert "mIoU 31.0" in text
+
+
+@pytest.mark.parametrize("method", ["guidedmix", "cps", "vat"])
+def test_an_encoder_rate_of_0_freezes_the_encoder(data: Path, tmp_path: Path, method: str) -> None:
+    """No weight, no statistic of its BatchNorm, and no gradient: a frozen encoder costs no backward pass."""
+    config = tiny_config(data, tmp_path / "run", method=method, steps=2, encoder_lr=0.0)
+    session = open_session(config)
+    net = session.state.method.net
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    *_, report = session.fit((session.stream[i] for i in range(2)), report_when=lambda step: True)
+    assert report.step == 2
+    moved = {name for name, value in net.state_dict().items() if not value.equal(before[name])}
+    assert moved and not any(name.startswith("model.encoder.") for name in moved)
+    assert all(p.grad is None for p in net.encoder.parameters())

@@ -1,6 +1,8 @@
 """A network, a batch and an encoder that take milliseconds: what the method tests run on."""
 
-from typing import NamedTuple
+import copy
+from functools import cache
+from typing import Any, NamedTuple
 
 import segmentation_models_pytorch as smp
 import torch
@@ -16,24 +18,68 @@ class Labeled(NamedTuple):
 
 
 def tiny_net(classes: int = 3, *, mitrans: bool = False, seed: int = 0) -> GuidedMixNet:
+    """Build each network once; a copy is what building it again gives, the state of the random numbers too."""
+    net, random = _built(classes, mitrans, seed)
+    torch.set_rng_state(random)
+    return copy.deepcopy(net)
+
+
+@cache
+def _built(classes: int, mitrans: bool, seed: int) -> tuple[GuidedMixNet, Tensor]:
     torch.manual_seed(seed)
-    net = GuidedMixNet(
-        smp.Unet(
-            "tu-test_resnet",
-            encoder_weights=None,
-            encoder_depth=3,
-            decoder_channels=(16, 8, 8),
-            classes=classes,
-        ),
-        mitrans=mitrans,
-    )
+    shape = {"encoder_depth": 3, "decoder_channels": (16, 8, 8), "classes": classes}
+    model = smp.Unet("tu-test_resnet", encoder_weights=None, **shape)
+    net = GuidedMixNet(model, mitrans=mitrans)
     # As after some steps: residual branches and MITrans no longer start at zero.
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
     if net.mitrans is not None:
         nn.init.normal_(net.mitrans.out.weight, std=0.2)
+    return net, torch.get_rng_state()
+
+
+def small_net(*, mitrans: bool = False, seed: int = 0) -> GuidedMixNet:
+    """Five convolutions, for what traces or loops over layers: tiny_net has ninety modules."""
+    model: Any = tiny_net(seed=seed).model
+    model.encoder, model.decoder = Strided(), Joined()
+    model.segmentation_head[0] = nn.Conv2d(8, 3, 3, padding=1)
+    net = GuidedMixNet(model, mitrans=mitrans)
+    if net.mitrans is not None:
+        nn.init.normal_(net.mitrans.out.weight, std=0.2)
     return net
+
+
+def convolved(inside: int, outside: int, stride: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inside, outside, 3, stride, 1)
+    return nn.Sequential(conv, nn.BatchNorm2d(outside), nn.ReLU())
+
+
+class Strided(nn.Module):
+    """An encoder with maps at strides 1, 2 and 4."""
+
+    out_channels, output_stride = (3, 8, 16), 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.finer, self.deeper = convolved(3, 8, 2), convolved(8, 16, 2)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        finer = self.finer(x)
+        return [x, finer, self.deeper(finer)]
+
+
+class Joined(nn.Module):
+    """The decoder to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deeper, self.finer = convolved(16, 8), convolved(8, 8)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        _, finer, deepest = maps
+        double = nn.functional.interpolate(self.deeper(deepest), scale_factor=2.0)
+        return nn.functional.interpolate(self.finer(double + finer), scale_factor=2.0)
 
 
 def unused_layers_net() -> GuidedMixNet:

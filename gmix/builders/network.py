@@ -27,6 +27,8 @@ def image_stats(config: TrainConfig) -> tuple[Stats, Stats]:
 def build_net(config: TrainConfig, channels: int) -> GuidedMixNet:
     """Build the SMP model of the configuration, load its encoder's weights and wrap it for training.
 
+    An `encoder_lr` of 0 freezes the encoder.
+
     Raises:
         ValueError: If architecture, encoder or weights are unknown or do not fit.
     """
@@ -50,7 +52,12 @@ def build_net(config: TrainConfig, channels: int) -> GuidedMixNet:
         ) from error
     if not from_smp and config.encoder_weights != "none":
         load_encoder_weights(model, config.encoder_weights)
-    return GuidedMixNet(model, mitrans=config.mitrans)
+    net = GuidedMixNet(model, mitrans=config.mitrans)
+    if (
+        config.encoder_lr == 0
+    ):  # without gradients a step is cheaper, and BatchNorm's statistics stay too
+        net.encoder.requires_grad_(False)
+    return net
 
 
 def layout(config: TrainConfig) -> torch.memory_format:

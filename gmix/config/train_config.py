@@ -154,7 +154,7 @@ class TrainConfig:
     steps: int = option(4000, OPTIM, "N", "training steps")
     optimizer: Literal["adamw", "sgd"] = option("adamw", OPTIM, "NAME", "adamw, or the paper's sgd")
     lr: float = option(1e-3, OPTIM, "LR", "learning rate; falls to 0 as (1 - t/steps)^0.9")
-    encoder_lr: float = option(0.3, OPTIM, "FACTOR", "the encoder's share of --lr")
+    encoder_lr: float = option(0.3, OPTIM, "FACTOR", "the encoder's share of --lr; 0 freezes it")
     weight_decay: float = option(1e-4, OPTIM, "W", "weight decay")
     ema: float | None = option(
         None, OPTIM, "DECAY", "evaluate and save an average of the weights, e.g. 0.99"
