@@ -167,7 +167,7 @@ def test_partners_are_found_in_other_processes(found: list[dict[str, Any]]) -> N
     assert torch.equal(chosen, nearest)
     assert (chosen[:4] >= 4).any() or (chosen[4:] < 4).any()  # one went to the other process
     for rank, one in enumerate(found):
-        (partner, x_partner, y_partner), _, mix, _ = one["across"]
+        (partner, x_partner, y_partner, *_), _, mix, _ = one["across"]
         assert torch.equal(x_partner, x[partner]) and torch.equal(y_partner, y[partner])
         lam = mix.lam[:, None, None, None]
         mixed = lam * x[partner] + (1 - lam) * u[4 * rank : 4 * rank + 4]

@@ -184,7 +184,7 @@ class TrainConfig:
         "auto",
         MACHINE,
         "TYPE",
-        "mixed precision: bf16, fp16 (scales the loss), none, or auto: what the device is made for",
+        "bf16, fp16 or none; auto: bf16 or fp16 where the device computes in it",
     )
     channels_last: bool = option(True, MACHINE, "", "keep torch's own memory layout, often slower")
     sync_norm: bool = option(

@@ -521,4 +521,4 @@ def test_what_led_to_the_pseudo_masks_is_free_before_the_student_looks(
     monkeypatch.setattr(method, "guide", watched)
     method.color.register_forward_pre_hook(lambda *_: alive.extend(r() is not None for r in seen))
     method(*tiny_batch(), progress=1.0, generator=seeded(0))
-    assert alive == [False] * 5
+    assert alive == [False] * 6
