@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import scipy.sparse
@@ -67,6 +68,19 @@ def expected(pixels: Any, channels: int) -> Any:
     return pixels.repeat(channels // pixels.shape[2], axis=2).transpose(2, 0, 1)
 
 
+# imagecodecs 2025.3.30, the newest for Python 3.10, has neither.
+READS_CCITT = hasattr(imagecodecs, "CCITTFAX4")
+
+
+def needs_packing(depth: int) -> None:
+    """Skip a TIFF of 2 or 4 bits a sample that this version of imagecodecs cannot write."""
+    if depth in (2, 4):
+        try:
+            imagecodecs.packints_encode(np.zeros(4, np.uint8), depth)
+        except NotImplementedError:
+            pytest.skip(f"imagecodecs {imagecodecs.__version__} cannot write {depth} bits a sample")
+
+
 @pytest.mark.parametrize("stored", [1, 2, 3, 4])
 @pytest.mark.parametrize("kind", ["png", "tif", "lzw.tif", "planar.tif"])
 def test_12_bits_in_files_of_16_stay_12_bits(tmp_path: Path, stored: int, kind: str) -> None:
@@ -123,6 +137,7 @@ def test_masks_are_samples_as_stored(tmp_path: Path, depth: int, kind: str) -> N
         path = tmp_path / "m.png"
         path.write_bytes(png(ids, depth, 3 if kind == "palette" else None))
     else:
+        needs_packing(depth)
         stored: Any = ids.astype(bool if depth == 1 else np.uint16 if depth == 16 else np.uint8)
         photometric = "miniswhite" if "white" in kind else "minisblack"
         tifffile.imwrite(path, stored, photometric=photometric, bitspersample=depth)
@@ -141,6 +156,7 @@ def test_few_bits_of_an_image_reach_from_black_to_white(
     if kind == "png":
         path.write_bytes(png(samples, depth))
     else:
+        needs_packing(depth)
         photometric = "miniswhite" if "white" in kind else "minisblack"
         stored = samples.astype(bool if depth == 1 else np.uint8)
         tifffile.imwrite(path, stored, photometric=photometric, bitspersample=depth)
@@ -189,7 +205,7 @@ def test_tiff_of_8_bits_is_what_pillow_makes_of_it(tmp_path: Path, channels: int
             (photo.convert("RGBA"), {"compression": "tiff_lzw"}),
             (photo.convert("CMYK"), {}),
             (photo.convert("LA"), {}),
-            (photo.convert("1"), {"compression": "group4"}),
+            *([(photo.convert("1"), {"compression": "group4"})] if READS_CCITT else []),
             (photo.quantize(7), {}),
             (photo.quantize(200), {"compression": "tiff_lzw", "tiffinfo": {274: 3}}),
         ]

@@ -12,7 +12,6 @@ from tiny_nets import AverageEncoder, tiny_net
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
-    FakeTensorDeviceMismatchError,
     FakeTensorMode,
 )
 
@@ -140,7 +139,7 @@ def test_the_check_itself_finds_waits_and_strays() -> None:
         x = torch.randn(2, 3)
         with pytest.raises(DataDependentOutputException):
             x.sum().item()
-        with pytest.raises(FakeTensorDeviceMismatchError):
+        with pytest.raises(RuntimeError, match="[Dd]evice"):
             x + torch.zeros(2, 3, device="cpu")
 
 

@@ -3,6 +3,9 @@
 import re
 from pathlib import Path
 
+import matplotlib
+import pytest
+from packaging.version import Version
 from PIL import Image, ImageChops, ImageStat
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -14,12 +17,14 @@ def test_the_house_is_drawn_from_the_code(tmp_path: Path) -> None:
     import house
 
     assert house.table() in (DOCS / "house.md").read_text(encoding="utf-8")
+    if Version(matplotlib.__version__) < Version("3.10"):
+        pytest.skip(f"matplotlib {matplotlib.__version__} sets letters otherwise than the picture")
     house.draw(tmp_path / "house.png")
     drawn, committed = (
         Image.open(path / "house.png").convert("RGB") for path in (tmp_path, DOCS / "pictures")
     )
     assert drawn.size == committed.size
-    # Another matplotlib sets letters a little otherwise; another house is another picture.
+    # The same letters may lie a little otherwise; another house is another picture.
     assert ImageStat.Stat(ImageChops.difference(drawn, committed)).mean < [3, 3, 3]
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import segmentation_models_pytorch as smp
+import timm
 import torch
 import torch.nn.functional as F
 from tiny_data import tiny_config, words, write_data
@@ -38,7 +39,11 @@ def net_of(encoder: str, **settings: Any) -> GuidedMixNet:
 def test_an_encoder_of_one_size_names_it(encoder: str) -> None:
     side = FIXED[encoder]
     with torch.device("meta"):
-        net = net_of(encoder)
+        try:
+            net = net_of(encoder)
+        except RuntimeError as error:
+            assert "features_only not implemented" in str(error)
+            pytest.skip(f"timm {timm.__version__} has no maps of {encoder}")
         assert net(torch.zeros(1, 3, side - 20, side)).shape == (1, 2, side - 20, side)
         for height, width in ((150, 96), (2 * side, side)):
             with pytest.raises(ValueError) as error:
@@ -90,7 +95,7 @@ def test_a_dry_run_computes_nothing_and_changes_nothing() -> None:
     dry_run(net, (1, 3, 10**6, 10**6))  # 12 TB of maps
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert net[1].training
-    with pytest.raises(RuntimeError, match="Kernel size"):
+    with pytest.raises(RuntimeError, match="Kernel size|Output size is too small"):
         dry_run(net, (1, 3, 2, 2))
 
 

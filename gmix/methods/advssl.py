@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmix import functional as G
-from gmix.methods.method import Method, Step
+from gmix.methods.method import Method, Step, inside_of
 from gmix.nn.critic import SlowConv2d, StridedLayers, call_constant, score_loss
 from gmix.nn.losses import check_unit_interval, check_weight
 from gmix.nn.network import GuidedMixNet
@@ -95,7 +95,7 @@ class AdvSSL(Method):
         logits = self.net(torch.cat([x_labeled, x_unlabeled]))
         probs = G.probabilities(logits)
         known = y_labeled != self.ignore_index
-        inside = step.inside
+        inside = inside_of(step)
         counted = torch.cat([known, inside])
 
         scores = call_constant(self.discriminator, probs)

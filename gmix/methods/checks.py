@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gmix.functional.shapes import check_integers, check_tensor, class_ids
 from gmix.nn.images import check_floats
 from gmix.nn.logits import describe
-from gmix.nn.modes import eval_mode
+from gmix.nn.modes import eval_mode, forget_casts
 
 __all__ = [
     "check_logits",
@@ -113,7 +113,7 @@ def check_logits(net: Any, x: Tensor) -> None:
             "net(x)": net(x),
             "net.decode(net.encode(x), (H, W))": net.decode(net.encode(x), size),
         }
-    torch.clear_autocast_cache()  # its weights have no gradients
+    forget_casts()  # its weights have no gradients
     for call, logits in found.items():
         wanted = f"`{call}` must return logits ({len(x)}, {net.classes}, {size[0]}, {size[1]}) for {len(x)} image"
         if not isinstance(logits, Tensor):

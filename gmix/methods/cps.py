@@ -9,6 +9,7 @@ from gmix.methods.method import Step
 from gmix.methods.students import TwoStudents
 from gmix.nn.given import Options, make_part
 from gmix.nn.losses import check_weight
+from gmix.nn.modes import forget_casts
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.pseudo import PseudoMask
 from gmix.nn.views import CutMix
@@ -98,7 +99,7 @@ class CPS(TwoStudents):
             pasted = self.cutmix(x_unlabeled, generator)
             with torch.no_grad():
                 told = self.net(x_unlabeled), self.other(x_unlabeled)
-            torch.clear_autocast_cache()  # as in `Method.pseudo_masks`
+            forget_casts()
             pseudo = (PseudoMask.of(p, valid, self.ignore_index) for p in told)
             first, second = (p.paste(pasted) for p in pseudo)
             x = torch.cat([x_labeled, pasted.apply(x_unlabeled)])

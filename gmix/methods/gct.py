@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gmix import functional as G
 from gmix.functional.masks import of_all_classes
-from gmix.methods.method import Step
+from gmix.methods.method import Step, inside_of
 from gmix.methods.students import TwoStudents
 from gmix.nn.critic import SlowConv2d, call_constant
 from gmix.nn.losses import check_unit_interval, check_weight
@@ -108,7 +108,8 @@ class GCT(TwoStudents):
         """Compute the losses of both students, and that of the detector."""
         x_labeled, y_labeled, x_unlabeled, progress, _, _ = step
         n, x = len(x_labeled), torch.cat([x_labeled, x_unlabeled])
-        counted = torch.cat([step.inside.new_ones(n, *x.shape[2:]), step.inside])
+        inside = inside_of(step)
+        counted = torch.cat([inside.new_ones(n, *x.shape[2:]), inside])
 
         def mean(pixels: Tensor) -> Tensor:
             return (pixels * counted).sum() / counted.sum()

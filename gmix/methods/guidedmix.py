@@ -27,7 +27,7 @@ from gmix.nn.ema import EMATeacher
 from gmix.nn.given import Options
 from gmix.nn.losses import check_unit_interval
 from gmix.nn.mixed_head import MixedHead
-from gmix.nn.modes import eval_mode
+from gmix.nn.modes import eval_mode, forget_casts
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.reference import LabeledReference
 from gmix.nn.views import disturb
@@ -364,7 +364,7 @@ class GuidedMix(Method):
             pseudo = direct if mix is None else torch.lerp(mix.decoupled, direct, self.direct)
         if self.reference is not None:
             pseudo = self.reference(pseudo, x_unlabeled)
-        torch.clear_autocast_cache()  # as in `Method.pseudo_masks`
+        forget_casts()
         return Guidance(partners, direct, mix, pseudo)
 
     def _pair_and_mix(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gmix import functional as G
-from gmix.methods.method import Method, Step
+from gmix.methods.method import Method, Step, inside_of
 from gmix.nn.ema import EMATeacher
 from gmix.nn.losses import check_positive, check_unit_interval, check_weight
 from gmix.nn.network import GuidedMixNet
@@ -101,7 +101,8 @@ class ICT(Method):
         view = mixed(self.color(x_unlabeled, generator))
         with torch.no_grad():
             probs = G.probabilities(self.teacher.net(x_unlabeled))
-        inside = step.inside & step.inside.roll(1, 0)
+        inside = inside_of(step)
+        inside = inside & inside.roll(1, 0)
         sure = mixed(G.most_probable(probs)[0]) >= self.threshold
         share = (sure & inside).sum() / inside.sum().clamp(min=1)
         labeled, unlabeled = torch.split(self.net(torch.cat([x_labeled, view])), [n, m])

@@ -26,7 +26,7 @@ from gmix.nn.ema import EMATeacher
 from gmix.nn.images import check_images
 from gmix.nn.logits import describe
 from gmix.nn.losses import check_unit_interval
-from gmix.nn.modes import eval_mode, freeze_statistics
+from gmix.nn.modes import eval_mode, forget_casts, freeze_statistics
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.states import ChecksState
 from gmix.nn.views import StrongColor
@@ -49,12 +49,12 @@ class Step(NamedTuple):
     valid: Tensor | None  # (M, H, W) bool: False on the padding of unlabeled images
     generator: torch.Generator | None
 
-    @property
-    def inside(self) -> Tensor:
-        """Return which unlabeled pixels are no padding: bool `(M, H, W)`, also where all are."""
-        if self.valid is not None:
-            return self.valid
-        return torch.ones_like(self.x_unlabeled[:, 0], dtype=torch.bool)
+
+def inside_of(step: Step) -> Tensor:
+    """Return which unlabeled pixels are no padding: bool `(M, H, W)`, also where all are."""
+    if step.valid is not None:
+        return step.valid
+    return torch.ones_like(step.x_unlabeled[:, 0], dtype=torch.bool)
 
 
 class Method(ChecksState):
@@ -254,8 +254,7 @@ class Method(ChecksState):
             teacher.catch_up(self.net)
         with eval_mode(net):
             probs = G.probabilities(net(x_unlabeled))
-        # torch (up to 2.9 at least) would reuse the weights cast here, without gradients, in the next training step.
-        torch.clear_autocast_cache()
+        forget_casts()
         return probs
 
     def supervised(self, logits: Tensor, y: Tensor) -> Tensor:

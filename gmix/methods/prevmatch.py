@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gmix.methods.method import Step
+from gmix.methods.method import Step, inside_of
 from gmix.methods.unimatch import UniMatch
 from gmix.nn.given import Options
 from gmix.nn.losses import check_unit_interval, check_weight
@@ -119,7 +119,9 @@ class PrevMatch(UniMatch):
         total = losses.pop("total")
         logits = self.snapshots(self.net, step.x_unlabeled, step.generator)
         # Before the first snapshot there is nothing to learn.
-        pseudo = PseudoMask.of(logits, step.inside & (self.snapshots.taken > 0), self.ignore_index)
+        pseudo = PseudoMask.of(
+            logits, inside_of(step) & (self.snapshots.taken > 0), self.ignore_index
+        )
         strong, features = self.agree(seen, pseudo, self.previous_threshold)
         losses["previous"] = (strong + features) / 2
         rise_and_fall = 1 - (1 - 2 * torch.as_tensor(step.progress)).abs()

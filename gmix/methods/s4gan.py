@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmix import functional as G
-from gmix.methods.method import Method, Step
+from gmix.methods.method import Method, Step, inside_of
 from gmix.nn.critic import SlowLinear, StridedLayers, call_constant, score_loss
 from gmix.nn.ema import EMATeacher
 from gmix.nn.late import LateCopy
 from gmix.nn.losses import check_weight
+from gmix.nn.modes import forget_casts
 from gmix.nn.network import GuidedMixNet
 from gmix.nn.pseudo import PseudoMask
 from gmix.nn.views import GaussianBlur, StrongColor
@@ -121,7 +122,7 @@ class S4GAN(Method):
         x_labeled, y_labeled, x_unlabeled, progress, valid, generator = step
         n, x = len(x_labeled), torch.cat([x_labeled, x_unlabeled])
         logits = self.net(x)
-        inside = step.inside
+        inside = inside_of(step)
         probs = G.probabilities(logits[n:]) * inside[:, None]
         truth = G.fill_in(torch.zeros_like(logits[:n]).float(), y_labeled, self.ignore_index)
         images = (x * self.color.std + self.color.mean).clamp(0, 1)
@@ -172,7 +173,7 @@ class S4GAN(Method):
         self.branch_teacher.catch_up(self.branch)
         logits = probs.logit() if probs.shape[1] == 1 else probs.log()
         probs = G.probabilities(present_only(logits, self.branch_teacher.net(x_unlabeled)))
-        torch.clear_autocast_cache()
+        forget_casts()
         return probs
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gmix import functional as G
-from gmix.methods.method import Method, Step
+from gmix.methods.method import Method, Step, inside_of
 from gmix.nn.losses import check_weight
 from gmix.nn.network import GuidedMixNet
 from gmix.protocols import SupervisedLoss
@@ -89,7 +89,7 @@ class S4L(Method):
         corner = torch.stack([(v * (room + 1)).long().clamp(max=room) for v, room in rooms])
         features = self.net.encode(rotate_squares(x, angle, corner, side))
         masks = rotate_squares(y_labeled[:, None], angle[:n], corner[:, :n], side)[:, 0]
-        seen = rotate_squares(step.inside[:, None], angle[n:], corner[:, n:], side)
+        seen = rotate_squares(inside_of(step)[:, None], angle[n:], corner[:, n:], side)
         counted = seen.flatten(1).any(1)
         again = self.net.decode([f[:n] for f in features], (side, side))
         with torch.autocast(x.device.type, enabled=False):

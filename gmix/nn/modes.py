@@ -1,14 +1,15 @@
-"""The modes of a network: temporary eval mode, and layers that do not train."""
+"""The modes of a network: temporary eval mode, layers that do not train, weights cast by autocast."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["eval_mode", "freeze_statistics"]
+__all__ = ["eval_mode", "forget_casts", "freeze_statistics"]
 
 
 @contextmanager
@@ -46,3 +47,12 @@ def freeze_statistics(module: nn.Module) -> None:
             weights = list(layer.parameters())
             if weights and not any(weight.requires_grad for weight in weights):
                 layer.eval()
+
+
+def forget_casts() -> None:
+    """Let autocast cast the weights again: those cast without gradients would be used in the next step (torch 2.9).
+
+    A compiled graph has no such cache, and older versions of torch cannot trace the call.
+    """
+    if not torch.compiler.is_compiling():
+        torch.clear_autocast_cache()
