@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -64,6 +65,10 @@ def test_a_method_is_one_graph_that_computes_the_same(name: str) -> None:
     assert counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.12" and sys.version_info < (3, 11),
+    reason="torch 2.10 cannot import its own compiler of backward passes on Python 3.10",
+)
 def test_backward_is_compiled_as_well() -> None:
     plain, method = (built("paper", mitrans=True) for _ in range(2))
     compiled = torch.compile(method, backend="aot_eager", fullgraph=True)

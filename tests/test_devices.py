@@ -139,7 +139,7 @@ def test_the_check_itself_finds_waits_and_strays() -> None:
         x = torch.randn(2, 3)
         with pytest.raises(DataDependentOutputException):
             x.sum().item()
-        with pytest.raises(RuntimeError, match="[Dd]evice"):
+        with pytest.raises(RuntimeError, match=r"[Dd]evice"):
             x + torch.zeros(2, 3, device="cpu")
 
 
@@ -175,6 +175,8 @@ METHODS = {
 def test_no_step_waits_for_the_gpu_or_mixes_devices(
     name: str, classes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if name == "ict" and torch.__version__ < "2.12":
+        pytest.skip(f"torch {torch.__version__} asks for a driver to draw even fake numbers")
     # Forward only: torch's backward engine wants a real GPU, see test_cuda.py. CCT asks it for a
     # direction in the midst of its forward; here it gets one without a value.
     monkeypatch.setattr(torch.func, "grad", lambda distance: torch.empty_like)

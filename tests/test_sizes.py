@@ -95,7 +95,7 @@ def test_a_dry_run_computes_nothing_and_changes_nothing() -> None:
     dry_run(net, (1, 3, 10**6, 10**6))  # 12 TB of maps
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert net[1].training
-    with pytest.raises(RuntimeError, match="Kernel size|Output size is too small"):
+    with pytest.raises(RuntimeError, match=r"Kernel size|Output size is too small"):
         dry_run(net, (1, 3, 2, 2))
 
 
