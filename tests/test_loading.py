@@ -276,7 +276,9 @@ def test_a_signal_ends_the_wait_for_a_loader_that_hangs(
     config = tiny_config(shared, tmp_path / "out", **SMALL, method="supervised")
     with monkeypatch.context() as patch:
         patch.setattr(TwoStream, "__getitem__", hang)
-        send = threading.Timer(1, os.kill, (os.getpid(), getattr(signal, name)))
+        # torch waits this long for a process to end by itself.
+        patch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+        send = threading.Timer(0.5, os.kill, (os.getpid(), getattr(signal, name)))
         with pytest.raises(Interrupted, match=r"stopped after step 3 of 8, everything is saved"):
             train(replace(config, workers=1), on_report=after(2, send.start))
     train(replace(config, resume=True))

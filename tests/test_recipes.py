@@ -103,7 +103,7 @@ def test_counts_are_those_of_the_names() -> None:
             part, whole = int(found[2]), int(found[3])
             assert recipe(name).labels == -(-totals[found[1]] * part // whole), name
             checked += 1
-    assert checked == 20
+    assert checked == 24
 
 
 def test_the_paper_is_what_the_design_says_it_is() -> None:
