@@ -22,10 +22,12 @@ def files(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_plan_of_every_method_is_what_its_run_does(
-    data: Path, tmp_path: Path, method: str
-) -> None:
+# What differs between methods is how many images go where, and what else they train; tests/test_docs.py counts the
+# passes of all.
+@pytest.mark.parametrize(
+    "method", ["supervised", "guidedmix", "fixmatch", "cps", "cct", "s4gan", "u2pl"]
+)
+def test_a_plan_is_what_the_run_does(data: Path, tmp_path: Path, method: str) -> None:
     changes: dict[str, Any] = {"method": method, "steps": 3, "batch_unlabeled": 4}
     if method == "cct":
         changes["method_args"] = {"decoders": {"noise": 1, "cutout": 1}}

@@ -155,8 +155,9 @@ class MethodTester:
     may_vanish: set[str] = set()
     # Of batches: labeled and unlabeled images, classes.
     sizes = [(1, 2, 3), (2, 1, 1), (3, 2, 7)]
-    # Options with which a few steps lower the total.
+    # Options with which a few steps lower the total, and how many do.
     easy: dict[str, Any] = {}
+    steps = 16
 
     def step(self, method: Any, batch: Batch, g: Generator) -> Losses:
         """The losses of one step at a progress of 0.05, and what it changes, in code as plain as can be."""
@@ -281,7 +282,7 @@ class MethodTester:
         (x_l, y_l), (x_u, _) = naive.squares(4, g), naive.squares(4, g)
         method = self.make(**self.easy)
         optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-2)
-        totals, steps = [], 24
+        totals, steps = [], self.steps
         for step in range(steps):
             if not 4 <= step < steps - 4:  # the same views and full weights, whatever the step
                 with torch.no_grad():

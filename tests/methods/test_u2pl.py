@@ -20,6 +20,7 @@ from gmix.nn.bank import FeatureBank
 
 class TestU2PL(MethodTester):
     name = "u2pl"
+    steps = 24
     options = {"unsupervised": 0.7, "contrastive": 0.3, "queries": 16, "negatives": 5, "bank": 40}
     weights = ("unsupervised", "contrastive")
     learners = {"contrastive": ("net.model.encoder", "projector.")}

@@ -10,6 +10,7 @@ from torch import Generator
 
 class TestUniMatchV2(MethodTester):
     name = "unimatch_v2"
+    steps = 24
     options = {"strong": 0.7}
     weights = ("strong",)
 
