@@ -164,7 +164,7 @@ def test_steps_that_overflow_are_left_out_and_are_no_failures(
     scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**127})
     before = [p.detach().clone() for p in session.state.method.net.parameters()]
     skipped: list[int] = []
-    guard = Guard(0, skipped, lambda bad: None, gradients=False)
+    guard = Guard(0, skipped, lambda bad: None)
     reports = session.fit(
         (session.stream[step] for step in range(2)), guard=guard, report_when=lambda step: True
     )

@@ -53,9 +53,8 @@ def build_net(config: TrainConfig, channels: int) -> GuidedMixNet:
     if not from_smp and config.encoder_weights != "none":
         load_encoder_weights(model, config.encoder_weights)
     net = GuidedMixNet(model, mitrans=config.mitrans)
-    if (
-        config.encoder_lr == 0
-    ):  # without gradients a step is cheaper, and BatchNorm's statistics stay too
+    if config.encoder_lr == 0:
+        # Without gradients a step is cheaper, and BatchNorm's statistics stay too.
         net.encoder.requires_grad_(False)
     return net
 

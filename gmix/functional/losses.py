@@ -122,22 +122,17 @@ def cross_entropy_per_pixel(
 
     Args:
         logits: `(N, K, H, W)`; K = 1 is binary, one sigmoid channel.
-        target: `(N, H, W)` of any integer type, in `[0, K)` (`{0, 1}` if binary) or `ignore_index`.
+        target: `(N, H, W)` int64, as `class_targets` returns it: the losses that call this have checked it.
         ignore_index: The value of pixels without a class.
 
     Returns:
         The losses `(N, H, W)`, float32, and `(N, H, W)` bool.
-
-    Raises:
-        TypeError: If `target` is no tensor of an integer type.
-        ValueError: If the shapes do not fit, or, on a CPU, if `target` has other values.
 
     Examples:
         >>> losses, labeled = cross_entropy_per_pixel(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 255]]]))
         >>> losses, labeled
         (tensor([[[0.6931, 0.0000]]]), tensor([[[ True, False]]]))
     """
-    target = class_targets(logits, target, ignore_index)
     with torch.autocast(logits.device.type, enabled=False):
         keep = target != ignore_index
         if logits.shape[1] == 1:

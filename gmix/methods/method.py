@@ -331,10 +331,8 @@ class Method(ChecksState):
         if torch.compiler.is_compiling() or self.images_seen:
             return
         self.check_values(*images)
-        own = not isinstance(
-            self.net, GuidedMixNet
-        )  # whose logits the trial of GuidedMixNet did not see
-        if own:
+        own = not isinstance(self.net, GuidedMixNet)
+        if own:  # GuidedMixNet has tried its model
             check_logits(self.net, images[0][:1])
         self.images_seen = True
         freeze_statistics(self)  # for layers frozen after `train`

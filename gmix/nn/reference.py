@@ -179,9 +179,7 @@ class LabeledReference(HoldsFrozenEncoder):
         """
         if not len(labeled):
             raise ValueError("the reference needs at least one labeled image, got none")
-        each = max(
-            min(self.positions, self.capacity // max(len(labeled), 1)), min(16, self.capacity)
-        )
+        each = max(min(self.positions, self.capacity // len(labeled)), min(16, self.capacity))
         keys, values, owners = [], [], []
         for owner in evenly(len(labeled), self.capacity // each):
             x, y = self._check_pair(labeled[owner], owner, ignore_index)

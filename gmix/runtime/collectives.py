@@ -17,6 +17,7 @@ WRAPPERS = {
     "DistributedDataParallel": "DistributedDataParallel",
     "DataParallel": "DistributedDataParallel",
     "FullyShardedDataParallel": "fully_shard",
+    "fully_shard": "fully_shard",
 }
 
 
@@ -92,11 +93,11 @@ def check_unwrapped(module: nn.Module) -> None:
             "use DistributedDataParallel(method), one process per device"
         )
     for name, part in module.named_modules():
-        wrappers = [kind.__name__ for kind in type(part).__mro__ if kind.__name__ in WRAPPERS]
-        in_shards = _is_sharded(part) and not _is_sharded(module)
-        if wrappers or in_shards:
-            kind = wrappers[0] if wrappers else "fully_shard"
-            instead = WRAPPERS[wrappers[0]] if wrappers else "fully_shard"
+        kinds = [kind.__name__ for kind in type(part).__mro__ if kind.__name__ in WRAPPERS]
+        if _is_sharded(part) and not _is_sharded(module):
+            kinds.append("fully_shard")
+        if kinds:
+            kind, instead = kinds[0], WRAPPERS[kinds[0]]
             where = f"`{name}` is wrapped in {kind}" if name else f"got {kind}"
             raise TypeError(
                 f"{where}, which never learns that a method calls its parts: wrap the method instead, "

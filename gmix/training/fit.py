@@ -101,7 +101,7 @@ def fit(
         if step == start:
             model = settings.processes.wrap(method)
         scaler.unscale_(optimizer)
-        if guard is None or guard.passes(step + 1, losses, method):
+        if guard is None or guard.passes(step + 1, losses, method, not scaler.is_enabled()):
             scaler.step(optimizer)
             if average is not None:
                 average.update_parameters(net)

@@ -21,17 +21,9 @@ class Guard:
         allowed: Largest number of skipped steps; one more ends the training.
         skipped: Numbers of the skipped steps; new ones are appended.
         tell: Called at each skipped step, with the method restored.
-        gradients: Whether gradients must be finite, too; a loss scaler leaves out steps where they are not by itself.
     """
 
-    def __init__(
-        self,
-        allowed: int,
-        skipped: list[int],
-        tell: Callable[[NonFinite], None],
-        gradients: bool = True,
-    ) -> None:
-        self.gradients = gradients
+    def __init__(self, allowed: int, skipped: list[int], tell: Callable[[NonFinite], None]) -> None:
         self.allowed = allowed
         self.skipped = skipped
         self.tell = tell
@@ -43,15 +35,23 @@ class Guard:
         state = method.state_dict()
         self._before = {name: state[name].clone() for name in state if name not in learned}
 
-    def passes(self, step: int, losses: dict[str, Tensor], method: nn.Module) -> bool:
+    def passes(
+        self, step: int, losses: dict[str, Tensor], method: nn.Module, gradients: bool = True
+    ) -> bool:
         """Return whether the step is finite, after the backward pass; otherwise restore the method.
+
+        Args:
+            step: Number of the step.
+            losses: Its named losses.
+            method: The method, with gradients.
+            gradients: Whether they must be finite, too; a loss scaler leaves out steps where they are not by itself.
 
         Raises:
             NonFinite: If more steps than allowed are not finite.
         """
         values = torch.stack([loss.float() for loss in losses.values()]).tolist()
         terms = dict(zip(losses, values, strict=True))
-        if self.gradients:  # nothing is clipped: only the norm is needed
+        if gradients:  # nothing is clipped: only the norm is needed
             terms["gradient"] = float(nn.utils.clip_grad_norm_(method.parameters(), math.inf))
         if all(map(math.isfinite, terms.values())):
             return True

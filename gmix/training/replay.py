@@ -52,9 +52,7 @@ def replay(folder: str | Path, device: str | None = None) -> dict[str, float]:
         yield last
 
     # If the training checked gradients, too, it may be that only a gradient is not finite.
-    guard = None
-    if config.skip_nonfinite > 0:
-        guard = Guard(0, [], lambda bad: None, gradients=not session.state.scaler.is_enabled())
+    guard = Guard(0, [], lambda bad: None) if config.skip_nonfinite > 0 else None
     *_, report = session.fit(
         batches(), start=start, guard=guard, report_when=lambda done: done >= step - 1
     )

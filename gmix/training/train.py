@@ -102,10 +102,7 @@ def take_steps(
     loader = session.load(session.own_stream, steps, waiting=interrupts.waiting, tell=recorder.note)
     pauses, guard = Pauses(session, loader, interrupts), None
     if config.skip_nonfinite > 0:
-        scales = session.state.scaler.is_enabled()
-        guard = Guard(
-            config.skip_nonfinite, tally.skipped, recorder.skip_step, gradients=not scales
-        )
+        guard = Guard(config.skip_nonfinite, tally.skipped, recorder.skip_step)
 
     def validated(step: int) -> Validation:
         found = validate(session, recorder.note)
